@@ -1,0 +1,207 @@
+"""Model folders: `model.safetensors`, `config.json` and a card, `README.md`. Never a pickle; loading runs no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser
+from fewstep.files import new_folder, read_json, write_json
+from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.precondition import EDM, IDDPM, VE, VP
+
+FORMAT = "fewstep-model"
+VERSION = 1
+NETWORKS = {SongConfig: SongUNet}
+PRECONDITIONS = (EDM, VP, VE, IDDPM)
+
+
+@dataclass
+class Card:
+    """What a model says of itself; free text and numbers, written into `README.md` and `config.json`.
+
+    method: how it was made. nimg: training images seen. data: its name, number of images and fingerprint. lineage: the
+    models it comes from. license: of the weights, which a student inherits from its teacher. metrics: results with
+    their protocol.
+    """
+
+    name: str = ""
+    method: str = ""
+    nimg: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    lineage: list[str] = field(default_factory=list)
+    license: str = "not stated"
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def student(self, method: str) -> Card:
+        """The card of a model distilled from this one: it inherits lineage and license."""
+        return Card(method=method, lineage=[self.name, *self.lineage], license=self.license)
+
+    def markdown(self, config: dict[str, Any]) -> str:
+        shape = " x ".join(str(n) for n in config["shape"])
+        lines = [
+            f"# {self.name or 'A fewstep model'}",
+            "",
+            f"A {config['network']['kind']} under {config['precondition']['kind']} preconditioning for images of {shape}, "
+            f"{config['num_classes'] or 'no'} classes.",
+            "",
+            f"- Made by: {self.method or 'not stated'}, {self.nimg:,} training images",
+            f"- Data: {self.data.get('name', 'not stated')}"
+            + (f", {self.data['n']:,} images, sha256 {self.data['sha256'][:16]}" if "sha256" in self.data else ""),
+            f"- Lineage: {' <- '.join(self.lineage) if self.lineage else 'trained from scratch'}",
+            f"- License of the weights: {self.license}",
+        ]
+        if config["levels"]:
+            levels = ", ".join(f"{s:g}" for s in config["levels"])
+            lines.append(f"- A generator: {len(config['levels'])} step(s), from sigma = {levels}")
+        lines += ["", "```python", "import fewstep as fs", 'model = fs.load("path/to/this/folder")', "```", ""]
+        return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """A frozen configuration as JSON can hold it: tuples as lists, infinities as words."""
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return {"kind": type(config).__name__} | {k: plain(v) for k, v in vars(config).items() if k in field_names(config)}
+
+
+def field_names(config: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(config)}
+
+
+def from_dict(values: Any, classes: tuple[type, ...], where: Path) -> Any:
+    """The configuration object that `to_dict` described; unknown kinds and options are refused."""
+    known = {c.__name__: c for c in classes}
+    if not isinstance(values, dict) or values.get("kind") not in known:
+        kind = values.get("kind") if isinstance(values, dict) else values
+        raise ValueError(f"{where}: expected one of {', '.join(known)}; got {kind!r}. A newer fewstep may know it")
+    cls = known[values["kind"]]
+    options = {k: v for k, v in values.items() if k != "kind"}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := set(options) - set(fields):
+        raise ValueError(f"{where}: {cls.__name__} has no option {', '.join(sorted(unknown))}; a newer fewstep may know it")
+    try:
+        return cls(**{k: restore(v, str(fields[k].type)) for k, v in options.items()})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: {cls.__name__} cannot be made from {options}: {error}") from error
+
+
+def restore(value: Any, annotation: str) -> Any:
+    """A JSON value as the type that a field is annotated with."""
+    if annotation.startswith("tuple"):
+        if not isinstance(value, list):
+            raise TypeError(f"expected a list; got {value!r}")
+        return tuple(value)
+    expected: dict[str, tuple[type, ...]] = {"float": (int, float, str), "int": (int,), "bool": (bool,)}
+    kinds = expected.get(annotation)
+    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and annotation != "bool")):
+        raise TypeError(f"expected {annotation}; got {value!r}")
+    return float(value) if annotation == "float" else value
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file can hold them: in memory of their own, in row-major order, on the CPU."""
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
+def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Path:
+    """Write a model folder, in place of an older one; complete or not at all."""
+    folder = Path(folder)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "shape": list(denoiser.shape),
+        "num_classes": denoiser.num_classes,
+        "network": to_dict(denoiser.net.config),
+        "precondition": to_dict(denoiser.precondition),
+        "levels": plain(denoiser.levels),
+        "card": dataclasses.asdict(card or Card()),
+    }
+    with new_folder(folder) as partial:
+        save_file(contiguous(denoiser.state_dict()), partial / "model.safetensors", metadata={"format": "pt"})
+        write_json(partial / "config.json", config)
+        (partial / "README.md").write_text((card or Card()).markdown(config))
+    return folder
+
+
+def model_folder(path: str | Path) -> Path:
+    """The model folder meant by `path`: itself, or the newest snapshot of a run folder."""
+    path = Path(path)
+    if path.suffix in (".pkl", ".pt", ".pth", ".ckpt") and path.is_file():
+        raise ValueError(f"{path} is a pickle, which can run code when it is loaded; first: fewstep convert {path} FOLDER")
+    if not path.is_dir():
+        raise ValueError(f"expected a model folder or a run folder; {path} is {'a file' if path.exists() else 'missing'}")
+    if (path / "config.json").is_file():
+        return path
+    snapshots = sorted(p for p in path.glob("snapshots/*") if (p / "config.json").is_file())
+    if snapshots:
+        return snapshots[-1]
+    raise ValueError(f"{path} holds neither a model (config.json, model.safetensors) nor a run with snapshots yet")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of a model folder, checked for its format."""
+    file = model_folder(path) / "config.json"
+    config = read_json(file)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f'{file} is not the configuration of a model (no "format": "{FORMAT}")')
+    if config.get("version") != VERSION:
+        raise ValueError(f"{file} has version {config.get('version')}; this fewstep reads version {VERSION}: upgrade it")
+    return config
+
+
+def card(path: str | Path) -> Card:
+    """The card of a model folder."""
+    values = read_config(path).get("card", {})
+    if not isinstance(values, dict) or set(values) - field_names(Card):
+        raise ValueError(f"{model_folder(path) / 'config.json'}: the card has unknown entries; a newer fewstep may know them")
+    return Card(**values)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
+    """The denoiser in a model folder, or in the newest snapshot of a run folder; in evaluation mode, strict."""
+    folder = model_folder(path)
+    config = read_config(folder)
+    where = folder / "config.json"
+    network = from_dict(config.get("network"), tuple(NETWORKS), where)
+    precondition = from_dict(config.get("precondition"), PRECONDITIONS, where)
+    levels = config.get("levels")
+    with torch.device("meta"):
+        net: nn.Module = NETWORKS[type(network)](network)
+    denoiser = Denoiser(net, precondition=precondition, levels=tuple(levels) if levels else None)
+    weights = folder / "model.safetensors"
+    try:
+        tensors = load_file(weights, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source") from error
+    check(denoiser.state_dict(), tensors, weights)
+    denoiser.load_state_dict(tensors, assign=True)
+    return denoiser.eval()
+
+
+def check(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+    """Name every missing, unexpected and misshapen tensor."""
+    problems = [f"missing {k}" for k in expected if k not in found]
+    problems += [f"unexpected {k}" for k in found if k not in expected]
+    problems += [
+        f"{k} has shape {tuple(found[k].shape)}, not {tuple(expected[k].shape)}"
+        for k in expected
+        if k in found and found[k].shape != expected[k].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:20]) + ("" if len(problems) <= 20 else f"; and {len(problems) - 20} more")
+        raise ValueError(f"{where} does not fit its configuration: {shown}")

@@ -1,0 +1,102 @@
+"""What the command line says, as values: seeds, files of options, recipes."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds such as "0-63" or "1,2,5-10"; ranges include both ends."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f'seeds are numbers and ranges, such as "0-63" or "1,2,5-10"; got {text!r}')
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise ValueError(f"the range of seeds {part.strip()} is empty; did you mean {high}-{low}?")
+        seeds.extend(range(low, high + 1))
+    return seeds
+
+
+def show_seeds(seeds: Sequence[int]) -> str:
+    """The inverse of `parse_seeds`."""
+    parts: list[str] = []
+    start = 0
+    for i in range(1, len(seeds) + 1):
+        if i == len(seeds) or seeds[i] != seeds[i - 1] + 1:
+            parts.append(f"{seeds[start]}-{seeds[i - 1]}" if i - start > 1 else f"{seeds[start]}")
+            start = i
+    return ",".join(parts)
+
+
+def with_config(argv: Sequence[str]) -> list[str]:
+    """Replace `--config FILE` by the options in that YAML file, put first: of an option given twice the last counts."""
+    rest: list[str] = []
+    options: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            name = word.partition("=")[2] or next(words, None)
+            if name is None:
+                raise ValueError("--config needs a file")
+            options += flags(read_yaml(Path(name)), name)
+        else:
+            rest.append(word)
+    return options + rest
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map options to values, one a line, such as 'lr: 0.001'")
+    return values
+
+
+def flags(values: Mapping[str, Any], where: str) -> list[str]:
+    """Options of a file as flags."""
+    words = []
+    for key, value in values.items():
+        name = str(key).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, (int, float, str)):
+            words.append(f"--{name}={value}")
+        else:
+            raise ValueError(f"{where}: option {key!r} must be a number, a word or true/false; got {value!r}")
+    return words
+
+
+def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """One function with the options of a recipe and those of a command: returns the recipe's Run and the command's.
+
+    `common` is a function whose options are all keywords; its docstring and the recipe's make the help.
+    """
+    mine, theirs = inspect.signature(recipe).parameters, inspect.signature(common).parameters
+
+    def both(**values: Any) -> tuple[Any, dict[str, Any]]:
+        return recipe(**{k: v for k, v in values.items() if k in mine}), {k: values[k] for k in theirs}
+
+    if clash := set(mine) & set(theirs):
+        raise ValueError(f"the recipe's options {', '.join(sorted(clash))} are those of the command itself; rename them")
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*mine.values(), *theirs.values())]
+    both.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
+    hints = {**get_type_hints(recipe, include_extras=True), **get_type_hints(common, include_extras=True)}
+    both.__annotations__ = {k: v for k, v in hints.items() if k != "return"}
+    head, _, mine_args = inspect.cleandoc(recipe.__doc__ or "").partition("Args:")
+    _, _, common_args = inspect.cleandoc(common.__doc__ or "").partition("Args:")
+    both.__doc__ = f"{head}Args:{mine_args.rstrip()}\n{common_args.strip(chr(10))}"
+    return both
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as a person would type it."""
+    return shlex.join(["fewstep", *argv])

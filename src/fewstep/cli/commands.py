@@ -1,0 +1,291 @@
+"""The commands. Only what a command needs is imported, when it runs: `fewstep --help` does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from fewstep.cli.arguments import command_line, joined, parse_seeds, show_seeds, with_config
+
+if TYPE_CHECKING:
+    from fewstep.generate import Plan
+
+Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
+Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
+
+
+def demo(*, out: Path = Path("runs/demo"), minutes: float = 5.0, fresh: bool = False, seed: int = 0) -> None:
+    """The whole path on a laptop: teacher, one-step student, samples, measurements, report.
+
+    Args:
+        out: where everything is written; a second call continues or reuses what is there.
+        minutes: about how long training may take on two cores; more is better.
+        fresh: start over.
+        seed: of weights, data order and noise.
+    """
+    from fewstep.demo import demo as run_demo
+
+    run_demo(out, minutes=minutes, fresh=fresh, seed=seed)
+
+
+def pack(
+    source: Positional[Path],
+    dest: Positional[Path],
+    *,
+    resolution: str | None = None,
+    transform: Transform | None = None,
+    resize: Resize = "lanczos",
+    max_images: int | None = None,
+    skip_bad: bool = False,
+) -> None:
+    """Pack images and their labels into one zip of equal PNGs, as StyleGAN and EDM have it.
+
+    Args:
+        source: folder, zip, tar, CIFAR-10's python tar, MNIST's idx file, or npz.
+        dest: the zip to write.
+        resolution: width x height of the result, such as 64x64.
+        transform: how images of other shapes are cropped.
+        resize: the filter.
+        max_images: stop after so many.
+        skip_bad: leave out what cannot be read, and list it at the end.
+    """
+    from fewstep.data.prepare import pack as run_pack
+
+    run_pack(
+        source,
+        dest,
+        resolution=resolution,
+        transform=transform,
+        resize=resize,
+        max_images=max_images,
+        skip_bad=skip_bad,
+    )
+
+
+def fitting(*, out: Path, fresh: bool = False) -> None:
+    """What `train` and `distill` add to a recipe.
+
+    Args:
+        out: the run's folder; the same command again resumes it.
+        fresh: start over.
+    """
+
+
+def fit_recipe(argv: Sequence[str], command: str) -> None:
+    """`fewstep train|distill RECIPE [options of the recipe] --out FOLDER [--fresh]`."""
+    from fewstep.recipes import find
+
+    if not argv or argv[0].startswith("-"):
+        usage = f"usage: fewstep {command} RECIPE --out FOLDER [options of the recipe]"
+        if argv and argv[0] in ("-h", "--help"):
+            print(f"{usage}\n\nfewstep recipes lists them; fewstep {command} RECIPE --help shows the options of one.")
+            return
+        raise ValueError(f"{usage}; fewstep recipes lists them")
+    name, *rest = argv
+    options = joined(find(name), fitting)
+    run, given = tyro.cli(options, args=with_config(rest), prog=f"fewstep {command} {name}")
+    from fewstep.distributed import process_group
+    from fewstep.train.run import fit
+
+    run.command = command_line([command, *argv])
+    with process_group():
+        fit(run, given["out"], fresh=given["fresh"])
+    print(f"{given['out']}: trained to {run.until:,} images; next: fewstep sample {given['out']} --grid grid.png")
+
+
+def sample(
+    model: Positional[Path],
+    *,
+    seeds: str = "0-63",
+    out: Path | None = None,
+    grid: Path | None = None,
+    label: Annotated[int | None, arg(name="class")] = None,
+    steps: int | None = None,
+    batch: int = 64,
+) -> None:
+    """Make images: one for each seed, as PNG files, as one grid, or both.
+
+    Args:
+        model: model or run folder.
+        seeds: such as 0-63 or 1,2,5-10.
+        out: folder for one PNG per seed.
+        grid: PNG file for all images side by side.
+        label: class index for all images; drawn from the seed if left out.
+        steps: of the sampler; a generator's own if left out, else 18.
+        batch: images at a time; it does not change them.
+    """
+    from fewstep.generate import Plan
+
+    if out is None and grid is None:
+        raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, or both")
+    chosen = parse_seeds(seeds)
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1; got {batch}")
+    model_, plan = open_model(model, steps)
+    assert isinstance(plan, Plan)
+    import numpy as np
+
+    from fewstep.distributed import process_group, rank, world_size
+    from fewstep.generate import generate
+    from fewstep.progress import track
+    from fewstep.report.grid import grid as make_grid
+    from fewstep.report.grid import save_png
+
+    with process_group():
+        mine = chosen[rank() :: world_size()]
+        if grid is not None and world_size() > 1:
+            raise ValueError("a grid needs all images in one process; leave --grid out under torchrun")
+        images = []
+        made = generate(model_, chosen, label=label, plan=plan, batch_size=batch)
+        for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
+            if out is not None:
+                save_png(make_grid(image, scale=1), out / f"{seed:06d}.png")
+            if grid is not None:
+                images.append(image)
+        if grid is not None:
+            save_png(make_grid(np.stack(images)), grid)
+
+
+def open_model(path: Path, steps: int | None) -> tuple[Any, Plan]:
+    from fewstep.checkpoint import load
+    from fewstep.distributed import device
+    from fewstep.generate import default_plan
+
+    model = load(path, device=device())
+    return model, default_plan(model, steps)
+
+
+def evaluate(
+    source: Positional[Path],
+    *,
+    reference: str,
+    seeds: str | None = None,
+    steps: int | None = None,
+    batch: int = 64,
+    out: Path | None = None,
+) -> None:
+    """Measure a model, or images in a folder or zip, against real images; the result carries its protocol.
+
+    Args:
+        source: model or run folder, or images.
+        reference: image zip or folder, or the built-in digits.
+        seeds: of the images of a model; as many as the reference has if left out.
+        steps: of the sampler; a generator's own if left out, else 18.
+        batch: images at a time; it does not change the result.
+        out: JSON file to write the results to.
+    """
+    import json
+
+    from fewstep.data import images as open_images
+    from fewstep.distributed import process_group, rank, world_size
+    from fewstep.files import write_json
+    from fewstep.metrics.evaluate import evaluate as measure
+    from fewstep.progress import track
+
+    real = open_images(reference)
+    with process_group():
+        if is_model(source):
+            from fewstep.generate import generate
+
+            model, plan = open_model(source, steps)
+            if tuple(model.shape) != tuple(real.shape):
+                raise ValueError(f"{source} makes images of shape {model.shape}; those of {reference} have {real.shape}")
+            chosen = parse_seeds(seeds) if seeds is not None else list(range(len(real)))
+            made = (x.transpose(2, 0, 1) for x in generate(model, chosen, plan=plan, batch_size=batch))
+            protocol = {"model": str(source), "seeds": show_seeds(chosen), **plan.describe()}
+            total = len(chosen[rank() :: world_size()])
+        else:
+            if seeds is not None or steps is not None:
+                raise ValueError(f"{source} holds images, not a model: --seeds and --steps do not apply")
+            fake = open_images(source)
+            indices = range(rank(), len(fake), world_size())
+            made, total = (fake[i] for i in indices), len(indices)
+            protocol = {"images": fake.name, "sha256": fake.fingerprint}
+        results = measure(track(made, total=total, description="eval"), real, protocol=protocol)
+        if rank() == 0:
+            if out is not None:
+                write_json(out, [r.asdict() for r in results])
+            for r in results:
+                print(f"{r.metric} {r.value:.4f}  n {r.n}")
+                print(json.dumps(r.protocol, indent=2))
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path means a model or a run rather than images."""
+    return (path / "config.json").is_file() or (path / "run.json").is_file()
+
+
+def report(folder: Positional[Path]) -> None:
+    """Write report.html, one self-contained page, from the runs and results in a folder.
+
+    Args:
+        folder: a run, or a folder of runs.
+    """
+    from fewstep.report.page import write_report
+
+    print(write_report(folder))
+
+
+def recipes(name: Positional[str | None] = None) -> None:
+    """List the recipes, or show the options of one.
+
+    Args:
+        name: such as digits:teacher.
+    """
+    from fewstep.recipes import find
+    from fewstep.recipes import recipes as all_recipes
+
+    if name is not None:
+        tyro.cli(joined(find(name), fitting), args=["--help"], prog=f"fewstep train|distill {name}")
+        return
+    known = all_recipes()
+    width = max(len(n) for n in known)
+    for n, recipe in known.items():
+        print(f"{n:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "demo": (demo, "the whole path on a laptop, without a download"),
+    "data pack": (pack, "pack images into a data set"),
+    "train": (fit_recipe, "train a teacher by a recipe"),
+    "distill": (fit_recipe, "distil a teacher by a recipe"),
+    "sample": (sample, "make images"),
+    "eval": (evaluate, "measure a model or images"),
+    "report": (report, "one HTML page from a folder of runs"),
+    "recipes": (recipes, "list the recipes"),
+}
+
+
+def overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(["usage: fewstep COMMAND ...", "", *lines, "", "fewstep COMMAND --help shows the options of one."])
+
+
+def run(argv: list[str]) -> None:
+    """Find the command, parse its options, call it."""
+    if argv[:1] in (["--version"], ["-V"]):
+        from importlib.metadata import version
+
+        print(f"fewstep {version('fewstep')}")
+        return
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name = " ".join(argv[:words])
+    if name not in COMMANDS:
+        group = [c for c in COMMANDS if c.startswith(f"{name} ")]
+        if group and argv[1:2] in ([], ["-h"], ["--help"]):
+            print("\n".join(f"fewstep {c}  {COMMANDS[c][1]}" for c in group))
+            return
+        raise ValueError(f"there is no command {' '.join(argv[:2])!r}; there are {', '.join(COMMANDS)}")
+    function, _ = COMMANDS[name]
+    if function is fit_recipe:
+        fit_recipe(argv[words:], name)
+    else:
+        tyro.cli(function, args=with_config(argv[words:]), prog=f"fewstep {name}")

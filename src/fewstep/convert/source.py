@@ -1,0 +1,82 @@
+"""Where an upstream file comes from: a path, or an address whose file is kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import new_file
+
+MAX_BYTES = 32 * 2**30
+"""Of a download; the largest published network has 3 GB."""
+
+
+def cache_folder() -> Path:
+    """$FEWSTEP_CACHE, or ~/.cache/fewstep."""
+    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
+
+
+def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = None) -> Path:
+    """The local file for a path, or for an http(s) address, downloaded once and kept in `cache`.
+
+    The file is whole or absent. Raises ValueError for other schemes, and for an address that is not in the cache while
+    `offline`; OSError if the download fails.
+    """
+    scheme = urllib.parse.urlsplit(str(source)).scheme if isinstance(source, str) and "://" in source else ""
+    if not scheme:
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(
+                f"expected a file or an http(s) address; {path} is {'a folder' if path.is_dir() else 'missing'}"
+            )
+        return path
+    if scheme not in ("http", "https"):
+        raise ValueError(
+            f"{source} has the scheme {scheme}; files are fetched from http and https alone, or from a path"
+        )
+    address = str(source)
+    target = (cache or cache_folder()) / cache_name(address)
+    if target.is_file():
+        return target
+    if offline:
+        raise ValueError(
+            f"{address} is not in the cache ({target}); fetch it without offline, or give the path of a copy"
+        )
+    download(address, target)
+    return target
+
+
+def cache_name(address: str) -> str:
+    """A readable name that is different for different addresses."""
+    last = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1])[-100:]
+    return f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{last or 'file'}"
+
+
+class WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirections to http and https alone; the standard handler also follows them to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
+            raise ValueError(f"{req.full_url} redirects to {newurl[:100]}, which is not on the web")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(address: str, target: Path) -> None:
+    """Download to a temporary name, check the length that the server declared, and rename."""
+    opener = urllib.request.build_opener(WebOnly)
+    with opener.open(address, timeout=60) as response, new_file(target) as partial:
+        declared = int(response.headers.get("Content-Length") or -1)
+        size = 0
+        with partial.open("wb") as file:
+            while chunk := response.read(1 << 20):
+                size += len(chunk)
+                if size > MAX_BYTES:
+                    raise OSError(f"{address} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant")
+                file.write(chunk)
+        if declared not in (-1, size):
+            raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")

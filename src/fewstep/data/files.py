@@ -1,0 +1,210 @@
+"""Image files in a folder or in a zip, and the one way in which an image is decoded.
+
+Both are untrusted: nothing is extracted by name, nothing is allocated beyond a limit, only raster formats that Pillow
+decodes itself are opened (EPS, for one, would start another program), and every error names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 64 * 2**20
+MAX_CLASSES = 2**20
+
+
+class Files(Protocol):
+    """Named files; `names` are the images, relative paths with forward slashes, sorted as strings."""
+
+    path: Path
+    names: list[str]
+
+    def read(self, name: str) -> bytes: ...
+    def signature(self, name: str) -> tuple[int, ...]: ...
+    def __contains__(self, name: str) -> bool: ...
+
+
+def is_image(name: str) -> bool:
+    """Whether the extension is that of an image; hidden files and macOS's resource forks are not."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return not hidden and name.lower().endswith(EXTENSIONS)
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse an archive's entry whose name leads out of a folder; harmless here, but the archive is hostile."""
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":" or "\0" in name:
+        raise ValueError(f"{where}: the entry {name!r} points outside of the archive; do not use this file")
+
+
+def check_bytes(size: int, where: str) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"{where}: {size} bytes are more than the {MAX_BYTES} that one file may have; remove it")
+
+
+class Folder:
+    """The files below a folder. Links to files are followed, links to folders are not."""
+
+    def __init__(self, path: Path) -> None:
+        def fail(error: OSError) -> None:
+            raise error
+
+        self.path = path
+        walk = os.walk(path, onerror=fail)
+        found = [os.path.relpath(os.path.join(root, file), path) for root, _, files in walk for file in files]
+        self.names = sorted(name for name in (file.replace(os.sep, "/") for file in found) if is_image(name))
+
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        file = self.path / name
+        if not file.is_file():
+            raise ValueError(f"{file}: expected a regular file; it is gone, or a device, or a broken link")
+        check_bytes(file.stat().st_size, str(file))
+        return file.read_bytes()
+
+    def signature(self, name: str) -> tuple[int, ...]:
+        return ((self.path / name).stat().st_size,)
+
+
+class Zip:
+    """The entries of a zip. The handle is opened per process: one that is shared after a fork mixes up its readers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip: zipfile.ZipFile | None = None
+        self._pid = 0
+        self._info: dict[str, zipfile.ZipInfo] = {}
+        for info in self.zip.infolist():
+            check_name(info.filename, str(path))
+            if info.filename in self._info:
+                raise ValueError(f"{path}: the entry {info.filename!r} is there twice; pack the zip again")
+            self._info[info.filename] = info
+        self.names = sorted(name for name in self._info if is_image(name))
+
+    @property
+    def zip(self) -> zipfile.ZipFile:
+        if self._zip is None or self._pid != os.getpid():
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise ValueError(
+                    f"{self.path}: expected a zip; {error}; is it truncated, or another format?"
+                ) from error
+            self._pid = os.getpid()
+        return self._zip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._info
+
+    def read(self, name: str) -> bytes:
+        where = f"{self.path}/{name}"
+        check_bytes(self._info[name].file_size, where)
+        try:
+            return self.zip.read(self._info[name])
+        except MemoryError:
+            raise
+        except Exception as error:  # a decompressor may raise anything on hostile bytes
+            raise ValueError(f"{where}: cannot be read from the zip: {error}; fetch or pack it again") from error
+
+    def signature(self, name: str) -> tuple[int, ...]:
+        return (self._info[name].file_size, self._info[name].CRC)
+
+
+def open_files(path: Path) -> Folder | Zip:
+    """The images of a folder or of a `.zip`."""
+    if path.is_dir():
+        files = Folder(path)
+    elif not path.exists():
+        raise ValueError(f"{path}: expected a folder of images or a zip; there is no such path")
+    elif path.suffix.lower() == ".zip":
+        files = Zip(path)
+    else:
+        raise ValueError(
+            f"{path}: expected a folder of images or a .zip; make one with: fewstep data pack {path} out.zip"
+        )
+    if not files.names:
+        raise ValueError(f"{path}: expected images ({', '.join(EXTENSIONS)}); found none")
+    return files
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """Decode one image, upright as its EXIF orientation says. `where` names it in errors."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its depth map
+            raise ValueError("it has several frames")
+        # Pillow reads 16-bit RGB as 8-bit RGB without a word; only the decoder's arguments tell.
+        if image.mode == "RGB" and ";16" in str(image.tile):
+            raise ValueError("it has 16 bits per channel")
+        image.load()
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {error}") from error
+
+
+def read_labels(files: Files) -> tuple[dict[str, int] | None, list[str] | None]:
+    """Class indices by file name, and the names of the classes: from `dataset.json`, else from the top-level folders.
+
+    `dataset.json` is {"labels": null | [[path, class], ...]}, and optionally {"class_names": [...]}. Without it, more
+    than one top-level folder makes classes of the sorted folder names. None if there are no labels, or no names.
+    """
+    if "dataset.json" in files:
+        return parse_labels(files.read("dataset.json"), f"{files.path}/dataset.json")
+    folders = sorted({name.partition("/")[0] for name in files.names if "/" in name})
+    if len(folders) < 2:
+        return None, None
+    stray = next((name for name in files.names if "/" not in name), None)
+    if stray is not None:
+        raise ValueError(
+            f"{files.path}/{stray}: expected every image in one of the {len(folders)} class folders; move it there, or "
+            'write a dataset.json with {"labels": null} if the folders are no classes'
+        )
+    index = {folder: i for i, folder in enumerate(folders)}
+    return {name: index[name.partition("/")[0]] for name in files.names}, folders
+
+
+def parse_labels(data: bytes, where: str) -> tuple[dict[str, int] | None, list[str] | None]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected JSON; {error}") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise ValueError(f'{where}: expected {{"labels": null}} or {{"labels": [[path, class], ...]}}')
+    if content["labels"] is None:
+        return None, None
+    class_names = content.get("class_names")
+    if class_names is not None and not (
+        isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
+    ):
+        raise ValueError(f"{where}: class_names must be a list of strings")
+    if not isinstance(content["labels"], list):
+        raise ValueError(f"{where}: labels must be null or a list of [path, class]")
+    limit = MAX_CLASSES if class_names is None else len(class_names)
+    labels: dict[str, int] = {}
+    for entry in content["labels"]:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise ValueError(f"{where}: expected [path, class]; got {str(entry)[:100]}")
+        name, label = entry
+        if type(label) is not int or not 0 <= label < limit:
+            raise ValueError(f"{where}: {name}: the class must be an integer in [0, {limit}); got {str(label)[:100]}")
+        if name in labels:
+            raise ValueError(f"{where}: {name} has two labels")
+        labels[name] = label
+    return labels, class_names

@@ -1,0 +1,173 @@
+"""Sets of images: a folder, a zip in the format of StyleGAN, an array, all with the same face.
+
+`images(path)` opens one. Images are uint8 (C, H, W), classes int64; nothing is decoded before it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.files import Files, open_files, open_image, read_labels
+
+CHANNELS = {"L": 1, "RGB": 3}
+
+
+class ImageData:
+    """A finite set of images of one shape, uint8 (C, H, W), with or without classes.
+
+    images: an array (N, C, H, W) uint8, or files. labels: class indices (N,), None if there are no classes.
+    num_classes: 0 without labels; by default as many as `class_names`, else the largest label + 1. memory: if all
+    decoded images fit into so many bytes, each is decoded once and kept.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8] | Files,
+        labels: Sequence[int] | NDArray[np.integer] | None = None,
+        *,
+        name: str,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        memory: int = 2**30,
+    ) -> None:
+        self.name = name
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+                raise ValueError(f"{name}: expected images uint8 (N, C, H, W); got {images.dtype} {images.shape}")
+            self._files, self._n = None, len(images)
+            self.shape: tuple[int, int, int] = images.shape[1:]
+            self._cache: NDArray[np.uint8] | None = images
+            self._known = np.ones(self._n, dtype=bool)
+        else:
+            self._files, self._n = images, len(images.names)
+            self.shape = self._pixels(0).shape
+            self._allocate(memory)
+        self.memory = memory
+        self.labels = self._check_labels(labels)
+        self.class_names = None if class_names is None or self.labels is None else tuple(class_names)
+        present = 0 if self.labels is None else int(self.labels.max()) + 1
+        self.num_classes = present if num_classes is None else num_classes
+        if self.class_names is not None:
+            self.num_classes = len(self.class_names)
+        if self.num_classes < present:
+            raise ValueError(f"{name}: label {present - 1} is out of range for {self.num_classes} classes")
+
+    def _check_labels(self, labels: Sequence[int] | NDArray[np.integer] | None) -> NDArray[np.int64] | None:
+        if labels is None:
+            return None
+        array = np.asarray(labels)
+        if array.shape != (self._n,) or not np.issubdtype(array.dtype, np.integer) or array.min() < 0:
+            raise ValueError(
+                f"{self.name}: expected {self._n} integer class labels >= 0; got {array.dtype} {array.shape}"
+                + (f" from {array.min()}" if array.size else "")
+            )
+        return array.astype(np.int64)
+
+    def _allocate(self, memory: int) -> None:
+        fits = self._n * int(np.prod(self.shape)) <= memory
+        self._cache = np.empty((self._n, *self.shape), dtype=np.uint8) if fits else None
+        self._known = np.zeros(self._n, dtype=bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Decoded images of files stay behind: the other process decodes what it needs.
+        dropped = {} if self._files is None else {"_cache": None, "_known": None}
+        return {**self.__dict__, **dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._files is not None:
+            self._allocate(self.memory)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """The image at `index`, uint8 (C, H, W)."""
+        i = operator.index(index)
+        if not -self._n <= i < self._n:
+            raise IndexError(f"{self.name} has {self._n} images; there is no image {i}")
+        return self.gather(np.array([i % self._n]))[0]
+
+    def gather(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """The images at `index` (n,), uint8 (n, C, H, W)."""
+        if self._cache is None:
+            return np.stack([self._pixels(int(i)) for i in index])
+        return self._keep(self._cache, index)[index]
+
+    def decoded(self) -> NDArray[np.uint8]:
+        """All images, uint8 (N, C, H, W): a view on what is kept in memory, not to be written to."""
+        if self._cache is None:
+            size = self._n * int(np.prod(self.shape))
+            raise ValueError(f"{self.name}: {size} bytes of images do not fit into memory={self.memory}; raise it")
+        view = self._keep(self._cache, np.arange(self._n)).view()
+        view.flags.writeable = False
+        return view
+
+    def _keep(self, cache: NDArray[np.uint8], index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        for i in index[~self._known[index]]:
+            cache[i] = self._pixels(int(i))
+            self._known[i] = True
+        return cache
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the set consists of, without decoding: names, sizes and check sums of files, and labels."""
+        digest = hashlib.sha256()
+        if self._files is None:
+            digest.update(f"{self.shape}".encode() + np.ascontiguousarray(self._cache).tobytes())
+        else:
+            entries = ((name, *self._files.signature(name)) for name in self._files.names)
+            digest.update("\n".join(map(repr, entries)).encode())
+        if self.labels is not None:
+            digest.update(f"{self.num_classes}".encode() + self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _pixels(self, i: int) -> NDArray[np.uint8]:
+        assert self._files is not None
+        name = self._files.names[i]
+        where = f"{self._files.path}/{name}"
+        advice = "convert the set with: fewstep data pack"
+        image = open_image(self._files.read(name), where)
+        if image.mode not in CHANNELS or "transparency" in image.info:
+            raise ValueError(f"{where}: expected grey (L) or RGB without transparency; got {image.mode}; {advice}")
+        pixels = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+        if i > 0 and pixels.shape != self.shape:
+            raise ValueError(
+                f"{where}: expected (channels, height, width) {self.shape} as in {self._files.names[0]}; got "
+                f"{pixels.shape}; {advice}"
+            )
+        return pixels
+
+
+def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
+    """Open a set of images: a folder (recursive), a `.zip`, or the built-in "digits" ("./digits" is a folder).
+
+    Images are sorted by relative path; the first fixes the shape. Classes come from `dataset.json` at the root,
+    {"labels": null | [[path, class], ...]}, else from the sorted names of the top-level folders if there is more than
+    one. memory: see `ImageData`. Raises ValueError for whatever is missing, damaged, mixed or hostile, and names it.
+    """
+    if os.fspath(path) == "digits":
+        from fewstep.data.builtin import digits  # it is made of ImageData
+
+        return digits()
+    path = Path(path)
+    files = open_files(path)
+    by_name, class_names = read_labels(files)
+    labels = num_classes = None
+    if by_name is not None:
+        missing = next((name for name in files.names if name not in by_name), None)
+        if missing is not None:
+            raise ValueError(f"{path}/{missing}: dataset.json has no label for it; add one, or set its labels to null")
+        labels = [by_name[name] for name in files.names]
+        num_classes = max(by_name.values()) + 1  # a subset keeps the classes of the whole
+    name = path.resolve().name.removesuffix(".zip")
+    return ImageData(files, labels, name=name, num_classes=num_classes, class_names=class_names, memory=memory)

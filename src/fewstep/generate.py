@@ -1,0 +1,133 @@
+"""From seeds to images: each image depends on its own seed alone, not on its batch nor on the number of processes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.data.codec import Pixels
+from fewstep.denoiser import Denoise, Denoiser
+from fewstep.distributed import rank, world_size
+from fewstep.samplers import Sampler, counted, edm_sigmas, heun, last, multistep
+
+
+class SeededNoise:
+    """Unit Gaussian noise for a batch, every image from a generator of its own seed (mod 2^32), drawn on the CPU."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Noise of the shape, dtype and device of `x` (B, ...)."""
+        return self.draw(x.shape[1:], x.dtype).to(x.device)
+
+    def draw(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.stack([torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self.generators])
+
+    def classes(self, n: int) -> Tensor:
+        """A uniform class index for each image (B,)."""
+        return torch.stack([torch.randint(n, (), generator=g) for g in self.generators])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images are made: a sampler, its noise levels and its options."""
+
+    sampler: Sampler
+    sigmas: Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, denoise: Denoise, noise: SeededNoise, z: Tensor) -> Tensor:
+        """The images (B, C, H, W), float64, that start from unit noise `z`."""
+        options = dict(self.options)
+        if "noise" in inspect.signature(self.sampler).parameters:
+            options["noise"] = noise
+        return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options))
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image, counted on a stub."""
+        stub = counted(lambda x, sigma: x * 0.5)
+        self(stub, SeededNoise([0]), torch.zeros(1, 1))
+        return stub.nfe
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says of the sampler."""
+        levels = [float(s) for s in self.sigmas]
+        return {
+            "sampler": getattr(self.sampler, "__name__", type(self.sampler).__name__),
+            "steps": len(levels) - 1,
+            "sigma_max": levels[0],
+            "sigma_min": levels[-2],
+            "options": {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in self.options.items()},
+            "nfe": self.nfe,
+        }
+
+
+def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
+    """A generator's own levels; for other denoisers Heun's method on Karras' schedule (18 steps) over their range."""
+    if denoiser.levels is not None:
+        if steps not in (None, len(denoiser.levels)):
+            raise ValueError(
+                f"this generator was distilled to {len(denoiser.levels)} step(s); got steps={steps}. Leave it out, or "
+                "name a sampler and its noise levels"
+            )
+        return Plan(multistep, torch.tensor([*denoiser.levels, 0.0], dtype=torch.float64))
+    return Plan(heun, edm_sigmas(denoiser, 18 if steps is None else steps))
+
+
+def batches(seeds: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """This rank's share of the seeds, every world-th, in batches."""
+    mine = list(seeds)[rank() :: world_size()]
+    for start in range(0, len(mine), batch_size):
+        yield mine[start : start + batch_size]
+
+
+@torch.inference_mode()
+def generate(
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    *,
+    label: int | Tensor | None = None,
+    plan: Plan | None = None,
+    batch_size: int = 64,
+) -> Iterator[NDArray[np.uint8]]:
+    """Images (H, W, C) uint8, one for each seed of this rank (every world-th), in order.
+
+    label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
+    None. The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the
+    sampler's noise (float64), so that they are those of EDM's generator on a CPU.
+    """
+    plan = plan or default_plan(denoiser)
+    check_label(denoiser, label, len(seeds))
+    device = next(denoiser.parameters()).device
+    place = {seed: i for i, seed in enumerate(seeds)}
+    for batch in batches(seeds, batch_size):
+        noise = SeededNoise(batch)
+        z = noise.draw(denoiser.shape, torch.float32).to(device)
+        classes = noise.classes(denoiser.num_classes).to(device) if denoiser.num_classes else None
+        if label is not None:
+            chosen = torch.as_tensor(label).expand(len(seeds))
+            classes = chosen[[place[seed] for seed in batch]].to(device)
+        x0 = plan(partial(denoiser, label=classes), noise, z)
+        yield from Pixels().decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def check_label(denoiser: Denoiser, label: int | Tensor | None, n: int) -> None:
+    if label is None:
+        return
+    if not denoiser.num_classes:
+        raise ValueError("this model has no classes; leave the label out")
+    values = torch.as_tensor(label)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
+        raise ValueError(f"expected one label or one for each of {n} seeds; got shape {tuple(values.shape)}")
+    if values.min() < 0 or values.max() >= denoiser.num_classes:
+        raise ValueError(f"labels of this model are 0 to {denoiser.num_classes - 1}; got {int(values.min())} to {int(values.max())}")

@@ -1,0 +1,79 @@
+"""What a training algorithm is: its players (networks), the phases in which they move, and the product it leaves.
+
+This is the whole contract between algorithms and the Trainer: a Method holds networks and losses, the Trainer holds
+optimizers, averages, counters and the random stream. Neither knows the other's particulars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(NamedTuple):
+    """Images in the denoiser's units (B, C, H, W), and their class indices (B,) int64 or None."""
+
+    image: Tensor
+    label: Tensor | None = None
+
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss per sample (B,), summed over pixels, and scalars to log (detached)."""
+
+
+class Clean(Protocol):
+    """Mends gradients in place before an optimizer step; returns how many entries were not finite, as a tensor."""
+
+    def __call__(self, gradients: list[Tensor], /) -> Tensor: ...
+
+
+@torch.no_grad()
+def sanitize(gradients: list[Tensor]) -> Tensor:
+    """NaN -> 0, +inf -> 1e5, -inf -> -1e5, as EDM and its descendants do before every step; counted, never silent."""
+    broken = torch.stack([g.numel() - g.isfinite().sum() for g in gradients]).sum()
+    for g in gradients:
+        torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
+    return broken
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One move of one player: minimise `loss` over the parameters of `player`.
+
+    player: name of a submodule of the method. loss: `Batch -> Loss`; its name is its name in the logs. every: in
+    steps. start, stop: in images, so that a warm-up is a phase and not a branch. clean: what mends the gradients.
+    """
+
+    player: str
+    loss: Callable[[Batch], Loss]
+    every: int = 1
+    start: float = 0
+    stop: float = math.inf
+    clean: Clean = sanitize
+
+    def __post_init__(self) -> None:
+        if self.name == "<lambda>":
+            raise ValueError("a phase is logged under the name of its loss; give it a named function, not a lambda")
+
+    @property
+    def name(self) -> str:
+        return self.loss.__name__
+
+    def due(self, step: int, nimg: int) -> bool:
+        """Whether the phase moves at this step, which begins at `nimg` images."""
+        return step % self.every == 0 and self.start <= nimg < self.stop
+
+
+class Method(nn.Module):
+    """Networks and losses of one algorithm; no optimizer, loop, device or file.
+
+    phases: in the order in which they move. product: the player that is averaged, evaluated and released.
+    """
+
+    phases: tuple[Phase, ...]
+    product: str

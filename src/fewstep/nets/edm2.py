@@ -1,0 +1,312 @@
+"""EDM2: the magnitude-preserving U-Net of Karras et al. (2024), config G of "Analyzing and Improving the Training Dynamics".
+
+Every layer keeps the expected magnitude of its activations: weights are normalised where they are used, sums,
+concatenations and nonlinearities are rescaled. The stored weights may have any length, which only changes the effective
+learning rate; `project_weights_` resets it after an optimizer step, so that `forward` writes nothing.
+
+The names of parameters are those of the published EDM2 networks below `unet.`, so that their weights map one to one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.denoiser import Features
+from fewstep.nets.layers import attention, check_halvings, one_hot
+
+
+def accurate(x: Tensor) -> Tensor:
+    """`x` in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
+    """x / (rms(x) + eps), with the root mean square over `dim`."""
+    count = math.prod(x.shape[d] for d in (dim if isinstance(dim, tuple) else (dim,)))
+    rms = torch.linalg.vector_norm(accurate(x), dim=dim, keepdim=True) / math.sqrt(count)
+    return x / (rms + eps).to(x.dtype)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x) / 0.596: unit variance for unit Gaussian inputs (Eq. 81)."""
+    return F.silu(x) / 0.596
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float | Tensor = 0.5) -> Tensor:
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
+    norm = ((1 - t) ** 2 + t**2) ** 0.5
+    return a * ((1 - t) / norm) + b * (t / norm)
+
+
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Channels of `a`, then of `b`, scaled to contribute by 1 - t and t whatever their number (Eq. 103)."""
+    na, nb = a.shape[1], b.shape[1]
+    scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
+    return torch.cat([a * (scale * (1 - t) / math.sqrt(na)), b * (scale * t / math.sqrt(nb))], dim=1)
+
+
+class MPFourier(nn.Module):
+    """sqrt(2) cos(x f + p) with fixed random f ~ 2 pi N(0, 1), p ~ 2 pi U(0, 1) (Eq. 75): (B,) -> (B, channels)."""
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = accurate(x)
+        return (math.sqrt(2) * (y.outer(self.freqs.to(y.dtype)) + self.phases.to(y.dtype)).cos()).to(x.dtype)
+
+
+class MPConv(nn.Module):
+    """A convolution, or a linear map if `kernel` is empty, with weights of unit norm per output and no bias (Eq. 66)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        weight = accurate(self.weight)
+        fan_in = weight[0].numel()
+        weight = (normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(fan_in))).to(x.dtype)
+        return F.linear(x, weight) if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+@torch.no_grad()
+def project_weights_(module: nn.Module) -> None:
+    """Set the weights of every `MPConv` in `module` to unit root mean square per output, in place ("forced weight
+    normalization", Algorithm 1). Call it after each optimizer step, for instance as its post-hook; it leaves the
+    function that the network computes as it is, but for the eps of `normalize`.
+    """
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            rows = accurate(layer.weight).flatten(1)
+            rms = rows.square().mean(dim=1, keepdim=True).sqrt()
+            layer.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(layer.weight.shape))
+
+
+@dataclass(frozen=True)
+class EDM2Config:
+    """Options of the U-Net; the defaults are EDM2-S.
+
+    img_resolution, img_channels: of the image or latent. label_dim: number of classes, 0 for none. model_channels: width,
+    times `channel_mult` per resolution. channel_mult_noise, channel_mult_emb: widths of the embeddings in units of
+    model_channels; None for the first and the largest of `channel_mult`. num_blocks: residual blocks per resolution.
+    attn_resolutions: where blocks attend. label_balance, concat_balance, res_balance, attn_balance: share t of the class,
+    the skip connection, the residual branch, attention in the sums. clip_act: bound of the activations.
+    """
+
+    img_resolution: int
+    img_channels: int = 4
+    label_dim: int = 0
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult_noise: int | None = None
+    channel_mult_emb: int | None = None
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    channels_per_head: int = 64
+    dropout: float = 0.0
+    clip_act: float = 256.0
+
+    def __post_init__(self) -> None:
+        check_halvings(self.img_resolution, len(self.channel_mult) - 1)
+
+    @property
+    def noise_channels(self) -> int:
+        return self.model_channels * (self.channel_mult_noise or self.channel_mult[0])
+
+    @property
+    def emb_channels(self) -> int:
+        return self.model_channels * (self.channel_mult_emb or max(self.channel_mult))
+
+
+class MPBlock(nn.Module):
+    """The residual block of config G, of the encoder or of the decoder.
+
+    With h = conv_res1(dropout(mp_silu(conv_res0(mp_silu(x)) (1 + emb_gain emb_linear(emb))))) it is mp_sum(x, h), then,
+    with attention, mp_sum(x, attn_proj(attention(x))). An encoder block first normalises each pixel of x.
+    """
+
+    def __init__(
+        self,
+        config: EDM2Config,
+        in_channels: int,
+        out_channels: int,
+        *,
+        encoder: bool,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.encoder, self.up, self.down = config, encoder, up, down
+        self.num_heads = out_channels // config.channels_per_head if attention else 0
+        self.emb_gain = nn.Parameter(torch.zeros(()))
+        self.conv_res0 = MPConv(out_channels if encoder else in_channels, out_channels, (3, 3))
+        self.emb_linear = MPConv(config.emb_channels, out_channels)
+        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
+        self.conv_skip = MPConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
+        if self.num_heads:
+            self.attn_qkv = MPConv(out_channels, 3 * out_channels, (1, 1))
+            self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.down:
+            x = F.avg_pool2d(x, 2)
+        if self.up:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.encoder:
+            x = normalize(self.shortcut(x), 1)
+        h = self.conv_res0(mp_silu(x))
+        scale = self.emb_linear(emb, gain=self.emb_gain) + 1
+        h = mp_silu(h * scale[:, :, None, None].to(h.dtype))
+        h = self.conv_res1(F.dropout(h, self.config.dropout, self.training))
+        if not self.encoder:
+            x = self.shortcut(x)
+        x = mp_sum(x, h, self.config.res_balance)
+        if self.num_heads:
+            x = mp_sum(x, self.attn_proj(self.attend(x)), self.config.attn_balance)
+        return x.clamp(-self.config.clip_act, self.config.clip_act)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.conv_skip is None else self.conv_skip(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Cosine attention over the pixels. The channels of `attn_qkv` are ordered head, channel, then q, k, v."""
+        batch, channels, height, width = x.shape
+        qkv = self.attn_qkv(x).reshape(batch, self.num_heads, channels // self.num_heads, 3, height * width)
+        q, k, v = normalize(qkv, 2).transpose(2, 4).unbind(3)
+        return attention(q, k, v).transpose(2, 3).reshape(x.shape)
+
+
+class MPEmbedding(nn.Module):
+    """The embedding of noise level and class; a network, or a half of one, inherits it."""
+
+    def __init__(self, config: EDM2Config) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.label_dim
+        self.emb_fourier = MPFourier(config.noise_channels)
+        self.emb_noise = MPConv(config.noise_channels, config.emb_channels)
+        self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
+
+    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        """The embedding (B, emb_channels); no class is the zero vector, not the absence of the sum."""
+        emb = self.emb_noise(self.emb_fourier(c_noise))
+        if self.emb_label is not None:
+            vector = one_hot(label, self.num_classes, emb) * math.sqrt(self.num_classes)
+            emb = mp_sum(emb, self.emb_label(vector), self.config.label_balance)
+        return mp_silu(emb)
+
+
+def encoder(config: EDM2Config) -> nn.ModuleDict:
+    """The layers of the encoder; each output is a skip connection."""
+    layers = nn.ModuleDict()
+    channels = config.model_channels * config.channel_mult[0]
+    for level, mult in enumerate(config.channel_mult):
+        res = config.img_resolution >> level
+        if level == 0:
+            layers[f"{res}x{res}_conv"] = MPConv(config.img_channels + 1, channels, (3, 3))
+        else:
+            layers[f"{res}x{res}_down"] = MPBlock(config, channels, channels, encoder=True, down=True)
+        for i in range(config.num_blocks):
+            out, attend = config.model_channels * mult, res in config.attn_resolutions
+            layers[f"{res}x{res}_block{i}"] = MPBlock(config, channels, out, encoder=True, attention=attend)
+            channels = out
+    return layers
+
+
+def decoder(config: EDM2Config) -> nn.ModuleDict:
+    """The layers of the decoder; each whose name contains `block` takes a skip connection, the last one first."""
+    widths = [config.model_channels * mult for mult in config.channel_mult]
+    skips = [widths[0]]
+    for level, width in enumerate(widths):
+        skips += [widths[level - 1]] * (level > 0) + [width] * config.num_blocks
+    layers = nn.ModuleDict()
+    channels = widths[-1]
+    for level, width in reversed(list(enumerate(widths))):
+        res = config.img_resolution >> level
+        if level == len(widths) - 1:
+            layers[f"{res}x{res}_in0"] = MPBlock(config, channels, channels, encoder=False, attention=True)
+            layers[f"{res}x{res}_in1"] = MPBlock(config, channels, channels, encoder=False)
+        else:
+            layers[f"{res}x{res}_up"] = MPBlock(config, channels, channels, encoder=False, up=True)
+        for i in range(config.num_blocks + 1):
+            attend = res in config.attn_resolutions
+            layers[f"{res}x{res}_block{i}"] = MPBlock(
+                config, channels + skips.pop(), width, encoder=False, attention=attend
+            )
+            channels = width
+    return layers
+
+
+def run_encoder(layers: nn.ModuleDict, x: Tensor, emb: Tensor) -> Features:
+    """Features of the image, to which a channel of ones is appended in the place of biases."""
+    x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    skips: list[Tensor] = []
+    for layer in layers.values():
+        x = layer(x, emb) if isinstance(layer, MPBlock) else layer(x)
+        skips.append(x)
+    return Features(x, tuple(skips), emb)
+
+
+def run_decoder(layers: nn.ModuleDict, features: Features, concat_balance: float) -> Tensor:
+    """What the last layer of the decoder makes of the features."""
+    x, skips, emb = features
+    stack = list(skips)
+    for name, layer in layers.items():
+        if "block" in name:
+            x = mp_cat(x, stack.pop(), concat_balance)
+        x = layer(x, emb)
+    return x
+
+
+class EDM2UNet(MPEmbedding):
+    def __init__(self, config: EDM2Config) -> None:
+        super().__init__(config)
+        self.in_channels, self.resolution = config.img_channels, config.img_resolution
+        self.out_gain = nn.Parameter(torch.zeros(()))
+        self.enc = encoder(config)
+        self.dec = decoder(config)
+        self.out_conv = MPConv(config.model_channels * config.channel_mult[0], config.img_channels, (3, 3))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,). A new network returns zeros."""
+        return self.decode(self.encode(x, c_noise, label, augment))
+
+    def encode(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Features:
+        if augment is not None:
+            raise ValueError("EDM2's network takes no augmentation labels; train it without augmentation")
+        return run_encoder(self.enc, x, self.embed(c_noise, label))
+
+    def decode(self, features: Features) -> Tensor:
+        return self.out_conv(run_decoder(self.dec, features, self.config.concat_balance), gain=self.out_gain)
+
+
+class Uncertainty(nn.Module):
+    """The log-variance u(sigma) that weights the denoising loss (Karras et al., 2024, Eq. 21): c_noise (B,) -> (B,)."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.fourier = MPFourier(channels)
+        self.linear = MPConv(channels, 1)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return self.linear(self.fourier(c_noise)).flatten()

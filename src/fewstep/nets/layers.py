@@ -1,0 +1,286 @@
+"""Layers of the EDM networks (Karras et al., 2022): initialisation, convolution with resampling, normalisation, attention.
+
+Parameters stay in float32 and are cast to the precision of the activations where they are used; nothing relies on
+autocast. Everything can be differentiated in forward mode: where a fused kernel cannot, the same formula runs in plain
+operations (`forward_mode`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+@torch.compiler.assume_constant_result
+def forward_mode() -> bool:
+    """Whether a forward-mode derivative is being taken (`torch.func.jvp`, dual numbers).
+
+    PyTorch's fused attention has no such derivative, and its group norm has none for channels-last tensors.
+    """
+    return forward_ad._current_level >= 0
+
+
+Law = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """How weights and biases are drawn: a unit-variance law for the fan of the layer, times a factor for each."""
+
+    law: Law = "kaiming_normal"
+    weight: float = 1.0
+    bias: float = 0.0
+
+    def scaled(self, factor: float) -> Init:
+        return Init(self.law, self.weight * factor, self.bias * factor)
+
+    def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+        """Unscaled: variance 2 / (fan_in + fan_out) (xavier, bound sqrt 3 larger if uniform) or 1 / fan_in (kaiming)."""
+        variance = 2 / (fan_in + fan_out) if self.law.startswith("xavier") else 1 / fan_in
+        if self.law.endswith("uniform"):
+            return math.sqrt(3 * variance) * (2 * torch.rand(shape) - 1)
+        return math.sqrt(variance) * torch.randn(shape)
+
+    def parameters(self, shape: tuple[int, ...], *, bias: bool) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """A weight (out, in, *kernel) and, on request, a bias (out)."""
+        area = math.prod(shape[2:])
+        fans = shape[1] * area, shape[0] * area
+        weight = nn.Parameter(self.draw(shape, *fans) * self.weight)
+        return weight, nn.Parameter(self.draw(shape[:1], *fans) * self.bias) if bias else None
+
+
+def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
+
+
+def check_halvings(resolution: int, halvings: int) -> None:
+    if resolution % 2**halvings:
+        raise ValueError(
+            f"a network with {halvings + 1} resolutions halves the image {halvings} times; "
+            f"{resolution} pixels are not divisible by {2**halvings}"
+        )
+
+
+def one_hot(label: Tensor | None, num_classes: int, emb: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Class indicators (B, num_classes), in the batch, dtype and device of `emb` (B, n).
+
+    Zero for no class, and for each class hidden with probability `dropout` (classifier-free guidance's training).
+    """
+    if label is None:
+        return emb.new_zeros(len(emb), num_classes)
+    vector = F.one_hot(label, num_classes).to(emb.dtype)
+    if dropout:
+        vector = vector * (torch.rand(len(emb), 1, device=emb.device) >= dropout)
+    return vector
+
+
+class Linear(nn.Module):
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, init: Init = Init()) -> None:
+        super().__init__()
+        self.weight, self.bias = init.parameters((out_features, in_features), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), cast(self.bias, x))
+
+
+class Conv2d(nn.Module):
+    """A convolution that may first double or halve the resolution with a separable filter.
+
+    kernel: 0 for resampling alone. resample_filter: its taps; (1, 1) is nearest-neighbour doubling and 2x2 averaging.
+    fused_resample: the filter and the convolution share one padding, and a halving comes after the convolution, as
+    NCSN++'s residual inputs have it.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: tuple[int, ...] = (1, 1),
+        fused_resample: bool = False,
+        init: Init = Init(),
+    ) -> None:
+        super().__init__()
+        assert not (up and down)
+        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
+        self.up, self.down, self.fused_resample = up, down, fused_resample
+        self.weight = self.bias = None
+        if kernel:
+            self.weight, self.bias = init.parameters((out_channels, in_channels, kernel, kernel), bias=bias)
+        if up or down:
+            taps = torch.tensor(resample_filter, dtype=torch.float32)
+            self.register_buffer("resample_filter", (taps.outer(taps) / taps.sum() ** 2)[None, None])
+        self.box = len(resample_filter) == 2 and len(set(resample_filter)) == 1
+        self.pad, self.filter_pad = kernel // 2, (len(resample_filter) - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = cast(self.weight, x), cast(self.bias, x)
+        if weight is None:
+            return self.resample(x, self.filter_pad)
+        if not (self.up or self.down):
+            return F.conv2d(x, weight, bias, padding=self.pad)
+        if not self.fused_resample:
+            return F.conv2d(self.resample(x, self.filter_pad), weight, bias, padding=self.pad)
+        if self.down:
+            x = F.conv2d(x, weight, padding=self.pad + self.filter_pad)
+            return self.add(self.resample(x, 0), bias)
+        x = self.resample(x, max(self.filter_pad - self.pad, 0))
+        return F.conv2d(x, weight, bias, padding=max(self.pad - self.filter_pad, 0))
+
+    @staticmethod
+    def add(x: Tensor, bias: Tensor | None) -> Tensor:
+        return x if bias is None else x + bias[:, None, None]
+
+    def resample(self, x: Tensor, padding: int) -> Tensor:
+        """Double (filter times 4) or halve the resolution, channel by channel."""
+        if self.box and padding == 0:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        taps = self.resample_filter.to(x.dtype)
+        if self.up:
+            taps = (4 * taps).expand(channels, -1, -1, -1)
+            return F.conv_transpose2d(x, taps, stride=2, padding=padding, groups=channels)
+        return F.conv2d(x, taps.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
+
+
+class GroupNorm(nn.Module):
+    """Groups of at least `min_channels_per_group` channels, at most `num_groups` of them."""
+
+    def __init__(
+        self, channels: int, *, num_groups: int = 32, min_channels_per_group: int = 4, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.num_groups = min(num_groups, channels // min_channels_per_group)
+        while channels % self.num_groups:  # widths for which the published rule gives no equal groups
+            self.num_groups -= 1
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if not forward_mode():
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        groups = x.reshape(len(x), self.num_groups, -1)
+        variance, mean = torch.var_mean(groups, dim=-1, correction=0, keepdim=True)
+        normal = ((groups - mean) * (variance + self.eps).rsqrt()).reshape(x.shape)
+        return normal * weight[:, None, None] + bias[:, None, None]
+
+
+class PositionalEmbedding(nn.Module):
+    """[cos(x f), sin(x f)] with f_k = 10000^(-k / (n / 2 - e)), k < n / 2, e = 1 with `endpoint` (Transformer embedding)."""
+
+    def __init__(self, channels: int, *, max_positions: int = 10000, endpoint: bool = False) -> None:
+        super().__init__()
+        self.channels, self.max_positions, self.endpoint = channels, max_positions, endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        k = torch.arange(half, dtype=torch.float32, device=x.device) / (half - self.endpoint)
+        angle = x.outer((1 / self.max_positions) ** k.to(x.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """[cos(2 pi f x), sin(2 pi f x)] with fixed random f ~ N(0, scale^2) (Song et al., 2021)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, *, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = x.outer(2 * math.pi * self.freqs.to(x.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c); the softmax in float32."""
+    if not forward_mode():
+        return F.scaled_dot_product_attention(q, k, v)
+    logits = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    return logits.softmax(-1).to(v.dtype) @ v
+
+
+class UNetBlock(nn.Module):
+    """The residual block of DDPM++, NCSN++ and ADM, with optional resampling and self-attention.
+
+    h = conv1(dropout(silu(mix(norm1(conv0(silu(norm0(x)))), affine(emb))))); the result is (h + skip(x)) skip_scale,
+    after attention (proj(attention) + h) skip_scale. mix is a scale and shift after norm1 (`adaptive_scale`) or an
+    addition before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+        num_heads: int | None = None,
+        channels_per_head: int = 64,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: tuple[int, ...] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+        init: Init = Init(),
+        init_zero: Init = Init(weight=0.0),
+        init_attn: Init | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_heads = (num_heads or out_channels // channels_per_head) if attention else 0
+        self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
+        resampling = {"up": up, "down": down, "resample_filter": resample_filter}
+
+        self.norm0 = GroupNorm(in_channels, eps=eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, **resampling)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), init=init)
+        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init=init_zero)
+        self.skip = None
+        if out_channels != in_channels or up or down:
+            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, init=init, **resampling)
+        if self.num_heads:
+            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=init_attn or init)
+            self.proj = Conv2d(out_channels, out_channels, 1, init=init_zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        p = self.affine(emb)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = p.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + p))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            h = (self.proj(self.attend(h)) + h) * self.skip_scale
+        return h
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Self-attention over the pixels. The channels of `qkv` are ordered head, channel, then q, k, v."""
+        batch, channels, height, width = h.shape
+        qkv = self.qkv(self.norm2(h)).reshape(batch, self.num_heads, channels // self.num_heads, 3, height * width)
+        q, k, v = qkv.transpose(2, 4).unbind(3)
+        return attention(q, k, v).transpose(2, 3).reshape(h.shape)

@@ -1,0 +1,189 @@
+"""Preconditionings: how a raw network F becomes a denoiser D (Karras et al., 2022, Table 1).
+
+D(x; sigma) = c_skip x + c_out F(c_in x; c_noise). Each is a frozen dataclass, called with sigma (B, 1, 1, 1); it names
+the range of noise levels that the network was made for, and rounds to the levels that it knows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """Each of the shape of sigma."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+    noise: Tensor
+
+
+class Precondition(Protocol):
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def sigma_data(self) -> float: ...
+    def __call__(self, sigma: Tensor, /) -> Coefficients: ...
+    def round(self, sigma: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Karras et al. (2022): unit variance at the input and at the target of F, for data of standard deviation `sigma_data`."""
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        total = sigma**2 + self.sigma_data**2
+        return Coefficients(
+            self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+        )
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The identity at sigma = `eps`, the form of consistency models (Song et al., 2023, App. C); for GDD's generators.
+
+    As EDM, with c_skip = sigma_data^2 / ((sigma - eps)^2 + sigma_data^2) and
+    c_out = (sigma - eps) sigma_data / sqrt(sigma^2 + sigma_data^2).
+    """
+
+    sigma_data: float = 0.5
+    eps: float = 0.002
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        total, rise = sigma**2 + self.sigma_data**2, sigma - self.eps
+        return Coefficients(
+            self.sigma_data**2 / (rise**2 + self.sigma_data**2),
+            rise * self.sigma_data / total.sqrt(),
+            1 / total.sqrt(),
+            sigma.log() / 4,
+        )
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class VP:
+    """Score SDE, variance preserving (Song et al., 2021): F predicts the noise at time t = sigma^-1(sigma).
+
+    sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), for t in [epsilon_t, 1], scaled by `steps` for the network.
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    steps: int = 1000
+    epsilon_t: float = 1e-5
+    sigma_data: float = 0.5
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.expm1(self.beta_d * t**2 / 2 + self.beta_min * t).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(sigma**2)).sqrt() - self.beta_min) / self.beta_d
+
+    # The published networks carry the range as float32 arithmetic of exp(.) - 1 gave it, which cancels near zero.
+    @cached_property
+    def sigma_min(self) -> float:
+        t = torch.tensor(self.epsilon_t)
+        return (((self.beta_d * t**2 / 2 + self.beta_min * t).exp() - 1) ** 0.5).item()
+
+    @cached_property
+    def sigma_max(self) -> float:
+        return ((torch.tensor(self.beta_d / 2 + self.beta_min).exp() - 1) ** 0.5).item()
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        return Coefficients(
+            torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), (self.steps - 1) * self.time(sigma)
+        )
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class VE:
+    """Score SDE, variance exploding (Song et al., 2021): F predicts the negative noise."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+    sigma_data: float = 0.5
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        return Coefficients(torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).log())
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+@dataclass(frozen=True)
+class IDDPM:
+    """Improved DDPM (Nichol & Dhariwal, 2021): F predicts the noise at one of `steps` discrete levels.
+
+    The levels are u_steps = 0, u_{j-1}^2 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1 with
+    abar_j = sin^2(pi j / (2 steps (c2 + 1))); sigma is rounded to the nearest. F has twice the channels (its learned
+    variances are not used).
+    """
+
+    c1: float = 0.001
+    c2: float = 0.008
+    steps: int = 1000
+    sigma_data: float = 0.5
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """(steps + 1,) float64, decreasing to 0."""
+        abar = [math.sin(0.5 * math.pi * j / (self.steps * (self.c2 + 1))) ** 2 for j in range(self.steps + 1)]
+        u = [0.0]
+        for j in range(self.steps, 0, -1):
+            u.append(math.sqrt((u[-1] ** 2 + 1) / max(abar[j - 1] / abar[j], self.c1) - 1))
+        return torch.tensor(u[::-1], dtype=torch.float64)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The levels as the published networks carry them, (steps + 1,) float32.
+
+        They were computed in float32, where the recursion cancels near zero: the last levels differ by 5e-4 from the
+        exact ones, which the authors' sampler uses.
+        """
+        angle = torch.arange(self.steps + 1, dtype=torch.float32) * (math.pi / 2) / self.steps / (self.c2 + 1)
+        abar = angle.sin() ** 2
+        u = torch.zeros(self.steps + 1)
+        for j in range(self.steps, 0, -1):
+            u[j - 1] = ((u[j] ** 2 + 1) / (abar[j - 1] / abar[j]).clamp_min(self.c1) - 1).sqrt()
+        return u
+
+    @property
+    def sigma_min(self) -> float:
+        return self.table[-2].item()
+
+    @property
+    def sigma_max(self) -> float:
+        return self.table[0].item()
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """The index of the nearest level, of the shape of sigma."""
+        return (sigma.detach().float().unsqueeze(-1) - self.table.to(sigma.device)).abs().argmin(-1)
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        noise = (self.steps - 1 - self.index(sigma)).to(sigma.dtype)
+        return Coefficients(torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), noise)
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return self.table.to(sigma.device)[self.index(sigma)].to(sigma.dtype)

@@ -1,0 +1,91 @@
+"""The built-in data set: 1,797 handwritten digits of 8x8 pixels. Small enough for a laptop without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fewstep as fs
+
+if TYPE_CHECKING:
+    from fewstep.train.run import Run
+
+
+def teacher(data: str = "digits", *, lr: float = 4e-3, batch_size: int = 128, until: int = 102_400, seed: int = 0) -> Run:
+    """A class-conditional EDM teacher (DDPM++ of 0.75 M parameters).
+
+    Args:
+        data: image zip or folder, or the built-in digits.
+        lr: learning rate of Adam.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of weights, data order and noise.
+    """
+    import torch
+
+    from fewstep.nets.song import SongConfig, SongUNet
+
+    images = fs.images(data)
+    channels, resolution, _ = images.shape
+    torch.manual_seed(seed)
+    net = SongUNet(
+        SongConfig(
+            resolution,
+            in_channels=channels,
+            out_channels=channels,
+            label_dim=images.num_classes,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_blocks=1,
+            attn_resolutions=(4,),
+            dropout=0.0,
+        )
+    )
+    return fs.Run(
+        fs.Pretraining(fs.Denoiser(net), fs.DenoisingLoss()),
+        fs.ImageStream(images, seed=seed),
+        {"denoiser": fs.Adam(lr, betas=(0.9, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)},
+        batch_size=batch_size,
+        until=until,
+        ema=fs.HalfLife(20_000),
+        seed=seed,
+        snapshots=4,
+        name="teacher",
+        card=fs.Card(method="EDM (Karras et al., 2022)", license="Apache-2.0"),
+    )
+
+
+def sid(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    alpha: float = 1.2,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    until: int = 51_200,
+    seed: int = 0,
+) -> Run:
+    """A one-step student by score identity distillation; uses the labels of the data only.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        alpha: of the SiD loss.
+        lr: learning rate of Adam, for generator and fake score.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of data order and noise.
+    """
+    adam = fs.Adam(lr, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
+    return fs.Run(
+        fs.distill.SiD(fs.load(teacher), alpha=alpha),
+        fs.ImageStream(fs.images(data), seed=seed),
+        {"fake_score": adam, "generator": adam},
+        batch_size=batch_size,
+        until=until,
+        ema=fs.HalfLife(10_000),
+        seed=seed,
+        snapshots=4,
+        name="student",
+        card=fs.card(teacher).student(f"SiD, alpha = {alpha:g} (Zhou et al., 2024)"),
+    )

@@ -1,0 +1,8 @@
+"""Grids of images, charts, and a self-contained HTML page from the records of runs; nothing here needs torch."""
+
+from fewstep.report.grid import grid as grid
+from fewstep.report.grid import save_png as save_png
+from fewstep.report.page import write_report as write_report
+from fewstep.report.plot import Reference as Reference
+from fewstep.report.plot import Series as Series
+from fewstep.report.plot import line_chart as line_chart

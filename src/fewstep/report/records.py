@@ -1,0 +1,138 @@
+"""What a folder of runs holds: results with their protocol, logs, samples, cards. Reading only, and without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
+EFFORT = ("images_per_second", "training_images", "training_seconds")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of results.json, and the folder to which its `grid` is relative."""
+
+    row: dict[str, Any]
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every number of the row that is neither its description nor its effort."""
+        return {k: v for k, v in self.row.items() if is_number(v) and k not in (*DESCRIPTION, *EFFORT)}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How it was measured: the row's `protocol`, and every other entry that is not shown elsewhere."""
+        known = {*DESCRIPTION, *EFFORT, *self.metrics}
+        return {k: v for k, v in self.row.items() if k not in known} | self.row.get("protocol", {})
+
+
+class Curve(NamedTuple):
+    """One key of a log: nimg (N,) and values (N,)."""
+
+    nimg: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Log:
+    """The numbers of a log.jsonl by key, the training time, and how many lines were left out, and why.
+
+    unreadable: not JSON (torn by a kill), or without `nimg`. repeated: superseded by a resume from before them.
+    """
+
+    curves: dict[str, Curve]
+    seconds: float | None
+    unreadable: int
+    repeated: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder: run.json, the log if there is one, and the sample grids in the order of training."""
+
+    folder: Path
+    info: dict[str, Any]
+    log: Log
+    samples: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("name") or self.folder.name)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The contents of a file that must hold a JSON value of this kind, dict or list."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not readable as JSON ({error}); restore it, or remove it from the folder"
+        ) from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} must hold a JSON {kind.__name__}; got {type(value).__name__}")
+    return value
+
+
+def read_results(path: Path) -> list[Result]:
+    rows = read_json(path, list)
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("protocol", {}), dict):
+            raise ValueError(f"{path}: entry {i} must be an object, and its protocol one too; got {str(row)[:80]}")
+    return [Result(row, path.parent) for row in rows]
+
+
+def read_log(path: Path) -> Log:
+    """A log written line by line, possibly torn by a kill and continued by a resume; none is an empty one."""
+    records: list[dict[str, Any]] = []
+    unreadable = repeated = 0
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not is_number(record.get("nimg")):
+            unreadable += bool(line.strip())
+            continue
+        # A resumed run starts over from its checkpoint: what was logged beyond it is not part of its history.
+        if records and record["nimg"] < records[-1]["nimg"]:
+            kept = [r for r in records if r["nimg"] < record["nimg"]]
+            repeated += len(records) - len(kept)
+            records = kept
+        records.append(record)
+    keys = dict.fromkeys(key for r in records for key, value in r.items() if is_number(value))
+    curves = {}
+    for key in keys:
+        if key not in ("nimg", "seconds"):
+            points = [(r["nimg"], r[key]) for r in records if is_number(r.get(key))]
+            curves[key] = Curve(*np.array(points, float).T)
+    times = [float(r["seconds"]) for r in records if is_number(r.get("seconds"))]
+    return Log(curves, times[-1] if times else None, unreadable, repeated)
+
+
+def read_run(folder: Path) -> RunRecord:
+    samples = tuple(sorted((folder / "samples").glob("*.png")))
+    return RunRecord(folder, read_json(folder / "run.json", dict), read_log(folder / "log.jsonl"), samples)
+
+
+def find(folder: Path, name: str) -> list[Path]:
+    """Files of this name in `folder` or beneath it, in alphabetical order; hidden folders are passed over."""
+    paths = (p for p in folder.rglob(name) if p.is_file())
+    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def find_cards(folder: Path) -> list[Path]:
+    """The README.md of model folders; of several beside each other under `snapshots`, the last."""
+    cards = [p for p in find(folder, "README.md") if (p.parent / "config.json").is_file()]
+    last = {p.parent.parent if p.parent.parent.name == "snapshots" else p: p for p in cards}
+    return list(last.values())

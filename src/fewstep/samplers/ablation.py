@@ -1,0 +1,167 @@
+"""The general sampler in which EDM compares earlier ones (Karras et al., 2022, Table 1).
+
+The state s(t) x follows the ODE
+    dx/dt = (sigma'/sigma + s'/s) x - (sigma' s / sigma) D(x / s; sigma)    (Eq. 81)
+in a time t that the schedule turns into a noise level. States are handed in and out unscaled, as elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Denoise
+from fewstep.noise import Noise, karras_sigmas
+from fewstep.precondition import IDDPM, VP, Precondition
+from fewstep.samplers.contract import steps
+from fewstep.samplers.edm import churn_factor
+
+Solver = Literal["euler", "heun"]
+Discretization = Literal["vp", "ve", "iddpm", "edm"]
+ScheduleName = Literal["vp", "ve", "linear"]
+Scaling = Literal["vp", "none"]
+
+
+class Schedule(NamedTuple):
+    """sigma(t), its derivative and its inverse."""
+
+    sigma: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    time: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A sampler by its four choices; `sigmas(n)` are its noise levels, and calling it samples.
+
+    solver, alpha: Euler, or the second-order family with its second evaluation at the fraction `alpha` of the step
+    (1 Heun, 1/2 midpoint, 2/3 Ralston). discretization: where the steps are. schedule, scaling: sigma(t) and s(t).
+    sigma_min, sigma_max: None for the range of the discretization. epsilon_s: the smallest time of the VP
+    discretization. C_1, C_2, M: constants of the iDDPM levels. S_churn, S_min, S_max, S_noise: as in `churn`, and noise
+    is drawn as there. precondition: that of the network; it clamps the range and rounds the levels to those that the
+    network knows.
+    """
+
+    solver: Solver = "heun"
+    discretization: Discretization = "edm"
+    schedule: ScheduleName = "linear"
+    scaling: Scaling = "none"
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    epsilon_s: float = 1e-3
+    C_1: float = 0.001
+    C_2: float = 0.008
+    M: int = 1000
+    alpha: float = 1.0
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = math.inf
+    S_noise: float = 1.0
+    precondition: Precondition | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"solver": Solver, "discretization": Discretization, "schedule": ScheduleName, "scaling": Scaling}
+        for name, choice in choices.items():
+            if getattr(self, name) not in get_args(choice):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choice))}; got {getattr(self, name)!r}")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must lie in (0, 1]; got {self.alpha}")
+        low, high = self.range
+        if not 0 < low < high:
+            raise ValueError(f"noise levels need 0 < sigma_min < sigma_max; got sigma_min={low}, sigma_max={high}")
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest noise level."""
+        vp = VP().sigma(torch.tensor([self.epsilon_s, 1], dtype=torch.float64)).tolist()
+        low, high = {"vp": vp, "ve": (0.02, 100), "iddpm": (0.002, 81), "edm": (0.002, 80)}[self.discretization]
+        low = low if self.sigma_min is None else self.sigma_min
+        high = high if self.sigma_max is None else self.sigma_max
+        if self.precondition is not None:
+            low, high = max(low, self.precondition.sigma_min), min(high, self.precondition.sigma_max)
+        return low, high
+
+    @cached_property
+    def vp(self) -> VP:
+        """The VP schedule with sigma(epsilon_s) and sigma(1) at the ends of the range."""
+        low, high = (math.log1p(level**2) for level in self.range)
+        beta_d = 2 * (low / self.epsilon_s - high) / (self.epsilon_s - 1)
+        return VP(beta_d=beta_d, beta_min=high - beta_d / 2)
+
+    def round(self, sigma: Tensor) -> Tensor:
+        return sigma if self.precondition is None else self.precondition.round(sigma)
+
+    def sigmas(self, n: int) -> Tensor:
+        """The noise levels of `n` steps, closed by a zero: (n + 1,), float64."""
+        low, high = self.range
+        if self.discretization == "edm":
+            sigmas = karras_sigmas(n, sigma_min=low, sigma_max=high, rho=self.rho)[:-1]
+        elif n < 1:
+            raise ValueError(f"a schedule needs at least 1 step; got {n}")
+        else:
+            i = torch.arange(n, dtype=torch.float64)
+            ramp = i / max(n - 1, 1)
+            if self.discretization == "vp":
+                sigmas = self.vp.sigma(1 + ramp * (self.epsilon_s - 1))
+            elif self.discretization == "ve":
+                sigmas = high * (low / high) ** ramp
+            else:
+                levels = IDDPM(self.C_1, self.C_2, self.M).levels
+                levels = levels[(low <= levels) & (levels <= high)]
+                sigmas = levels[((len(levels) - 1) / max(n - 1, 1) * i).round().long()]
+        return torch.cat([self.round(sigmas), sigmas.new_zeros(1)])
+
+    @cached_property
+    def noise_schedule(self) -> Schedule:
+        if self.schedule == "linear":
+            return Schedule(torch.clone, torch.ones_like, torch.clone)
+        if self.schedule == "ve":
+            return Schedule(torch.sqrt, lambda t: 0.5 / t.sqrt(), torch.square)
+        vp = self.vp
+
+        def derivative(t: Tensor) -> Tensor:
+            sigma = vp.sigma(t)
+            return (vp.beta_min + vp.beta_d * t) / 2 * (sigma + 1 / sigma)
+
+        return Schedule(vp.sigma, derivative, vp.time)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """s as a function of the noise level."""
+        return 1 / (1 + sigma**2).sqrt() if self.scaling == "vp" else torch.ones_like(sigma)
+
+    def slope(self, denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
+        sigma, growth = self.noise_schedule.sigma(t), self.noise_schedule.derivative(t)
+        s = self.scale(sigma)
+        decay = -sigma * growth * s**2 if self.scaling == "vp" else 0  # s' / s
+        return (growth / sigma + decay) * x - growth * s / sigma * denoise(x / s, sigma)
+
+    @torch.no_grad()
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like
+    ) -> Iterator[Tensor]:
+        """Sample from `x` at `sigmas[0]`, as any sampler does."""
+        time, n = self.noise_schedule.time, len(sigmas) - 1
+        x = x * self.scale(sigmas[0])
+        for sigma, sigma_next in steps(sigmas):
+            raised = sigma
+            if self.S_churn:
+                gamma = churn_factor(sigma, n, self.S_churn, self.S_min, self.S_max)
+                raised = self.round(sigma * (1 + gamma))
+                excess = (raised**2 - sigma**2).clamp_min(0).sqrt()
+                x = self.scale(raised) * (x / self.scale(sigma) + excess * self.S_noise * noise(x))
+            # t = 0 is the end by definition: refitted VP schedules may cross sigma = 0 a little earlier
+            t, t_next = time(raised), time(sigma_next) if sigma_next > 0 else sigma_next
+            h, d = t_next - t, self.slope(denoise, x, t)
+            ahead = x + h * d
+            if self.solver == "heun" and sigma_next > 0:
+                other = self.slope(denoise, x + self.alpha * h * d, t + self.alpha * h)
+                ahead = x + h * ((1 - 0.5 / self.alpha) * d + 0.5 / self.alpha * other)
+            x = ahead
+            yield x / self.scale(sigma_next)

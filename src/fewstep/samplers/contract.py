@@ -1,0 +1,76 @@
+"""What a sampler is: a generator function `(denoise, x, sigmas, **options) -> Iterator[Tensor]`.
+
+It receives a noisy image `x` (B, ...) at level `sigmas[0]` and the decreasing levels `sigmas` (n + 1,), closed by a
+zero; it yields the state at each next level, the last one at sigma = 0. `denoise` gets `x` in the state's dtype
+(float64 where accuracy counts) and sigma as a 0-dim tensor. States are never changed in place, so that they may be
+kept. Samplers run without gradients. Stochastic ones take `noise`, which draws unit Gaussian noise like its argument:
+with one random stream per image, an image depends on its own seed only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.denoiser import Denoise
+from fewstep.nets.layers import forward_mode
+
+Sampler = Callable[..., Iterator[Tensor]]
+"""`(denoise, x, sigmas, **options) -> Iterator[x]`."""
+
+
+def last(states: Iterable[Tensor]) -> Tensor:
+    """The final state of a sampler; the others are not kept."""
+    kept = deque(states, maxlen=1)
+    if not kept:
+        raise ValueError("the sampler yielded no state; its schedule needs at least one step")
+    return kept[0]
+
+
+def steps(sigmas: Tensor, *, distinct: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (sigma, sigma_next) of a schedule (n + 1,), which must not increase and must end in its only 0.
+
+    Levels rounded to those of a network may coincide; `distinct` refuses that, for formulas that divide by the step.
+    """
+    values: list[float] = sigmas.flatten().tolist()
+    if sigmas.ndim != 1 or len(values) < 2 or values[-1] != 0 or not all(a >= b for a, b in pairwise(values)):
+        raise ValueError(f"noise levels must be (n + 1,) with n >= 1, decrease and end in 0; got {values}")
+    if values[-2] == 0 or (distinct and len(set(values)) < len(values)):
+        raise ValueError(f"this sampler needs distinct noise levels; take fewer steps, or euler or heun; got {values}")
+    return pairwise(sigmas.unbind())
+
+
+class Counted:
+    """A denoiser that counts its evaluations: `nfe` the plain ones, `jvp` the dual ones (with a forward derivative).
+
+    A dual evaluation also returns the value; it costs about two to two and a half plain ones.
+    """
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+        self.nfe = 0
+        self.jvp = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if forward_mode():
+            self.jvp += 1
+        else:
+            self.nfe += 1
+        return self.denoise(x, sigma)
+
+
+def counted(denoise: Denoise) -> Counted:
+    """`denoise`, with counters `nfe` and `jvp` that start at 0."""
+    return Counted(denoise)
+
+
+def unwrapped(denoise: Denoise) -> Any:
+    """The denoiser inside `functools.partial` and `counted`."""
+    while isinstance(denoise, partial | Counted):
+        denoise = denoise.func if isinstance(denoise, partial) else denoise.denoise
+    return denoise

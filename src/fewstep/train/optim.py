@@ -1,0 +1,40 @@
+"""Optimizers as settings: a frozen description that makes the optimizer and tells its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with EDM's and EDM2's learning rates (Karras et al., 2022, 2024).
+
+    The rate at `nimg` images is lr min(nimg / rampup, 1) / sqrt(max(nimg / reference, 1)), times the share of the way
+    left to `until` within the last `cooldown` images. rampup: linear warm-up, whose first step has rate 0. reference:
+    where the decay by the inverse square root begins.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    rampup: float = 0
+    reference: float = math.inf
+    cooldown: float = 0
+    until: float = math.inf
+
+    def rate(self, nimg: int) -> float:
+        """The learning rate of the step that begins at `nimg` images."""
+        rate = self.lr / math.sqrt(max(nimg / self.reference, 1))
+        if self.rampup:
+            rate *= min(nimg / self.rampup, 1)
+        if self.cooldown:
+            rate *= min(max((self.until - nimg) / self.cooldown, 0), 1)
+        return rate
+
+    def __call__(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -1,0 +1,335 @@
+"""A run: a Trainer with a folder. It logs, takes snapshots and checkpoints, and the same call again resumes it.
+
+    run.json       what runs: settings, data, versions, command
+    log.jsonl      one line of figures at a time
+    snapshots/     the averaged product as model folders, by images seen
+    checkpoints/   the whole state of training, the newest two
+    samples/       grids of fixed seeds
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fewstep import checkpoint
+from fewstep.checkpoint import Card
+from fewstep.data.stream import ImageStream
+from fewstep.denoiser import Denoiser
+from fewstep.distributed import barrier, device, rank, world_size
+from fewstep.files import new_file, new_folder, read_json, sha256, write_json
+from fewstep.generate import generate
+from fewstep.method import Method
+from fewstep.progress import Progress
+from fewstep.report.grid import grid, save_png
+from fewstep.train.ema import HalfLife
+from fewstep.train.optim import Adam
+from fewstep.train.trainer import Trainer
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class Run:
+    """A method, its data and its settings: all that a training is, but the folder.
+
+    optimizers: for each player that moves. until: training images at the end. snapshots: how many are taken on the way
+    there, evenly. checkpoint_seconds: at least so much time lies between two checkpoints. name, card: for the log and
+    the model's card; the rest of the card is filled in. command: the command line that repeats this run.
+    """
+
+    method: Method
+    data: ImageStream
+    optimizers: Mapping[str, Adam]
+    batch_size: int
+    until: int
+    micro_batch: int | None = None
+    ema: HalfLife = HalfLife()
+    seed: int = 0
+    snapshots: int = 10
+    checkpoint_seconds: float = 60.0
+    name: str = "run"
+    card: Card = field(default_factory=Card)
+    command: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: a resumed run must have the same."""
+        moving = {phase.player for phase in self.method.phases}
+        fixed = {name: digest(child) for name, child in self.method.named_children() if name not in moving}
+        return {
+            "method": describe(self.method),
+            "fixed": fixed,
+            "network": {name: checkpoint.to_dict(m.net.config) for name, m in denoisers(self.method)},
+            "precondition": {name: checkpoint.to_dict(m.precondition) for name, m in denoisers(self.method)},
+            "data": {"name": self.data.data.name, "n": len(self.data.data), "sha256": self.data.data.fingerprint},
+            "stream": {"seed": self.data.seed, "flip": self.data.flip},
+            "optimizers": {name: describe(o) for name, o in self.optimizers.items()},
+            "batch_size": self.batch_size,
+            "micro_batch": self.micro_batch or self.batch_size // world_size(),
+            "ema": describe(self.ema),
+            "seed": self.seed,
+        }
+
+
+def denoisers(method: nn.Module) -> list[tuple[str, Denoiser]]:
+    return [(name, child) for name, child in method.named_children() if isinstance(child, Denoiser)]
+
+
+def describe(value: Any) -> Any:
+    """Settings as JSON: numbers and words as they are, objects as their kind and their settings, networks left out."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return checkpoint.plain(value)
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    hidden = ("_", "training", "phases", "product")
+    settings = {k: v for k, v in vars(value).items() if not k.startswith(hidden) and not isinstance(v, nn.Module)}
+    return {"kind": type(value).__name__} | {k: describe(v) for k, v in settings.items()}
+
+
+def digest(module: nn.Module) -> str:
+    """A fingerprint of a module's weights."""
+    result = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return result.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Where a run takes place; for the record."""
+    return {
+        "versions": {name: version(name) for name in ("fewstep", "torch", "numpy")} | {"python": platform.python_version()},
+        "machine": {
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "ranks": world_size(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({cpu_name()})",
+        },
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """Where two descriptions differ, in words."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = sorted(set(mine) | set(theirs))
+        return [d for k in keys for d in differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if mine == theirs else [f"{prefix} was {json.dumps(theirs)}, is {json.dumps(mine)}"]
+
+
+def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
+    """Make the run's folder, or find that it is this run's."""
+    record = folder / "run.json"
+    if rank() == 0:
+        if fresh and record.exists():
+            for name in ("snapshots", "checkpoints", "samples"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("log.jsonl", "run.json"):
+                (folder / name).unlink(missing_ok=True)
+        identity = json.loads(json.dumps(run.identity(), allow_nan=False))
+        if record.exists():
+            theirs = read_json(record)
+            found = differences(identity, theirs.get("identity") if isinstance(theirs, dict) else None)
+            if found:
+                raise ValueError(
+                    f"{folder} belongs to another configuration: {'; '.join(found[:5])}"
+                    + ("" if len(found) <= 5 else f"; and {len(found) - 5} more")
+                    + ". Choose another folder, or start over with --fresh (fresh=True)"
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            about = {"name": run.name, "command": run.command, "started": started, "until": run.until}
+            write_json(record, about | environment() | {"identity": identity})
+    barrier()
+
+
+def save_checkpoint(trainer: Trainer, folder: Path, seconds: float) -> None:
+    """Write the whole state under `checkpoints/`, then drop all but the newest two."""
+    state = trainer.state_dict()
+    with new_folder(folder / "checkpoints" / f"{trainer.nimg:012d}") as partial:
+        save_file(checkpoint.contiguous(state.pop("tensors")), partial / "state.safetensors")
+        write_json(partial / "state.json", state | {"seconds": seconds, "sha256": sha256(partial / "state.safetensors")})
+    for old in sorted((folder / "checkpoints").glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(trainer: Trainer, folder: Path) -> float:
+    """Bring the trainer to the newest checkpoint that is whole; returns the seconds trained so far, 0 without one."""
+    for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
+        try:
+            state = read_json(path / "state.json")
+            if sha256(path / "state.safetensors") != state["sha256"]:
+                raise ValueError("the tensors do not have the recorded hash")
+            tensors = load_file(path / "state.safetensors")
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            print(f"warning: checkpoint {path} is damaged ({error}); using the one before", file=sys.stderr)
+            continue
+        trainer.load_state_dict(state | {"tensors": tensors})
+        return state["seconds"]
+    return 0.0
+
+
+class Log:
+    """`log.jsonl`: figures averaged since the last line. Lines beyond the state that training resumes from are dropped."""
+
+    def __init__(self, path: Path, nimg: int) -> None:
+        self.path = path
+        kept = [line for line in self.read() if line["nimg"] <= nimg]
+        with new_file(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def read(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the last line, torn by a kill; the figures are written again
+                break
+        return lines
+
+    def add(self, logs: dict[str, torch.Tensor]) -> None:
+        for key, value in logs.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def write(self, entry: dict[str, Any]) -> dict[str, float]:
+        """Append a line; returns the averaged figures. Counts (`nonfinite/...`) are summed."""
+        figures = {
+            key: float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
+            for key, total in self.sums.items()
+        }
+        self.sums, self.counts = {}, {}
+        line = {k: checkpoint.plain(v) for k, v in (entry | figures).items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        return figures
+
+
+def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
+    """Train until `run.until` images, in `folder`; returns the averaged product.
+
+    The same call again resumes from the newest checkpoint, or returns at once what is finished. A run is the same, bit
+    for bit, however often it was interrupted. fresh: discard what is there.
+    """
+    folder = Path(folder)
+    open_folder(run, folder, fresh=fresh)
+    trainer = Trainer(
+        run.method,
+        run.data,
+        run.optimizers,
+        batch_size=run.batch_size,
+        micro_batch=run.micro_batch,
+        ema=run.ema,
+        seed=run.seed,
+        device=device(),
+    )
+    before = load_checkpoint(trainer, folder)
+    if trainer.nimg < run.until:
+        advance(run, trainer, folder, before)
+    product = trainer.product
+    assert isinstance(product, Denoiser)
+    return product
+
+
+def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
+    """Train, log, take snapshots and checkpoints until the end."""
+    lead = rank() == 0
+    log = Log(folder / "log.jsonl", trainer.nimg) if lead else None
+    total = -(-run.until // run.batch_size)
+    log_every = min(100, max(1, total // 100))
+    snapshot_every = max(1, total // max(run.snapshots, 1))
+    started = saved = logged = time.monotonic()
+    logged_nimg = trainer.nimg
+    with Progress(run.name, total=run.until, done=trainer.nimg) as progress:
+        try:
+            while trainer.nimg < run.until:
+                logs = trainer.step()
+                done = trainer.nimg >= run.until
+                now = time.monotonic()
+                if log is not None:
+                    log.add(logs)
+                    if trainer.steps % log_every == 0 or done:
+                        rate = (trainer.nimg - logged_nimg) / max(now - logged, 1e-9)
+                        entry = {"nimg": trainer.nimg, "seconds": before + now - started, "images_per_second": rate}
+                        figures = log.write(entry)
+                        check_finite(figures, trainer, folder)
+                        progress.figures(figures)
+                        logged, logged_nimg = now, trainer.nimg
+                    if trainer.steps % snapshot_every == 0 or done:
+                        take_snapshot(run, trainer, folder)
+                    if done or now - saved > run.checkpoint_seconds:
+                        save_checkpoint(trainer, folder, before + now - started)
+                        saved = time.monotonic()
+                progress.update(trainer.nimg)
+        except KeyboardInterrupt:
+            if lead:
+                trainer_at = trainer.nimg
+                print(f"interrupted at {trainer_at:,} images; the same command continues from the last checkpoint", file=sys.stderr)
+            raise
+    barrier()
+
+
+def check_finite(figures: dict[str, float], trainer: Trainer, folder: Path) -> None:
+    """Stop a run whose loss is lost, before its checkpoint overwrites a good one."""
+    lost = [key for key, value in figures.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost)} became infinite or undefined before {trainer.nimg:,} images; the last good checkpoint is in "
+            f"{folder / 'checkpoints'}. Lower the learning rate and use another folder"
+        )
+
+
+def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> None:
+    """Save the averaged product as a model folder, and a grid of images of fixed seeds."""
+    product = trainer.product
+    assert isinstance(product, Denoiser)
+    data = run.data.data
+    card = dataclasses.replace(
+        run.card,
+        name=run.card.name or run.name,
+        nimg=trainer.nimg,
+        data={"name": data.name, "n": len(data), "sha256": data.fingerprint},
+    )
+    checkpoint.save(product, folder / "snapshots" / f"{trainer.nimg:012d}", card)
+    n = max(1, product.num_classes)
+    columns = min(n, 10)
+    label = torch.arange(4 * columns) % n if product.num_classes else None
+    images = list(generate(product, range(4 * columns), label=label))
+    save_png(grid(np.stack(images), columns=columns), folder / "samples" / f"{trainer.nimg:012d}.png")

@@ -1,0 +1,160 @@
+"""The Trainer: one move of every player that is due. It runs any Method and knows no algorithm's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.distributed import rank, sum_over_ranks, world_size
+from fewstep.method import Batch, Method, Phase
+from fewstep.train.ema import Average, HalfLife
+
+
+class Stream(Protocol):
+    """Endless training data: the batch at a position is a function of the position."""
+
+    def batch(self, position: int, n: int) -> Batch: ...
+
+
+class Optimizer(Protocol):
+    """Settings that make an optimizer and tell its learning rate at a number of images."""
+
+    def __call__(self, params: Iterable[nn.Parameter], /) -> torch.optim.Optimizer: ...
+    def rate(self, nimg: int) -> float: ...
+
+
+def reseed(*key: int) -> None:
+    """Seed the random streams of torch from a tuple of non-negative numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+class Trainer:
+    """Moves the players of a method; the caller owns the loop.
+
+    A step moves each due phase once, over `batch_size` fresh images, split into micro-batches of `micro_batch` images
+    which the ranks share. What a micro-batch draws depends on (seed, step, phase, micro-batch) alone, so that a resumed
+    run is the same run, and the same micro-batches on more ranks give the same gradients. Between moves every network
+    is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move.
+
+    optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Stream,
+        optimizers: Mapping[str, Optimizer],
+        *,
+        batch_size: int,
+        micro_batch: int | None = None,
+        ema: HalfLife = HalfLife(),
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.micro_batch = micro_batch or batch_size // world_size()
+        if batch_size % (self.micro_batch * world_size()):
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batch times the number of ranks; got batch_size={batch_size}, "
+                f"micro_batch={self.micro_batch}, ranks={world_size()}"
+            )
+        players = list(dict.fromkeys(phase.player for phase in method.phases))
+        if set(players) != set(optimizers):
+            raise ValueError(f"expected an optimizer for each of {players}; got {list(optimizers)}")
+        self.device = device or torch.device("cpu")
+        self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
+        self.nimg = self.steps = self.position = 0
+        self.params = {name: [p for p in self.player(name).parameters() if p.requires_grad] for name in players}
+        self.settings = dict(optimizers)
+        self.optimizers = {name: make(self.params[name]) for name, make in optimizers.items()}
+        method.requires_grad_(False).eval()
+        self.ema = Average(self.player(method.product), ema)
+
+    def player(self, name: str) -> nn.Module:
+        return self.method.get_submodule(name)
+
+    @property
+    def product(self) -> nn.Module:
+        """The averaged product."""
+        return self.ema.module
+
+    def step(self) -> dict[str, Tensor]:
+        """Move every player that is due; returns scalars to log, without waiting for the device."""
+        logs: dict[str, Tensor] = {}
+        for index, phase in enumerate(self.method.phases):
+            if phase.due(self.steps, self.nimg):
+                logs |= self.move(index, phase)
+        self.ema.update(self.nimg, self.batch_size)
+        self.steps += 1
+        self.nimg += self.batch_size
+        return logs
+
+    def move(self, index: int, phase: Phase) -> dict[str, Tensor]:
+        """One step of one player's optimizer, over one batch."""
+        params, optimizer = self.params[phase.player], self.optimizers[phase.player]
+        rounds = self.batch_size // self.micro_batch
+        logs: dict[str, Tensor] = {}
+        with self.thawed(phase.player):
+            for k in range(rank(), rounds, world_size()):
+                batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
+                reseed(self.seed, self.steps, index, k)
+                loss, diagnostics = phase.loss(Batch(*(x if x is None else x.to(self.device) for x in batch)))
+                (loss.sum() / self.batch_size).backward()
+                scalars = {phase.name: loss.detach().mean()}
+                scalars |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
+                for key, value in scalars.items():
+                    logs[key] = logs.get(key, 0) + value.float() / rounds
+        self.position += self.batch_size
+        gradients = [p.grad for p in params if p.grad is not None]
+        sum_over_ranks([*gradients, *logs.values()])
+        logs[f"nonfinite/{phase.name}"] = phase.clean(gradients)
+        logs[f"grad_norm/{phase.name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings[phase.player].rate(self.nimg)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return logs
+
+    @contextmanager
+    def thawed(self, name: str) -> Iterator[None]:
+        """One player in training mode, with gradients to its parameters; frozen again afterwards."""
+        module, params = self.player(name), self.params[name]
+        module.train()
+        for p in params:
+            p.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for p in params:
+                p.requires_grad_(False)
+            module.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, beside the settings: tensors under dotted names, and counters."""
+        tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for index, entries in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in entries.items()}
+        return {"nimg": self.nimg, "steps": self.steps, "position": self.position, "tensors": tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, into a Trainer of the same settings; strict."""
+        parts: dict[str, dict[str, Tensor]] = {"method": {}, "average": {}, "optimizer": {}}
+        for key, value in state["tensors"].items():
+            part, rest = key.split(".", 1)
+            parts[part][rest] = value
+        self.method.load_state_dict(parts["method"])
+        self.ema.module.load_state_dict(parts["average"])
+        moments: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
+        for key, value in parts["optimizer"].items():
+            name, index, entry = key.rsplit(".", 2)
+            moments[name].setdefault(int(index), {})[entry] = value
+        for name, optimizer in self.optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
+        self.nimg, self.steps, self.position = state["nimg"], state["steps"], state["position"]

@@ -1,0 +1,119 @@
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fewstep import checkpoint
+from fewstep.checkpoint import Card
+from fewstep.denoiser import Denoiser
+from fewstep.nets.song import SongUNet, ncsnpp
+from fewstep.precondition import EDM, IDDPM, VE, VP
+
+
+@pytest.mark.parametrize("precondition", [EDM(), EDM(0.3, 0.01, 90.0), VP(), VE(sigma_max=50.0), IDDPM(steps=20)])
+def test_save_and_load_is_the_identity(denoiser, tmp_path, precondition):
+    config = ncsnpp(16, label_dim=3, augment_dim=9, model_channels=16, channel_mult=(1, 2), num_blocks=1, out_channels=6)
+    config = denoiser.net.config if precondition.sigma_data == 0.3 else config
+    original = Denoiser(SongUNet(config), precondition=precondition, levels=(2.5, 0.7))
+    card = Card(name="it", method="by hand", nimg=3, lineage=["a", "b"], license="CC BY-NC-SA 4.0", data={"name": "d"})
+    checkpoint.save(original, tmp_path / "model", card)
+    loaded = checkpoint.load(tmp_path / "model")
+    assert loaded.net.config == config
+    assert loaded.precondition == precondition
+    assert loaded.levels == (2.5, 0.7)
+    assert not loaded.training
+    assert loaded.state_dict().keys() == original.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), original.state_dict().values(), strict=True))
+    assert checkpoint.card(tmp_path / "model") == card
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "CC BY-NC-SA 4.0" in text
+    assert "a <- b" in text
+    assert card.student("SiD").license == card.license
+    assert card.student("SiD").lineage == ["it", "a", "b"]
+
+
+def test_a_run_folder_means_its_newest_snapshot(denoiser, tmp_path):
+    for nimg in (8, 16):
+        checkpoint.save(denoiser, tmp_path / "run" / "snapshots" / f"{nimg:012d}", Card(nimg=nimg))
+    (tmp_path / "run" / "snapshots" / "000000000024").mkdir()  # being written elsewhere
+    assert checkpoint.card(tmp_path / "run").nimg == 16
+
+
+def broken(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    for path, value in changes.items():
+        part = config
+        *keys, last = path.split("__")
+        for key in keys:
+            part = part[key]
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "not the configuration of a model"),
+        ({"version": 99}, "version 99"),
+        ({"network__kind": "os.system"}, "expected one of .*SongUNet|expected one of .*SongConfig"),
+        ({"network__nonsense": 1}, "no option nonsense"),
+        ({"network__model_channels": "many"}, "expected int; got 'many'"),
+        ({"network__img_resolution": 7}, "not divisible"),
+        ({"network__label_dim": 11}, r"net.map_label.weight has shape \(8, 10\), not \(8, 11\)"),
+        ({"network__num_blocks": 2}, "missing net.enc.8x8_block1"),
+        ({"precondition__kind": "X"}, "expected one of EDM, VP, VE, IDDPM"),
+    ],
+)
+def test_a_wrong_configuration_is_named(denoiser, tmp_path, change, message):
+    checkpoint.save(denoiser, tmp_path / "m")
+    broken(tmp_path / "m", **change)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(tmp_path / "m")
+
+
+def test_what_is_not_a_model_is_refused(denoiser, tmp_path):
+    with pytest.raises(ValueError, match="missing"):
+        checkpoint.load(tmp_path / "nowhere")
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"can run code when it is loaded; first: fewstep convert"):
+        checkpoint.load(tmp_path / "a.pkl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither a model"):
+        checkpoint.load(tmp_path / "empty")
+    folder = checkpoint.save(denoiser, tmp_path / "m")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        checkpoint.load(folder)
+    weights.write_bytes(whole)
+    save_file({**load_file(weights), "stranger": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match="unexpected stranger"):
+        checkpoint.load(folder)
+    (folder / "config.json").write_text("{torn")
+    with pytest.raises(ValueError, match="not readable as JSON"):
+        checkpoint.load(folder)
+
+
+def test_saving_over_a_model_is_complete_or_not_at_all(denoiser, tmp_path, monkeypatch):
+    folder = checkpoint.save(denoiser, tmp_path / "m", Card(name="first"))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("fewstep.checkpoint.save_file", full)
+        checkpoint.save(denoiser, folder, Card(name="second"))
+    assert checkpoint.card(folder).name == "first"
+    checkpoint.load(folder)
+    checkpoint.save(denoiser, folder, Card(name="second"))
+    assert checkpoint.card(folder).name == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_infinite_range_survives_json(denoiser, tmp_path):
+    folder = checkpoint.save(denoiser, tmp_path / "m")
+    json.loads((folder / "config.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert checkpoint.load(folder).sigma_max == math.inf

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from fewstep.denoiser import Denoiser
+from fewstep.generate import Plan, SeededNoise, default_plan, generate
+from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.noise import karras_sigmas
+from fewstep.precondition import VE
+from fewstep.samplers import churn, heun, multistep
+
+
+def plans(denoiser):
+    return [
+        default_plan(denoiser, 4),
+        Plan(churn, karras_sigmas(4), {"S_churn": 2.0}),
+        Plan(multistep, torch.tensor([2.5, 0.6, 0.0])),
+    ]
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_an_image_depends_on_its_seed_alone(denoiser, which):
+    plan = plans(denoiser)[which]
+    together = list(generate(denoiser, range(64), plan=plan, batch_size=64))
+    alone = list(generate(denoiser, [7], plan=plan))
+    assert np.array_equal(together[7], alone[0])
+    small = list(generate(denoiser, range(3, 10), plan=plan, batch_size=3))
+    assert all(np.array_equal(a, b) for a, b in zip(small, together[3:10], strict=True))
+    assert not np.array_equal(together[7], together[8])
+
+
+def one_of_two(rank, path, denoiser, queue):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    queue.put((rank, list(generate(denoiser, range(8), plan=default_plan(denoiser, 4)))))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_make_the_same_images(denoiser, tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [context.Process(target=one_of_two, args=(r, tmp_path / "s", denoiser, queue)) for r in range(2)]
+    for job in jobs:
+        job.start()
+    parts = dict(queue.get(timeout=60) for _ in jobs)
+    for job in jobs:
+        job.join()
+    one = list(generate(denoiser, range(8), plan=default_plan(denoiser, 4)))
+    assert all(np.array_equal(one[i], parts[i % 2][i // 2]) for i in range(8))
+
+
+def test_labels(denoiser):
+    plan = default_plan(denoiser, 2)
+    threes = list(generate(denoiser, range(4), label=3, plan=plan))
+    each = list(generate(denoiser, range(4), label=torch.tensor([3, 3, 3, 3]), plan=plan, batch_size=2))
+    assert all(np.array_equal(a, b) for a, b in zip(threes, each, strict=True))
+    fives = list(generate(denoiser, range(4), label=5, plan=plan))
+    assert not np.array_equal(np.stack(threes), np.stack(fives))
+    with pytest.raises(ValueError, match="labels of this model are 0 to 9; got 10 to 10"):
+        next(generate(denoiser, range(4), label=10))
+    with pytest.raises(ValueError, match="one for each of 4 seeds"):
+        next(generate(denoiser, range(4), label=torch.tensor([1, 2])))
+    unconditional = Denoiser(SongUNet(SongConfig(8, 1, 1, model_channels=8, channel_mult=(1,), num_blocks=1)))
+    with pytest.raises(ValueError, match="has no classes"):
+        next(generate(unconditional, range(4), label=0))
+
+
+def test_draws_of_a_seed_are_those_of_edm():
+    """Noise in float32, then a class, then the sampler's noise in float64, from one generator per image."""
+    noise = SeededNoise([5, 2**32 + 5])
+    z, label, eps = noise.draw((3, 2, 2), torch.float32), noise.classes(10), noise(torch.zeros(2, 3, 2, 2).double())
+    g = torch.Generator().manual_seed(5)
+    assert torch.equal(z[0], torch.randn(3, 2, 2, generator=g))
+    assert label[0] == torch.randint(10, (1,), generator=g)
+    assert torch.equal(eps[0], torch.randn(3, 2, 2, generator=g, dtype=torch.float64))
+    assert torch.equal(z[0], z[1])  # seeds count modulo 2^32
+
+
+def test_plans_say_what_they_do(denoiser):
+    plan = default_plan(denoiser)
+    assert plan.sampler is heun
+    assert (plan.nfe, plan.describe()["steps"], plan.describe()["sigma_max"]) == (35, 18, 80.0)
+    denoiser.levels = (2.5,)
+    one = default_plan(denoiser)
+    assert (one.sampler, one.sigmas.tolist(), one.nfe) == (multistep, [2.5, 0.0], 1)
+    with pytest.raises(ValueError, match=r"distilled to 1 step\(s\); got steps=4"):
+        default_plan(denoiser, 4)
+    narrow = default_plan(Denoiser(denoiser.net, precondition=VE(sigma_max=50.0)))
+    assert narrow.sigmas[0] == 50
+    assert narrow.sigmas[-2].item() == pytest.approx(0.02)

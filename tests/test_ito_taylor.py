@@ -1,0 +1,312 @@
+"""Ito-Taylor samplers: noise pairs, the heat identity, strong and weak orders on common paths, marginals, refusals."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Denoiser, guided
+from fewstep.noise import karras_sigmas
+from fewstep.oracle import MixtureDenoiser
+from fewstep.precondition import IDDPM
+from fewstep.samplers import (
+    Sampler,
+    check_differentiable,
+    counted,
+    euler_maruyama,
+    ito_taylor,
+    ito_taylor_sde,
+    last,
+    second_order_options,
+    taylor2,
+)
+from fewstep.samplers.ito_taylor import laplace
+from fewstep.samplers.sde import diffusion_moments
+
+
+def f64(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def on_a_line() -> MixtureDenoiser:
+    return MixtureDenoiser(f64([0.3, 0.7]), f64([[-1.0], [0.8]]), f64([0.2, 0.3]) ** 2)
+
+
+def anisotropic(dim: int) -> MixtureDenoiser:
+    """Overlapping components with standard deviations from 0.2 to 0.8 in random directions."""
+    g = torch.Generator().manual_seed(0)
+    frames = torch.linalg.qr(torch.randn(3, dim, dim, dtype=torch.float64, generator=g)).Q
+    variances = torch.linspace(0.2, 0.8, dim, dtype=torch.float64) ** 2
+    means = 0.5 * torch.randn(3, dim, dtype=torch.float64, generator=g)
+    return MixtureDenoiser(f64([1.0, 2.0, 3.0]), means, (frames * variances) @ frames.mT)
+
+
+def line(kappa: float) -> Callable[[Tensor], Tensor]:
+    """A stochasticity that depends on the level."""
+    return lambda sigma: kappa * sigma / (1 + sigma)
+
+
+def law(kappa: float, a: float, b: float) -> Tensor:
+    """The covariance of (I_g, I_z) on the way from level a to b."""
+    h = a - b
+    covariance = a * h**2 - h**3 / 3
+    return kappa * f64([[a**2 - b**2, covariance], [covariance, 2 * a * h**3 / 3 - h**4 / 6]])
+
+
+class Paths:
+    """Brownian paths on a fine grid of levels: pairs (I_g, I_z) of each fine step, with their mirror images."""
+
+    def __init__(self, fine: Tensor, shape: tuple[int, ...], kappa: float) -> None:
+        self.fine, self.kappa, self.pairs = fine, kappa, []
+        for a, b in zip(fine[:-1].tolist(), fine[1:].tolist(), strict=True):
+            root = torch.linalg.cholesky(law(kappa, a, b))
+            pair = torch.einsum("ij,j...->i...", root, torch.randn(2, *shape, dtype=torch.float64))
+            self.pairs.append(torch.cat([pair, -pair], dim=1))
+
+    def end(self, sampler: Sampler, oracle: MixtureDenoiser, x: Tensor, n: int, draws: int = 2) -> Tensor:
+        """The state at the last fine level by `n` steps driven by the paths."""
+        factor = (len(self.fine) - 1) // n
+        levels = self.fine[::factor]
+        unit = iter([z for k in range(n) for z in self.normals(k * factor, factor)[:draws]])
+        states = sampler(oracle, x, torch.cat([levels, levels.new_zeros(1)]), kappa=self.kappa, noise=lambda x: next(unit))
+        return list(islice(states, n))[-1]
+
+    def normals(self, start: int, factor: int) -> tuple[Tensor, Tensor]:
+        """The independent normals that give the pair of a coarse step: I_g adds up, I_z also collects h I_g so far."""
+        g, z = torch.zeros_like(self.pairs[0])
+        for m in range(start, start + factor):
+            g, z = g + self.pairs[m][0], z + self.pairs[m][1] + (self.fine[m] - self.fine[m + 1]) * g
+        root = torch.linalg.cholesky(law(self.kappa, self.fine[start].item(), self.fine[start + factor].item()))
+        return g / root[0, 0], (z - root[1, 0] / root[0, 0] * g) / root[1, 1]
+
+
+def geometric(high: float, low: float, n: int) -> Tensor:
+    return high * (low / high) ** torch.linspace(0, 1, n + 1, dtype=torch.float64)
+
+
+def slope(errors: list[float]) -> float:
+    """The mean slope over all halvings."""
+    return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
+
+
+def test_moments_of_the_noise_pair() -> None:
+    for kappa in (1.0, 0.3):
+        moments = diffusion_moments(kappa, f64(2.0), f64(1.4))
+        V, C, Z = moments
+        torch.testing.assert_close(f64([[V, C], [C, Z]]), law(kappa, 2.0, 1.4), atol=1e-14, rtol=1e-13)
+    V, C, Z = diffusion_moments(line(0.7), f64(2.0), f64(1.4))
+    s = 2.0 - (torch.arange(20000, dtype=torch.float64) + 0.5) * 0.6 / 20000
+    density = 2 * 0.7 * s**2 / (1 + s) * 0.6 / 20000
+    expected = [density.sum(), (density * (s - 1.4)).sum(), (density * (s - 1.4) ** 2).sum()]
+    torch.testing.assert_close(f64([V, C, Z]), torch.stack(expected), atol=1e-9, rtol=1e-8)
+
+
+def test_drawn_pairs_have_these_moments() -> None:
+    moments = diffusion_moments(0.8, f64(1.0), f64(0.2))
+    sources = iter(torch.eye(2, dtype=torch.float64)[:, :, None])  # each element of the batch carries one source
+    g, z = moments.draw(torch.zeros(2, 1, dtype=torch.float64), lambda x: next(sources), exact=True)
+    pair = torch.stack([g.flatten(), z.flatten()])
+    torch.testing.assert_close(pair @ pair.T, law(0.8, 1.0, 0.2))
+    g, z = moments.draw(torch.zeros(1, 1, dtype=torch.float64), torch.ones_like, exact=False)
+    assert (g * z).item() == pytest.approx(law(0.8, 1.0, 0.2)[0, 1].item())
+
+
+@pytest.mark.parametrize("oracle", [on_a_line(), anisotropic(2), anisotropic(8)])
+def test_heat_identity(oracle: MixtureDenoiser) -> None:
+    sigma = f64(0.6)
+    x = oracle.sample(5, 0.6, generator=torch.Generator().manual_seed(0))
+    F = (x - oracle(x, sigma)) / sigma
+    _, right = torch.func.jvp(oracle, (x, sigma), (2 * F, torch.ones_like(sigma)))[:2]
+    left = sigma * laplace(lambda u: oracle(u, sigma), x, "exact", torch.randn_like)
+    torch.testing.assert_close(left, right, atol=1e-9, rtol=1e-9)
+
+
+def test_hutchinson_is_unbiased() -> None:
+    oracle, sigma = anisotropic(2), f64(0.6)
+    x = oracle.sample(1, 0.6, generator=torch.Generator().manual_seed(0)).expand(4, 2)
+    signs = f64([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    estimates = laplace(lambda u: oracle(u, sigma), x, "hutchinson", lambda x: 0.3 * signs)
+    exact = laplace(lambda u: oracle(u, sigma), x, "exact", torch.randn_like)
+    assert isinstance(estimates, Tensor)
+    assert isinstance(exact, Tensor)
+    torch.testing.assert_close(estimates.mean(0), exact[0])
+    assert estimates.std(0).max() > 1e-3
+
+
+def test_strong_and_weak_order() -> None:
+    torch.manual_seed(0)
+    oracle, counts = on_a_line(), (16, 32, 64, 128, 256)
+    x = oracle.sample(1000, 2.0).repeat(2, 1)
+    paths = Paths(geometric(2.0, 0.3, 1024), (1000, 1), kappa=1.0)
+    truth = paths.end(ito_taylor, oracle, x, 1024)
+    ends = [paths.end(ito_taylor, oracle, x, n) for n in counts]
+    strong = [(end - truth).abs().mean().item() for end in ends]
+    weak = [((2 * end).cos() - (2 * truth).cos()).mean().abs().item() for end in ends]
+    assert slope(strong) == pytest.approx(1.5, abs=0.1)
+    assert slope(weak) == pytest.approx(2.0, abs=0.2)
+    # Negative control, and the scheme without I_z: first order on paths.
+    for sampler, draws in ((partial(ito_taylor, laplacian="none"), 2), (euler_maruyama, 1)):
+        first = [(paths.end(sampler, oracle, x, n, draws) - truth).abs().mean().item() for n in counts[1:4]]
+        assert slope(first) == pytest.approx(1.0, abs=0.15)
+
+
+def test_strong_errors_on_uniform_steps() -> None:
+    """From sigma = 2 to 0.3 at kappa = 1; Euler-Maruyama makes 1.5e-1, 7.0e-2, 3.4e-2 here."""
+    torch.manual_seed(0)
+    oracle = on_a_line()
+    x = oracle.sample(2000, 2.0).repeat(2, 1)
+    paths = Paths(torch.linspace(2.0, 0.3, 257, dtype=torch.float64), (2000, 1), kappa=1.0)
+    truth = paths.end(ito_taylor, oracle, x, 256)
+    for n, error in ((8, 5.1e-2), (16, 2.0e-2), (32, 7.2e-3)):
+        assert (paths.end(ito_taylor, oracle, x, n) - truth).abs().mean() < 1.05 * error
+
+
+@pytest.mark.parametrize(("dim", "kappa"), [(2, 1.0), (8, 1.0), (2, 0.5)])
+def test_strong_order_with_anisotropic_components(dim: int, kappa: float) -> None:
+    torch.manual_seed(0)
+    oracle = anisotropic(dim)
+    x = oracle.sample(300, 2.0).repeat(2, 1)
+    paths = Paths(geometric(2.0, 0.3, 256), (300, dim), kappa=kappa)
+    truth = paths.end(ito_taylor, oracle, x, 256)
+    errors = [(paths.end(ito_taylor, oracle, x, n) - truth).norm(dim=1).mean().item() for n in (8, 16, 32, 64)]
+    assert slope(errors) == pytest.approx(1.5, abs=0.12)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.4, 2.0, line(1.5)])
+def test_exact_laplacian_identity_and_general_scheme_agree(kappa: float | Callable[[Tensor], Tensor]) -> None:
+    oracle, levels = anisotropic(2), karras_sigmas(8, sigma_min=0.1, sigma_max=3)
+    x = oracle.sample(4, 3.0)
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        k = kappa(-t) if callable(kappa) else kappa
+        return -(1 + k) * (x - oracle(x, -t)) / -t
+
+    def diffusion(t: Tensor) -> Tensor:
+        return (2 * (kappa(-t) if callable(kappa) else kappa) * -t).sqrt()
+
+    def run(sampler: Callable, *args: object, **options: object) -> Tensor:
+        g = torch.Generator().manual_seed(1)
+        states = sampler(*args, **options, noise=lambda x: torch.randn(x.shape, dtype=x.dtype, generator=g))
+        return torch.stack(list(islice(states, 7)))
+
+    identity = run(ito_taylor, oracle, x, levels, kappa=kappa)
+    exact = run(ito_taylor, oracle, x, levels, kappa=kappa, laplacian="exact")
+    general = run(ito_taylor_sde, drift, diffusion, x, -levels[:-1])
+    torch.testing.assert_close(exact, identity, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(general, identity, atol=1e-9, rtol=1e-9)
+
+
+def test_general_scheme_solves_a_linear_sde_to_second_order() -> None:
+    """dx = -x dt + (1 + t) dW from x(0) = 1: E x(1) = 1 / e, and the variance is a polynomial minus an exponential."""
+    errors = []
+    for n in (8, 16, 32, 64):
+        sources = iter(torch.eye(2 * n + 1, dtype=torch.float64)[1:, :, None])
+        x = torch.zeros(2 * n + 1, 1, dtype=torch.float64)
+        x[0] = 1.0
+        times = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+        end = last(ito_taylor_sde(lambda x, t: -x, lambda t: 1 + t, x, times, noise=lambda x, s=sources: next(s)))
+        mean, variance = end[0].item(), end[1:].square().sum().item()
+        expected = 2.5 / 2 - 0.5 / 2 * math.exp(-2)  # int_0^1 e^(2 t - 2) (1 + t)^2 dt
+        errors.append(abs(mean - math.exp(-1)) + abs(variance - expected))
+    assert slope(errors) == pytest.approx(2.0, abs=0.15)
+
+
+def test_marginals_over_the_full_range_with_one_dual_evaluation_a_step() -> None:
+    torch.manual_seed(0)
+    oracle, sigmas = on_a_line(), karras_sigmas(40, sigma_min=0.02, sigma_max=20)
+    denoise = counted(oracle)
+    *_, x, _ = ito_taylor(denoise, oracle.sample(150_000, 20.0), sigmas)
+    mean, covariance = oracle.moments(0.02)
+    assert (denoise.nfe, denoise.jvp) == (1, 39)
+    assert x.square().mean().item() == pytest.approx((covariance + mean**2).item(), abs=3e-3)
+
+
+def test_networks_can_be_sampled_and_guided(denoiser: Denoiser) -> None:
+    net = denoiser.double()
+    net.dtype = torch.float64
+    label = torch.tensor([1, 2])
+    x = 5 * torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sigmas = karras_sigmas(6, sigma_min=0.1, sigma_max=5)
+    denoise = guided(partial(net, label=label), net, 1.5)
+    for sampler in (taylor2, ito_taylor, partial(ito_taylor, laplacian="hutchinson", kappa=0.5)):
+        assert last(sampler(denoise, x, sigmas)).isfinite().all()
+    sigma, e = f64(0.7), 1e-4
+    _, derivative = torch.func.jvp(denoise, (x, sigma), (x, torch.ones_like(sigma)))[:2]
+    with torch.no_grad():
+        expected = (denoise(x + e * x, sigma + e) - denoise(x - e * x, sigma - e)) / (2 * e)
+    torch.testing.assert_close(derivative, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_options_of_the_second_order_solver() -> None:
+    sampler, sigmas = second_order_options(steps=84, rho=3.0, randn_like="ddb", S_max=5.0)
+    torch.testing.assert_close(sigmas, karras_sigmas(84, rho=3), atol=0, rtol=0)
+    assert isinstance(sampler, partial)
+    assert (sampler.func, sampler.keywords) == (ito_taylor, {"noise_pair": "exact"})
+    sampler, _ = second_order_options(randn_like="db")
+    assert isinstance(sampler, partial)
+    assert sampler.keywords == {"noise_pair": "simplified"}
+    sampler, _ = second_order_options(S_churn=80, S_max=1, randn_like="db")
+    assert isinstance(sampler, partial)
+    assert (sampler.func, sampler.keywords["S_max"]) == (taylor2, 1)
+    with pytest.raises(ValueError, match="randn_like must be one of db, ddb"):
+        second_order_options(randn_like="gauss")  # pyright: ignore[reportArgumentType]
+
+
+class Reverse(torch.autograd.Function):
+    """An operation without a forward-mode derivative."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def fused(x: Tensor, sigma: Tensor) -> Tensor:
+    q = x[:, None, None, :, None].expand(-1, 1, 1, -1, 8)[:, 0]
+    return torch.nn.functional.scaled_dot_product_attention(q, q, q)[:, 0, :, 0]
+
+
+@pytest.mark.parametrize("sampler", [taylor2, ito_taylor])
+def test_refusals_name_the_way_out(sampler: Sampler, denoiser: Denoiser) -> None:
+    sigmas, x = karras_sigmas(4), torch.ones(2, 2).double()
+    rounding = Denoiser(denoiser.net, precondition=IDDPM())
+    for denoise in (rounding, partial(rounding, label=None), counted(partial(rounding, label=None))):
+        with pytest.raises(ValueError, match="rounds noise levels.*stochastic_heun"):
+            last(sampler(denoise, torch.ones(2, 1, 8, 8).double(), sigmas))
+    check_differentiable(denoiser)
+    for blind in (lambda x, sigma: Reverse.apply(x), fused):
+        with pytest.raises(ValueError, match=r"forward mode.*stochastic_heun"):
+            last(sampler(blind, x, sigmas))
+
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        last(sampler(broken, x, sigmas))
+
+
+def test_errors() -> None:
+    oracle, sigmas, x = on_a_line(), karras_sigmas(4), torch.ones(2, 1).double()
+    with pytest.raises(ValueError, match="laplacian must be one of identity"):
+        last(ito_taylor(oracle, x, sigmas, laplacian="trace"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="noise_pair must be one of exact"):
+        last(ito_taylor(oracle, x, sigmas, noise_pair="ddb"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="kappa must be 0"):
+        last(ito_taylor(oracle, x, sigmas, kappa=lambda sigma: sigma - 1))
+    with pytest.raises(ValueError, match="distinct"):
+        last(ito_taylor(oracle, x, f64([2.0, 1.0, 1.0, 0.0])))
+    with pytest.raises(ValueError, match="times must be"):
+        last(ito_taylor_sde(lambda x, t: -x, lambda t: t, x, f64([1.0, 0.5])))
+    with pytest.raises(ValueError, match="laplacian must be one of exact"):
+        last(ito_taylor_sde(lambda x, t: -x, torch.sqrt, x, f64([0.0, 1.0]), laplacian="identity"))  # pyright: ignore

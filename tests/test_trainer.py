@@ -1,0 +1,194 @@
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fewstep.distill import SiD
+from fewstep.method import Batch, Method, Phase, sanitize
+from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.train.ema import Average, HalfLife
+from fewstep.train.optim import Adam
+from fewstep.train.trainer import Trainer
+
+ADAM = Adam(1e-3)
+
+
+def pretraining(denoiser, stream, **options):
+    method = Pretraining(copy.deepcopy(denoiser), DenoisingLoss())
+    return Trainer(method, stream, {"denoiser": ADAM}, **{"batch_size": 8, **options})
+
+
+def sid(denoiser, stream, **options):
+    method = SiD(denoiser)
+    return Trainer(method, stream, {"fake_score": ADAM, "generator": ADAM}, **{"batch_size": 8, **options})
+
+
+def weights(trainer):
+    return {**trainer.method.state_dict(), **{f"ema.{k}": v for k, v in trainer.product.state_dict().items()}}
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("make", [pretraining, sid])
+def test_resume_is_the_same_run(make, denoiser, stream):
+    whole = make(denoiser, stream)
+    for _ in range(4):
+        whole.step()
+    first = make(denoiser, stream)
+    for _ in range(2):
+        first.step()
+    torch.randn(7)  # whatever happens in between
+    second = make(denoiser, stream)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for _ in range(2):
+        second.step()
+    assert_equal(weights(whole), weights(second))
+    assert second.position == whole.position > 0
+
+
+class Mean(Method):
+    """Regresses one weight on the mean of the images; its loss draws nothing."""
+
+    product = "weight"
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.weight.weight)
+        self.phases = (Phase("weight", self.regress),)
+
+    def regress(self, batch):
+        means = batch.image.flatten(1).mean(1, keepdim=True)
+        return (self.weight(torch.ones_like(means)) - means).square().sum(1), {"mean": means.mean()}
+
+
+def test_accumulated_gradients_are_those_of_the_batch(stream):
+    results = []
+    for micro_batch in (8, 4, 1):
+        trainer = Trainer(Mean(), stream, {"weight": ADAM}, batch_size=8, micro_batch=micro_batch)
+        logs = [trainer.step() for _ in range(3)][-1]
+        results.append([trainer.product.weight.item(), *(float(v) for v in logs.values())])
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
+    assert results[2] == pytest.approx(results[0], rel=1e-6)
+
+
+def two_ranks(rank, path, denoiser, stream, queue):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = sid(denoiser, stream, micro_batch=4)
+    for _ in range(3):
+        logs = trainer.step()
+    if rank == 0:
+        queue.put(({k: v.numpy() for k, v in weights(trainer).items()}, logs["fake_score_loss"].item()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one(denoiser, stream, tmp_path):
+    one = sid(denoiser, stream, micro_batch=4)
+    for _ in range(3):
+        logs = one.step()
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [context.Process(target=two_ranks, args=(r, tmp_path / "store", denoiser, stream, queue)) for r in range(2)]
+    for job in jobs:
+        job.start()
+    two, loss = queue.get(timeout=60)
+    for job in jobs:
+        job.join()
+    assert loss == pytest.approx(logs["fake_score_loss"].item(), rel=1e-5)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, torch.from_numpy(two[name]), atol=1e-6), name
+
+
+def test_every_network_rests_between_moves(denoiser, stream):
+    trainer = sid(denoiser, stream)
+    seen = {}
+
+    def spy(batch, method=trainer.method):
+        seen.update({name: (m.training, next(m.parameters()).requires_grad) for name, m in method.named_children()})
+        return method.fake_score_loss(batch)
+
+    trainer.method.phases = (Phase("fake_score", spy),)
+    trainer.step()
+    assert seen == {"teacher": (False, False), "fake_score": (True, True), "generator": (False, False)}
+    assert not any(m.training for m in trainer.method.modules())
+    assert not any(p.requires_grad for p in trainer.method.parameters())
+
+
+class Ball(Method):
+    """One weight that is drawn to 1; the gradients of some steps are broken."""
+
+    product = "weight"
+
+    def __init__(self, phases):
+        super().__init__()
+        self.weight = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.weight.weight)
+        self.phases = tuple(Phase("weight", self.pull, **p) for p in phases)
+
+    def pull(self, batch):
+        loss = (self.weight(torch.ones(len(batch.image), 1)) - 1).square().sum(1)
+        return loss, {"distance": loss.sqrt().mean()}
+
+
+class Nothing:
+    def batch(self, position, n):
+        return Batch(torch.zeros(n, 1, 1, 1))
+
+
+def test_phases_move_when_they_are_due():
+    trainer = Trainer(Ball([{"every": 2, "start": 8, "stop": 24}]), Nothing(), {"weight": Adam(0.1)}, batch_size=4)
+    moved = [bool(trainer.step()) for _ in range(8)]
+    assert moved == [False, False, True, False, True, False, False, False]
+    assert trainer.position == 8  # images are drawn by moves
+    assert trainer.nimg == 32
+
+
+def test_learning_rate_follows_the_images():
+    adam = Adam(0.1, rampup=8, reference=16, cooldown=8, until=32)
+    assert [adam.rate(n) for n in (0, 4, 8)] == pytest.approx([0, 0.05, 0.1])
+    assert adam.rate(64 - 40) == pytest.approx(0.1 / (24 / 16) ** 0.5)
+    assert adam.rate(28) == pytest.approx(0.1 / (28 / 16) ** 0.5 / 2)
+    assert adam.rate(40) == 0
+    trainer = Trainer(Ball([{}]), Nothing(), {"weight": Adam(0.1, rampup=8)}, batch_size=4)
+    before = trainer.product.weight.item()
+    trainer.step()
+    assert trainer.method.weight.weight.item() == before == 0  # the first step of a warm-up has rate 0
+    trainer.step()
+    assert trainer.method.weight.weight.item() == pytest.approx(0.05)
+
+
+def test_broken_gradients_are_mended_and_counted():
+    grads = [torch.tensor([1.0, float("nan")]), torch.tensor([float("inf"), -float("inf"), 2.0])]
+    assert sanitize(grads) == 3
+    assert torch.cat(grads).tolist() == [1.0, 0.0, 1e5, -1e5, 2.0]
+
+
+def test_ema_half_life_and_ramp_up():
+    profile = HalfLife(100, rampup=0.05)
+    assert profile.decay(0, 8) == 0  # the first update is a copy
+    assert profile.decay(200, 10) == pytest.approx(0.5)  # half-life 10
+    assert profile.decay(10**6, 100) == pytest.approx(0.5)
+    assert HalfLife(100, rampup=None).decay(0, 100) == pytest.approx(0.5)
+    module = nn.Linear(1, 1)
+    average = Average(module, HalfLife(8, rampup=None))
+    nn.init.zeros_(average.module.weight)
+    nn.init.ones_(module.weight)
+    average.update(0, 8)
+    assert average.module.weight.item() == pytest.approx(0.5)
+
+
+def test_refuses_wrong_settings(denoiser, stream):
+    with pytest.raises(ValueError, match="multiple of micro_batch"):
+        pretraining(denoiser, stream, micro_batch=3)
+    with pytest.raises(ValueError, match=r"optimizer for each of \['denoiser'\]; got \['generator'\]"):
+        Trainer(Pretraining(denoiser, DenoisingLoss()), stream, {"generator": ADAM}, batch_size=8)
+    with pytest.raises(ValueError, match="named function"):
+        Phase("denoiser", lambda batch: None)
