@@ -14,7 +14,9 @@ from fewstep.precondition import EDM, IDDPM, VE, VP
 
 @pytest.mark.parametrize("precondition", [EDM(), EDM(0.3, 0.01, 90.0), VP(), VE(sigma_max=50.0), IDDPM(steps=20)])
 def test_save_and_load_is_the_identity(denoiser, tmp_path, precondition):
-    config = ncsnpp(16, label_dim=3, augment_dim=9, model_channels=16, channel_mult=(1, 2), num_blocks=1, out_channels=6)
+    config = ncsnpp(
+        16, label_dim=3, augment_dim=9, model_channels=16, channel_mult=(1, 2), num_blocks=1, out_channels=6
+    )
     config = denoiser.net.config if precondition.sigma_data == 0.3 else config
     original = Denoiser(SongUNet(config), precondition=precondition, levels=(2.5, 0.7))
     card = Card(name="it", method="by hand", nimg=3, lineage=["a", "b"], license="CC BY-NC-SA 4.0", data={"name": "d"})
@@ -25,7 +27,9 @@ def test_save_and_load_is_the_identity(denoiser, tmp_path, precondition):
     assert loaded.levels == (2.5, 0.7)
     assert not loaded.training
     assert loaded.state_dict().keys() == original.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), original.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), original.state_dict().values(), strict=True)
+    )
     assert checkpoint.card(tmp_path / "model") == card
     text = (tmp_path / "model" / "README.md").read_text()
     assert "CC BY-NC-SA 4.0" in text

@@ -30,14 +30,23 @@ ADAM = Adam(2e-3)
 def teacher_run(until: int = 64, seed: int = 0, **options) -> Run:
     torch.manual_seed(seed)
     method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
-    defaults = {"batch_size": 8, "until": until, "seed": seed, "snapshots": 2, "checkpoint_seconds": 0.0, "name": "teacher"}
+    defaults = {
+        "batch_size": 8,
+        "until": until,
+        "seed": seed,
+        "snapshots": 2,
+        "checkpoint_seconds": 0.0,
+        "name": "teacher",
+    }
     return Run(method, ImageStream(digits()), {"denoiser": ADAM}, **{**defaults, **options})
 
 
 def sid_run(teacher: Path, until: int = 64) -> Run:
     optimizers = {"fake_score": ADAM, "generator": ADAM}
     method = SiD(checkpoint.load(teacher))
-    return Run(method, ImageStream(digits()), optimizers, batch_size=8, until=until, checkpoint_seconds=0.0, snapshots=1)
+    return Run(
+        method, ImageStream(digits()), optimizers, batch_size=8, until=until, checkpoint_seconds=0.0, snapshots=1
+    )
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -148,7 +157,9 @@ def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):
         fit(teacher_run(), folder)
     monkeypatch.undo()
     after = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert {k: after[k] for k in before if k.name != "log.jsonl"} == {k: v for k, v in before.items() if k.name != "log.jsonl"}
+    assert {k: after[k] for k in before if k.name != "log.jsonl"} == {
+        k: v for k, v in before.items() if k.name != "log.jsonl"
+    }
     assert not [p for p in after if "partial" in str(p)]
     fit(teacher_run(), tmp_path / "whole")
     fit(teacher_run(), folder)

@@ -47,7 +47,9 @@ def shrink(variance: float) -> Callable[[Tensor, Tensor], Tensor]:
 def images(*seeds: int) -> Callable[[Tensor], Tensor]:
     """One random stream per image."""
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return lambda x: torch.stack([torch.randn(v.shape, dtype=v.dtype, generator=g) for v, g in zip(x, streams, strict=True)])
+    return lambda x: torch.stack(
+        [torch.randn(v.shape, dtype=v.dtype, generator=g) for v, g in zip(x, streams, strict=True)]
+    )
 
 
 # Reference numbers: computed once by the samplers of EDM and EDM2; D = x v / (v + sigma^2), latents and noise all 1.

@@ -93,7 +93,9 @@ def from_dict(values: Any, classes: tuple[type, ...], where: Path) -> Any:
     options = {k: v for k, v in values.items() if k != "kind"}
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := set(options) - set(fields):
-        raise ValueError(f"{where}: {cls.__name__} has no option {', '.join(sorted(unknown))}; a newer fewstep may know it")
+        raise ValueError(
+            f"{where}: {cls.__name__} has no option {', '.join(sorted(unknown))}; a newer fewstep may know it"
+        )
     try:
         return cls(**{k: restore(v, str(fields[k].type)) for k, v in options.items()})
     except (TypeError, ValueError, OverflowError) as error:
@@ -142,9 +144,13 @@ def model_folder(path: str | Path) -> Path:
     """The model folder meant by `path`: itself, or the newest snapshot of a run folder."""
     path = Path(path)
     if path.suffix in (".pkl", ".pt", ".pth", ".ckpt") and path.is_file():
-        raise ValueError(f"{path} is a pickle, which can run code when it is loaded; first: fewstep convert {path} FOLDER")
+        raise ValueError(
+            f"{path} is a pickle, which can run code when it is loaded; first: fewstep convert {path} FOLDER"
+        )
     if not path.is_dir():
-        raise ValueError(f"expected a model folder or a run folder; {path} is {'a file' if path.exists() else 'missing'}")
+        raise ValueError(
+            f"expected a model folder or a run folder; {path} is {'a file' if path.exists() else 'missing'}"
+        )
     if (path / "config.json").is_file():
         return path
     snapshots = sorted(p for p in path.glob("snapshots/*") if (p / "config.json").is_file())
@@ -160,7 +166,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{file} is not the configuration of a model (no "format": "{FORMAT}")')
     if config.get("version") != VERSION:
-        raise ValueError(f"{file} has version {config.get('version')}; this fewstep reads version {VERSION}: upgrade it")
+        raise ValueError(
+            f"{file} has version {config.get('version')}; this fewstep reads version {VERSION}: upgrade it"
+        )
     return config
 
 
@@ -168,7 +176,9 @@ def card(path: str | Path) -> Card:
     """The card of a model folder."""
     values = read_config(path).get("card", {})
     if not isinstance(values, dict) or set(values) - field_names(Card):
-        raise ValueError(f"{model_folder(path) / 'config.json'}: the card has unknown entries; a newer fewstep may know them")
+        raise ValueError(
+            f"{model_folder(path) / 'config.json'}: the card has unknown entries; a newer fewstep may know them"
+        )
     return Card(**values)
 
 
@@ -187,7 +197,9 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
     try:
         tensors = load_file(weights, device=str(device))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source") from error
+        raise ValueError(
+            f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source"
+        ) from error
     check(denoiser.state_dict(), tensors, weights)
     denoiser.load_state_dict(tensors, assign=True)
     return denoiser.eval()

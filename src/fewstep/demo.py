@@ -52,7 +52,9 @@ def demo(out: Path, *, minutes: float, fresh: bool, seed: int) -> None:
     page = write_report(out, title="fewstep demo")
     show(rows)
     print(f"Done in {time.monotonic() - began:.0f} s. Look at {page}")
-    print(f"Models: {folders['teacher']} and {folders['student']}. Next: fewstep sample {folders['student']} --grid grid.png")
+    print(
+        f"Models: {folders['teacher']} and {folders['student']}. Next: fewstep sample {folders['student']} --grid grid.png"
+    )
 
 
 def train(run: Run, folder: Path, *, fresh: bool) -> None:
@@ -111,21 +113,17 @@ def fixed_grid(model: Any, plan: Plan) -> Any:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Frechet distance in pixel space, lower is better", caption="all numbers with their protocol: results.json")
+    """The table, with what is common to its rows in the title."""
+    first = rows[0]
+    table = Table(
+        title=f"Frechet distance in pixel space (lower is better)\n{first['n']:,} images, seeds {first['seeds']}, against all digits",
+        caption="every number with its protocol: results.json",
+    )
     for heading in ("model", "method", "sampler"):
         table.add_column(heading)
-    for heading in ("NFE", "distance", "n", "images/s", "trained on", "in s"):
+    for heading in ("NFE", "distance", "images/s", "trained on", "in s"):
         table.add_column(heading, justify="right")
     for r in rows:
-        table.add_row(
-            r["model"],
-            r["method"],
-            r["sampler"],
-            str(r["nfe"]),
-            f"{r['fd_pixels']:.3f}",
-            f"{r['n']:,}",
-            f"{r['images_per_second']:,.0f}",
-            f"{r['training_images']:,}",
-            f"{r['training_seconds']:.0f}",
-        )
+        figures = (f"{r['fd_pixels']:.3f}", f"{r['images_per_second']:,.0f}", f"{r['training_images']:,}")
+        table.add_row(r["model"], r["method"], r["sampler"], str(r["nfe"]), *figures, f"{r['training_seconds']:.0f}")
     Console().print(table)

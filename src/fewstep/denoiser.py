@@ -32,7 +32,9 @@ class Network(Protocol):
     resolution: int
     num_classes: int
 
-    def encode(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Features: ...
+    def encode(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Features: ...
     def decode(self, features: Features) -> Tensor: ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data.codec import Pixels
-from fewstep.denoiser import Denoise, Denoiser
+from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import rank, world_size
 from fewstep.samplers import Sampler, counted, edm_sigmas, heun, last, multistep
 
@@ -38,26 +39,61 @@ class SeededNoise:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """How another prediction steers the model: guide + scale (model - guide), for sigma in `interval`.
+
+    guide: a weaker network (autoguidance), or one without classes; None for the model itself without its label
+    (classifier-free guidance).
+    """
+
+    scale: float
+    guide: Denoiser | None = None
+    interval: tuple[float, float] = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How images are made: a sampler, its noise levels and its options."""
+    """How images are made: a sampler, its noise levels and its options, and guidance."""
 
     sampler: Sampler
     sigmas: Tensor
     options: dict[str, Any] = field(default_factory=dict)
+    guidance: Guidance | None = None
 
-    def __call__(self, denoise: Denoise, noise: SeededNoise, z: Tensor) -> Tensor:
-        """The images (B, C, H, W), float64, that start from unit noise `z`."""
+    def __call__(self, denoise: Denoise, weak: Denoise, noise: SeededNoise, z: Tensor) -> Tensor:
+        """The images (B, C, H, W), float64, that start from unit noise `z`; `weak` is what guidance steers away from."""
         options = dict(self.options)
         if "noise" in inspect.signature(self.sampler).parameters:
             options["noise"] = noise
+        if self.guidance is not None:
+            denoise = guided(denoise, weak, self.guidance.scale, interval=self.guidance.interval)
         return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options))
+
+    def bind(self, denoiser: Denoiser, label: Tensor | None) -> tuple[Denoise, Denoise]:
+        """The two predictions for images of these classes (B,): the model's, and what guidance steers away from."""
+        guide = self.guidance.guide if self.guidance is not None else None
+        if guide is None:
+            return partial(denoiser, label=label), partial(denoiser, label=None)
+        return partial(denoiser, label=label), partial(guide, label=label if guide.num_classes else None)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse guidance that does not fit the model."""
+        if self.guidance is None:
+            return
+        guide = self.guidance.guide
+        if guide is None and not denoiser.num_classes:
+            raise ValueError("classifier-free guidance needs a model with classes; give a weaker model as guide instead")
+        if guide is not None and guide.shape != denoiser.shape:
+            raise ValueError(f"the guide makes images of shape {guide.shape}, the model of {denoiser.shape}")
+        if guide is not None and guide.num_classes not in (0, denoiser.num_classes):
+            raise ValueError(f"the guide has {guide.num_classes} classes, the model {denoiser.num_classes}")
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image, counted on a stub."""
-        stub = counted(lambda x, sigma: x * 0.5)
-        self(stub, SeededNoise([0]), torch.zeros(1, 1))
-        return stub.nfe
+        """Network evaluations per image, those of the guide included, counted on stubs."""
+        model, guide = counted(lambda x, sigma: x * 0.5), counted(lambda x, sigma: x * 0.5)
+        self(model, guide, SeededNoise([0]), torch.zeros(1, 1))
+        return model.nfe + model.jvp + guide.nfe + guide.jvp
 
     def describe(self) -> dict[str, Any]:
         """What a result says of the sampler."""
@@ -67,9 +103,15 @@ class Plan:
             "steps": len(levels) - 1,
             "sigma_max": levels[0],
             "sigma_min": levels[-2],
-            "options": {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in self.options.items()},
+            "options": {k: str(v) for k, v in self.options.items()},
+            "guidance": None if self.guidance is None else self.describe_guidance(self.guidance),
             "nfe": self.nfe,
         }
+
+    @staticmethod
+    def describe_guidance(guidance: Guidance) -> dict[str, Any]:
+        guide = "the model without its label" if guidance.guide is None else "another model"
+        return {"scale": guidance.scale, "guide": guide, "interval": [str(v) for v in guidance.interval]}
 
 
 def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
@@ -108,6 +150,7 @@ def generate(
     """
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
+    plan.check(denoiser)
     device = next(denoiser.parameters()).device
     place = {seed: i for i, seed in enumerate(seeds)}
     for batch in batches(seeds, batch_size):
@@ -117,7 +160,7 @@ def generate(
         if label is not None:
             chosen = torch.as_tensor(label).expand(len(seeds))
             classes = chosen[[place[seed] for seed in batch]].to(device)
-        x0 = plan(partial(denoiser, label=classes), noise, z)
+        x0 = plan(*plan.bind(denoiser, classes), noise, z)
         yield from Pixels().decode(x0).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -130,4 +173,6 @@ def check_label(denoiser: Denoiser, label: int | Tensor | None, n: int) -> None:
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
         raise ValueError(f"expected one label or one for each of {n} seeds; got shape {tuple(values.shape)}")
     if values.min() < 0 or values.max() >= denoiser.num_classes:
-        raise ValueError(f"labels of this model are 0 to {denoiser.num_classes - 1}; got {int(values.min())} to {int(values.max())}")
+        raise ValueError(
+            f"labels of this model are 0 to {denoiser.num_classes - 1}; got {int(values.min())} to {int(values.max())}"
+        )

@@ -60,7 +60,9 @@ def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     if n < 1:
         raise ValueError(f"a schedule needs at least 1 step; got {n}")
     if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max; got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        raise ValueError(
+            f"noise levels need 0 < sigma_min < sigma_max; got sigma_min={sigma_min}, sigma_max={sigma_max}"
+        )
     if rho <= 0:
         raise ValueError(f"rho must be positive; got {rho}")
     ramp = karras_ramp(torch.linspace(1, 0, n, dtype=torch.float64), sigma_min, sigma_max, rho)

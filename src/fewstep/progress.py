@@ -48,7 +48,9 @@ class Progress:
             self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, state="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.visible and time.monotonic() - self.started > REFRESH_SECONDS:
             self.show()
         if self.bar:

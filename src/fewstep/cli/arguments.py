@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds such as "0-63" or "1,2,5-10"; ranges include both ends."""
     seeds: list[int] = []
@@ -86,7 +87,9 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
         return recipe(**{k: v for k, v in values.items() if k in mine}), {k: values[k] for k in theirs}
 
     if clash := set(mine) & set(theirs):
-        raise ValueError(f"the recipe's options {', '.join(sorted(clash))} are those of the command itself; rename them")
+        raise ValueError(
+            f"the recipe's options {', '.join(sorted(clash))} are those of the command itself; rename them"
+        )
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*mine.values(), *theirs.values())]
     both.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
     hints = {**get_type_hints(recipe, include_extras=True), **get_type_hints(common, include_extras=True)}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fewstep.cli.arguments import command_line, joined, parse_seeds, show_seeds, with_config
-
-if TYPE_CHECKING:
-    from fewstep.generate import Plan
+from fewstep.cli.sampling import Sampling
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -103,60 +101,59 @@ def sample(
     seeds: str = "0-63",
     out: Path | None = None,
     grid: Path | None = None,
+    npz: Path | None = None,
+    subdirs: bool = False,
     label: Annotated[int | None, arg(name="class")] = None,
-    steps: int | None = None,
     batch: int = 64,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
-    """Make images: one for each seed, as PNG files, as one grid, or both.
+    """Make images: one for each seed, as PNG files, as one grid, as one array, or all of these.
 
     Args:
         model: model or run folder.
         seeds: such as 0-63 or 1,2,5-10.
         out: folder for one PNG per seed.
         grid: PNG file for all images side by side.
+        npz: file for all images as one array, arr_0 (N, H, W, C).
+        subdirs: a folder for every 1,000 seeds.
         label: class index for all images; drawn from the seed if left out.
-        steps: of the sampler; a generator's own if left out, else 18.
         batch: images at a time; it does not change them.
+        sampling: how.
     """
-    from fewstep.generate import Plan
-
-    if out is None and grid is None:
-        raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, or both")
+    if out is None and grid is None and npz is None:
+        raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
     chosen = parse_seeds(seeds)
     if batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
-    model_, plan = open_model(model, steps)
-    assert isinstance(plan, Plan)
+
     import numpy as np
 
-    from fewstep.distributed import process_group, rank, world_size
+    from fewstep.checkpoint import load
+    from fewstep.distributed import device, process_group, rank, world_size
+    from fewstep.files import new_file
     from fewstep.generate import generate
     from fewstep.progress import track
     from fewstep.report.grid import grid as make_grid
     from fewstep.report.grid import save_png
 
     with process_group():
+        if (grid is not None or npz is not None) and world_size() > 1:
+            raise ValueError("one file needs all images in one process; under torchrun give --out alone")
+        network = load(model, device=device())
         mine = chosen[rank() :: world_size()]
-        if grid is not None and world_size() > 1:
-            raise ValueError("a grid needs all images in one process; leave --grid out under torchrun")
         images = []
-        made = generate(model_, chosen, label=label, plan=plan, batch_size=batch)
+        made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch)
         for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
             if out is not None:
-                save_png(make_grid(image, scale=1), out / f"{seed:06d}.png")
-            if grid is not None:
+                folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
+                save_png(make_grid(image, scale=1), folder / f"{seed:06d}.png")
+            if grid is not None or npz is not None:
                 images.append(image)
         if grid is not None:
             save_png(make_grid(np.stack(images)), grid)
-
-
-def open_model(path: Path, steps: int | None) -> tuple[Any, Plan]:
-    from fewstep.checkpoint import load
-    from fewstep.distributed import device
-    from fewstep.generate import default_plan
-
-    model = load(path, device=device())
-    return model, default_plan(model, steps)
+        if npz is not None:
+            with new_file(npz) as partial, partial.open("wb") as file:
+                np.savez(file, arr_0=np.stack(images))
 
 
 def evaluate(
@@ -164,9 +161,9 @@ def evaluate(
     *,
     reference: str,
     seeds: str | None = None,
-    steps: int | None = None,
     batch: int = 64,
     out: Path | None = None,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
     """Measure a model, or images in a folder or zip, against real images; the result carries its protocol.
 
@@ -174,24 +171,25 @@ def evaluate(
         source: model or run folder, or images.
         reference: image zip or folder, or the built-in digits.
         seeds: of the images of a model; as many as the reference has if left out.
-        steps: of the sampler; a generator's own if left out, else 18.
         batch: images at a time; it does not change the result.
         out: JSON file to write the results to.
+        sampling: how a model makes images.
     """
     import json
 
+    from fewstep.checkpoint import load
     from fewstep.data import images as open_images
-    from fewstep.distributed import process_group, rank, world_size
+    from fewstep.distributed import device, process_group, rank, world_size
     from fewstep.files import write_json
+    from fewstep.generate import generate
     from fewstep.metrics.evaluate import evaluate as measure
     from fewstep.progress import track
 
     real = open_images(reference)
     with process_group():
         if is_model(source):
-            from fewstep.generate import generate
-
-            model, plan = open_model(source, steps)
+            model = load(source, device=device())
+            plan = sampling.plan(model)
             if tuple(model.shape) != tuple(real.shape):
                 raise ValueError(f"{source} makes images of shape {model.shape}; those of {reference} have {real.shape}")
             chosen = parse_seeds(seeds) if seeds is not None else list(range(len(real)))
@@ -199,8 +197,8 @@ def evaluate(
             protocol = {"model": str(source), "seeds": show_seeds(chosen), **plan.describe()}
             total = len(chosen[rank() :: world_size()])
         else:
-            if seeds is not None or steps is not None:
-                raise ValueError(f"{source} holds images, not a model: --seeds and --steps do not apply")
+            if seeds is not None or sampling != Sampling():
+                raise ValueError(f"{source} holds images, not a model: --seeds and the sampler's options do not apply")
             fake = open_images(source)
             indices = range(rank(), len(fake), world_size())
             made, total = (fake[i] for i in indices), len(indices)

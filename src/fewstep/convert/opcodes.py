@@ -82,7 +82,8 @@ class Stream:
         self.file.seek(self.claim(len(buffer)))
         filled = 0
         while filled < len(buffer):
-            n = self.file.readinto(buffer[filled:])  # type: ignore[attr-defined]  # IO does not declare it
+            # piece by piece, because a member of a zip file goes through a copy
+            n = self.file.readinto(buffer[filled : filled + 2**17])  # type: ignore[attr-defined]  # IO does not declare it
             if not n:
                 raise UnsafePickle(f"the file ends within {len(buffer)} declared bytes; it changed while being read")
             filled += n

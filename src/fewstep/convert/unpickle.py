@@ -353,8 +353,12 @@ def rebuild_tensor(arguments: tuple[object, ...]) -> Tensor:
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if n else offset - 1
     if n > len(data) or last >= len(data):
         raise UnsafePickle(f"a tensor of {n} numbers up to index {last} does not fit its storage of {len(data)}")
-    # An empty tensor keeps its shape alone: its strides mean nothing, and need not fit a machine word together.
-    return data.as_strided(size, stride, offset) if n else data.new_empty(0).reshape([min(s, 1) for s in size])
+    if n:
+        return data.as_strided(size, stride, offset)
+    # The strides of an empty tensor mean nothing, but its shape must fit a machine word.
+    if math.prod(max(length, 1) for length in size) >= 2**40:
+        raise UnsafePickle(f"an empty tensor of shape {size} does not fit")
+    return data.new_empty(size)
 
 
 def make_dtype(arguments: tuple[object, ...]) -> np.dtype:

@@ -49,7 +49,9 @@ def moments(images: Iterable[NDArray[np.uint8]], extractor: Extractor) -> Moment
     for batch in stacked(images):
         features = extractor(batch)
         if not features.isfinite().all():
-            raise ValueError(f"the {extractor.name} features of an image are not finite; check the images and the extractor")
+            raise ValueError(
+                f"the {extractor.name} features of an image are not finite; check the images and the extractor"
+            )
         total = total or Moments(features.shape[1])
         total.update(features)
     if total is None:

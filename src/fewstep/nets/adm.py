@@ -96,9 +96,7 @@ class ADMUNet(nn.Module):
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, c.out_channels, 3, init=init_zero)
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,), augmentation labels (B, n)."""
         return self.decode(self.encode(x, c_noise, label, augment))
 

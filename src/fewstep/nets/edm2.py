@@ -283,9 +283,7 @@ class EDM2UNet(MPEmbedding):
         self.dec = decoder(config)
         self.out_conv = MPConv(config.model_channels * config.channel_mult[0], config.img_channels, (3, 3))
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,). A new network returns zeros."""
         return self.decode(self.encode(x, c_noise, label, augment))
 

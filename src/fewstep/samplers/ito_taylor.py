@@ -49,7 +49,8 @@ def check_differentiable(denoise: Denoise) -> None:
 def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The value of `f` and its derivative in the direction of `tangents`, by one forward-mode evaluation."""
     try:
-        value, derivative = torch.func.jvp(f, primals, tangents)[:2]
+        # cloned, since dual numbers cannot be made of tensors with overlapping memory (`expand`)
+        value, derivative = torch.func.jvp(f, tuple(p.clone() for p in primals), tangents)[:2]
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) or "forward" in str(error).lower() or "jvp" in str(error).lower():
             raise ValueError(
@@ -62,7 +63,9 @@ def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[
 
 def second_derivative(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
     """d^2 f / dx^2 [v, v], by nested forward mode."""
-    return dual(lambda u: dual(f, (u,), (v,))[1], (x,), (v,))[1]
+    # Without gradients PyTorch takes fused derivatives (of silu, say) that have no derivative of their own.
+    with torch.enable_grad():
+        return dual(lambda u: dual(f, (u,), (v,))[1], (x,), (v,))[1].detach()
 
 
 def laplace(f: Callable[[Tensor], Tensor], x: Tensor, method: Laplacian, noise: Noise) -> Tensor | float:

@@ -1,10 +1,10 @@
 """A run: a Trainer with a folder. It logs, takes snapshots and checkpoints, and the same call again resumes it.
 
-    run.json       what runs: settings, data, versions, command
-    log.jsonl      one line of figures at a time
-    snapshots/     the averaged product as model folders, by images seen
-    checkpoints/   the whole state of training, the newest two
-    samples/       grids of fixed seeds
+run.json       what runs: settings, data, versions, command
+log.jsonl      one line of figures at a time
+snapshots/     the averaged product as model folders, by images seen
+checkpoints/   the whole state of training, the newest two
+samples/       grids of fixed seeds
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def digest(module: nn.Module) -> str:
 def environment() -> dict[str, Any]:
     """Where a run takes place; for the record."""
     return {
-        "versions": {name: version(name) for name in ("fewstep", "torch", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("fewstep", "torch", "numpy")}
+        | {"python": platform.python_version()},
         "machine": {
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
@@ -172,7 +173,7 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
             raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            started = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"name": run.name, "command": run.command, "started": started, "until": run.until}
             write_json(record, about | environment() | {"identity": identity})
     barrier()
@@ -183,7 +184,9 @@ def save_checkpoint(trainer: Trainer, folder: Path, seconds: float) -> None:
     state = trainer.state_dict()
     with new_folder(folder / "checkpoints" / f"{trainer.nimg:012d}") as partial:
         save_file(checkpoint.contiguous(state.pop("tensors")), partial / "state.safetensors")
-        write_json(partial / "state.json", state | {"seconds": seconds, "sha256": sha256(partial / "state.safetensors")})
+        write_json(
+            partial / "state.json", state | {"seconds": seconds, "sha256": sha256(partial / "state.safetensors")}
+        )
     for old in sorted((folder / "checkpoints").glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
@@ -301,7 +304,10 @@ def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
         except KeyboardInterrupt:
             if lead:
                 trainer_at = trainer.nimg
-                print(f"interrupted at {trainer_at:,} images; the same command continues from the last checkpoint", file=sys.stderr)
+                print(
+                    f"interrupted at {trainer_at:,} images; the same command continues from the last checkpoint",
+                    file=sys.stderr,
+                )
             raise
     barrier()
 

@@ -1,0 +1,164 @@
+"""The options of `sample` and `eval` that say how a model makes images; EDM's names where they exist."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+    from fewstep.generate import Guidance, Plan
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model makes images.
+
+    Attributes:
+        sampler: euler, heun, churn, dpmpp_2m, ancestral, taylor2, ito_taylor, ... or mine.py:function; a generator's own
+            way, heun or (with S_churn) churn if left out.
+        steps: of the sampler; a generator's own if left out, else 18.
+        levels: the noise levels themselves, largest first, such as 2.5,0.8; instead of steps and range.
+        sigma_min: lowest noise level (0.002, or that of the network).
+        sigma_max: highest noise level (80, or that of the network).
+        rho: exponent of the noise levels.
+        S_churn: amount of fresh noise.
+        S_min: lowest level that gets fresh noise.
+        S_max: highest level that gets fresh noise.
+        S_noise: inflation of the fresh noise.
+        solver: of EDM's general sampler.
+        disc: its discretization.
+        schedule: its sigma(t).
+        scaling: its s(t).
+        kappa: stochasticity of ito_taylor; 0 is the ODE, 1 the reverse SDE.
+        randn_like: noise of ito_taylor; ddb draws the exact pair, db the simplified one.
+        guidance: scale of guidance; 1 is none.
+        guide: model folder of a weaker model to steer away from; the model without its class if left out.
+        guidance_min: lowest noise level that is guided.
+        guidance_max: highest noise level that is guided.
+    """
+
+    sampler: str | None = None
+    steps: int | None = None
+    levels: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = math.inf
+    S_noise: float = 1.0
+    solver: Literal["euler", "heun"] | None = None
+    disc: Literal["vp", "ve", "iddpm", "edm"] | None = None
+    schedule: Literal["vp", "ve", "linear"] | None = None
+    scaling: Literal["vp", "none"] | None = None
+    kappa: float | None = None
+    randn_like: Literal["db", "ddb"] | None = None
+    guidance: float = 1.0
+    guide: Path | None = None
+    guidance_min: float = 0.0
+    guidance_max: float = math.inf
+
+    @property
+    def general(self) -> dict[str, str]:
+        """The choices for EDM's general sampler that were given."""
+        choices = {"solver": self.solver, "discretization": self.disc, "schedule": self.schedule, "scaling": self.scaling}
+        return {k: v for k, v in choices.items() if v is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options for a sampler that differ from their defaults."""
+        pair = {"db": "simplified", "ddb": "exact", None: None}[self.randn_like]
+        churn = {"S_churn": self.S_churn, "S_min": self.S_min, "S_max": self.S_max, "S_noise": self.S_noise}
+        defaults = {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0}
+        given = {"kappa": self.kappa, "noise_pair": pair}
+        return {k: v for k, v in churn.items() if v != defaults[k]} | {k: v for k, v in given.items() if v is not None}
+
+    def plan(self, denoiser: Denoiser) -> Plan:
+        """The plan for one model; options that would have no effect are refused."""
+        import dataclasses
+
+        from fewstep.generate import default_plan
+
+        ranged = (self.sigma_min, self.sigma_max, self.rho) != (None, None, 7.0)
+        own = self.sampler is None and not self.general and not self.options and self.levels is None and not ranged
+        plan = default_plan(denoiser, self.steps) if own else self.chosen(denoiser)
+        return dataclasses.replace(plan, guidance=self.guided())
+
+    def chosen(self, denoiser: Denoiser) -> Plan:
+        """A plan of a named sampler on chosen noise levels."""
+        from fewstep import samplers
+        from fewstep.generate import Plan
+
+        steps = 18 if self.steps is None else self.steps
+        bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        if self.general:
+            if self.sampler is not None or self.levels is not None or set(self.options) - {"S_churn", "S_min", "S_max", "S_noise"}:
+                raise ValueError("--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out")
+            general = samplers.Ablation(
+                **self.general, **bounds, rho=self.rho, **self.options, precondition=denoiser.precondition
+            )
+            return Plan(general, general.sigmas(steps))
+        sampler = self.find()
+        options = self.options
+        known = inspect.signature(sampler).parameters
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"the sampler {self.sampler} has no option {', '.join(unknown)}; leave it out")
+        if "round_sigma" in known:
+            options["round_sigma"] = denoiser.precondition.round
+        if self.levels is not None:
+            if self.steps is not None or any(v is not None for v in bounds.values()):
+                raise ValueError("--levels are the noise levels themselves; leave --steps, --sigma-min and --sigma-max out")
+            return Plan(sampler, levels(self.levels), options)
+        limits = {k: v for k, v in bounds.items() if v is not None}
+        return Plan(sampler, samplers.edm_sigmas(denoiser, steps, rho=self.rho, **limits), options)
+
+    def find(self) -> Callable[..., Any]:
+        """The sampler by name: one of `fewstep.samplers`, or a function in a file."""
+        from fewstep import samplers
+        from fewstep.recipes import load_file
+
+        if self.sampler is None:
+            if self.levels is not None:
+                return samplers.multistep
+            return samplers.churn if self.S_churn else samplers.heun
+        file, _, name = self.sampler.rpartition(":")
+        if file:
+            return load_file(Path(file), name)
+        known = {n: f for n, f in vars(samplers).items() if inspect.isfunction(f) and takes_schedule(f)}
+        if name not in known:
+            raise ValueError(f"there is no sampler {name!r}; there are {', '.join(sorted(known))}, and mine.py:function")
+        return known[name]
+
+    def guided(self) -> Guidance | None:
+        from fewstep.checkpoint import load
+        from fewstep.distributed import device
+        from fewstep.generate import Guidance
+
+        if self.guidance == 1:
+            if self.guide is not None:
+                raise ValueError("--guide has no effect without --guidance SCALE, such as 1.5")
+            return None
+        guide = None if self.guide is None else load(self.guide, device=device())
+        return Guidance(self.guidance, guide, (self.guidance_min, self.guidance_max))
+
+
+def takes_schedule(function: Callable[..., Any]) -> bool:
+    return list(inspect.signature(function).parameters)[:3] == ["denoise", "x", "sigmas"]
+
+
+def levels(text: str) -> Any:
+    """Noise levels such as "2.5,0.8", closed by a zero."""
+    import torch
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f'noise levels are numbers, largest first, such as "2.5,0.8"; got {text!r}') from error
+    if values[-1] != 0:
+        values.append(0.0)
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,193 @@
+"""The command line as a stranger uses it: what works, and what a mistake says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep import checkpoint
+from fewstep.cli import main
+from fewstep.cli.arguments import parse_seeds, show_seeds
+
+
+@pytest.fixture
+def model(denoiser, tmp_path):
+    return str(checkpoint.save(denoiser, tmp_path / "model", checkpoint.Card(name="tiny")))
+
+
+def fails(capsys, *argv: str) -> str:
+    """Run a command that must fail with exit code 2; returns its one line."""
+    capsys.readouterr()
+    try:
+        code = main(list(argv))
+    except SystemExit as stop:  # the parser's own errors
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_seeds():
+    assert parse_seeds("1,2,5-10") == [1, 2, 5, 6, 7, 8, 9, 10]
+    assert show_seeds(parse_seeds("1,2,5-10")) == "1-2,5-10"
+    assert show_seeds([3]) == "3"
+    for bad in ("5-2", "a", "1-", "-3", "", "1,,2"):
+        with pytest.raises(ValueError, match="seeds"):
+            parse_seeds(bad)
+
+
+def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits:teacher", "--until", "256", "--out", "runs/teacher"]) == 0
+    config = tmp_path / "sid.yaml"
+    config.write_text("until: 512\nalpha: 1.0\n")
+    distill = ["distill", "digits:sid", "--config", "sid.yaml", "--teacher", "runs/teacher", "--until", "128"]
+    assert main([*distill, "--out", "runs/sid"]) == 0
+    record = json.loads((tmp_path / "runs/sid/run.json").read_text())
+    assert record["command"].startswith("fewstep distill digits:sid --config sid.yaml")
+    assert record["identity"]["method"]["alpha"] == 1.0
+    assert checkpoint.card("runs/sid").nimg == 128  # the flag overrides the file
+    assert checkpoint.card("runs/sid").lineage == ["teacher"]
+
+    assert (
+        main(["sample", "runs/sid", "--seeds", "0-3,9", "--out", "images", "--grid", "grid.png", "--class", "3"]) == 0
+    )
+    names = sorted(os.listdir("images"))
+    assert names == ["000000.png", "000001.png", "000002.png", "000003.png", "000009.png"]
+    assert pixels("images/000009.png").shape == (8, 8)
+    assert main(["sample", "runs/sid", "--seeds", "9", "--out", "again", "--class", "3"]) == 0
+    assert np.array_equal(pixels("images/000009.png"), pixels("again/000009.png"))
+
+    assert main(["eval", "runs/sid", "--reference", "digits", "--seeds", "0-19", "--out", "result.json"]) == 0
+    assert main(["eval", "images", "--reference", "digits"]) == 0
+    [result] = json.loads((tmp_path / "result.json").read_text())
+    assert (result["metric"], result["n"], result["protocol"]["nfe"]) == ("fd_pixels", 20, 1)
+    assert main(["report", "runs"]) == 0
+    assert "</html>" in (tmp_path / "runs/report.html").read_text()
+
+    assert main(["train", "digits:teacher", "--until", "256", "--out", "runs/teacher"]) == 0  # finished: nothing to do
+    error = fails(capsys, "train", "digits:teacher", "--until", "256", "--lr", "1e-4", "--out", "runs/teacher")
+    assert "another configuration" in error
+    assert "optimizers.denoiser.lr was 0.003, is 0.0001" in error
+    assert "--fresh" in error
+
+
+def test_own_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import fewstep as fs\nfrom fewstep.recipes.digits import teacher\n\n\n"
+        'def mine(*, width: int = 3):\n    """My run.\n\n    Args:\n        width: of it.\n    """\n'
+        "    return teacher(until=128 * width)\n"
+    )
+    assert main(["train", "mine.py:mine", "--width", "1", "--out", "run"]) == 0
+    assert checkpoint.card("run").nimg == 128
+    assert "has no function 'other'; it has mine" in fails(capsys, "train", "mine.py:other", "--out", "x")
+    assert "missing" in fails(capsys, "train", "nowhere.py:f", "--out", "x")
+
+
+def test_recipes_are_listed_with_help(capsys):
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    assert "digits:teacher" in text
+    assert "digits:sid" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["recipes", "digits:sid"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--alpha" in text
+    assert "model or run folder of the teacher" in text
+    assert "the same command again resumes it" in text
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "data pack", "sample", "eval", "report", "recipes", "train digits:teacher"]
+)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
+    assert "is empty; did you mean 2-5?" in fails(capsys, "sample", model, "--seeds", "5-2", "--grid", "g.png")
+    assert "nowhere to write" in fails(capsys, "sample", model)
+    assert "labels of this model are 0 to 9" in fails(
+        capsys, "sample", model, "--class", "12", "--grid", f"{tmp_path}/g.png"
+    )
+    assert not (tmp_path / "g.png").exists()
+    assert "is missing" in fails(capsys, "sample", f"{tmp_path}/none", "--grid", "g.png")
+    assert "no recipe 'digits:gan'; there are" in fails(capsys, "train", "digits:gan", "--out", "x")
+    assert "fewstep recipes lists them" in fails(capsys, "train")
+    assert "there is no command 'trian'" in fails(capsys, "trian")
+    assert "--until" in fails(capsys, "train", "digits:teacher", "--untill", "3", "--out", "x")
+    assert "--lrr" in fails(capsys, "train", "digits:teacher", "--lrr", "3", "--out", "x")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("lrr: 3\n")
+    assert "lrr" in fails(capsys, "train", "digits:teacher", "--config", str(bad), "--out", "x")
+    bad.write_text("- 3\n")
+    assert "must map options to values" in fails(capsys, "train", "digits:teacher", "--config", str(bad), "--out", "x")
+    assert "None.yaml" in fails(capsys, "train", "digits:teacher", "--config", "None.yaml", "--out", "x")
+    error = fails(capsys, "train", "digits:teacher", "--data", f"{tmp_path}/none.zip", "--out", f"{tmp_path}/x")
+    assert "none.zip" in error
+    assert not (tmp_path / "x").exists()
+    broken = tmp_path / "photos"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    assert "a.png" in fails(capsys, "eval", model, "--reference", str(broken))
+
+
+def sampled(model: str, tmp_path, *options: str) -> np.ndarray:
+    path = tmp_path / "images.npz"
+    assert main(["sample", model, "--seeds", "0-1", "--npz", str(path), "--class", "1", *options]) == 0
+    with np.load(path) as file:
+        assert file["arr_0"].shape == (2, 8, 8, 1)
+        return file["arr_0"]
+
+
+def test_ways_to_sample(model, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("from fewstep.samplers import heun\n\n\ndef mine(denoise, x, sigmas):\n    yield from heun(denoise, x, sigmas)\n")
+    plain = sampled(model, tmp_path, "--steps", "4")
+    same = ["--sampler heun", f"--sampler {tmp_path}/mine.py:mine", "--solver heun", "--guidance 1.0", "--S_noise 1.0"]
+    for options in same:
+        assert np.array_equal(sampled(model, tmp_path, "--steps", "4", *options.split()), plain), options
+    other = ["--sampler euler", "--S_churn 4 --S_max 50", "--sampler dpmpp_2m", "--solver heun --schedule vp --scaling vp"]
+    other += ["--guidance 3", f"--guidance 2 --guide {model} --guidance-max 2 --sampler euler", "--rho 5 --sigma_min 0.01"]
+    other += ["--sampler ito_taylor --randn_like db", "--sampler ito_taylor --kappa 0.5", "--disc vp --S_churn 2"]
+    for options in other:
+        assert not np.array_equal(sampled(model, tmp_path, "--steps", "4", *options.split()), plain), options
+    assert sampled(model, tmp_path, "--levels", "2.5,0.8").shape == (2, 8, 8, 1)
+    assert main(["sample", model, "--seeds", "7,1003", "--out", str(tmp_path / "o"), "--subdirs", "--steps", "1"]) == 0
+    assert sorted(p.name for p in (tmp_path / "o").rglob("*.png")) == ["000007.png", "001003.png"]
+    assert (tmp_path / "o" / "001000" / "001003.png").exists()
+
+    def refused(*options: str) -> str:
+        return fails(capsys, "sample", model, "--seeds", "0", "--npz", str(tmp_path / "x.npz"), *options)
+
+    assert "no sampler 'hein'; there are" in refused("--sampler", "hein")
+    assert "has no option S_churn" in refused("--sampler", "euler", "--S_churn", "3")
+    assert "at least 1 step" in refused("--steps", "0")
+    assert "0 < sigma_min < sigma_max" in refused("--sigma_min", "90")
+    assert "without --guidance" in refused("--guide", model)
+    assert "largest first" in refused("--levels", "a")
+    assert "general sampler" in refused("--solver", "heun", "--sampler", "heun")
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_version_and_help_need_no_torch():
+    code = "import sys; from fewstep.cli import main; main(['--version']); main([]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "usage: fewstep COMMAND" in done.stdout
