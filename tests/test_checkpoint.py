@@ -67,7 +67,7 @@ def broken(folder, **changes):
         ({"network__img_resolution": 7}, "not divisible"),
         ({"network__label_dim": 11}, r"net.map_label.weight has shape \(8, 10\), not \(8, 11\)"),
         ({"network__num_blocks": 2}, "missing net.enc.8x8_block1"),
-        ({"precondition__kind": "X"}, "expected one of EDM, VP, VE, IDDPM"),
+        ({"precondition__kind": "X"}, "expected one of EDM, Boundary, VP, VE, IDDPM"),
     ],
 )
 def test_a_wrong_configuration_is_named(denoiser, tmp_path, change, message):

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fewstep import checkpoint
 from fewstep.cli import main
@@ -191,3 +194,29 @@ def test_version_and_help_need_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "usage: fewstep COMMAND" in done.stdout
+
+
+def test_convert_sample_export(tmp_path, capsys):
+    source = Path(__file__).parent / "golden" / "edm-ddpmpp-cond.pkl"
+    out = tmp_path / "teacher"
+    assert main(["convert", str(source), str(out), "--offline"]) == 0
+    shown = capsys.readouterr()
+    assert "sha256 " in shown.out
+    assert "EDMPrecond around SongUNet" in shown.out
+    assert "License of the weights: not stated" in shown.out
+    assert "no commercial use" not in checkpoint.card(out).method
+    assert "sha256" in checkpoint.card(out).lineage[0]
+    assert main(["sample", str(out), "--seeds", "0-1", "--steps", "2", "--grid", str(tmp_path / "grid.png")]) == 0
+    assert main(["export", str(out), str(tmp_path / "weights.safetensors")]) == 0
+    tensors = load_file(tmp_path / "weights.safetensors")
+    ours = checkpoint.load(out).state_dict()
+    assert tensors.keys() == {k.replace("net.", "model.", 1) for k in ours}
+    assert all(torch.equal(tensors[k.replace("net.", "model.", 1)], v) for k, v in ours.items())
+    assert "name it so" in fails(capsys, "export", str(out), "weights.bin")
+    assert "not in the cache" in fails(capsys, "convert", "https://localhost/none.pkl", str(tmp_path / "x"), "--offline")
+    assert "scheme" in fails(capsys, "convert", "ftp://localhost/none.pkl", str(tmp_path / "x"))
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "canary").encode() + b"'\ntR.")
+    assert "os" in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "canary").exists()

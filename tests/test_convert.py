@@ -262,7 +262,6 @@ def test_provenance():
     assert len(provenance["sha256"]) == 64
     assert provenance["classes"] == ["EDMPrecond", "SongUNet"]
     assert provenance["license"].startswith("CC BY-NC-SA 4.0")
-    assert provenance["encoder"] == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -122,7 +123,8 @@ def test_digits():
     data = images("digits")
     assert (len(data), data.shape, data.num_classes, data.class_names[7]) == (1797, (1, 8, 8), 10, "7")
     assert np.bincount(data.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert data.decoded().max() == 255 and np.array_equal(data[0][0, 0], [0, 0, 80, 207, 143, 16, 0, 0])
+    assert data.decoded().max() == 255
+    assert np.array_equal(data[0][0, 0], [0, 0, 80, 207, 143, 16, 0, 0])
     assert data.fingerprint == digits().fingerprint
 
 
@@ -149,7 +151,7 @@ def test_memory_decides_whether_images_are_kept(write):
     index = np.array([2, 0, 2])
     assert np.array_equal(kept.gather(index), fresh.gather(index))
     assert np.array_equal(kept[1], fresh[1])
-    with pytest.raises(ValueError, match="144 bytes .* memory=143; raise it"):
+    with pytest.raises(ValueError, match=r"144 bytes .* memory=143; raise it"):
         fresh.decoded()
 
 
@@ -191,10 +193,9 @@ def test_a_forked_reader_has_its_own_handle(tmp_path):
 
 
 def refused(path, *messages):
-    with pytest.raises(ValueError) as error:
+    """Opening or decoding fails with a ValueError that says all of `messages`."""
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, messages))):
         images(path).decoded()
-    for message in messages:
-        assert message in str(error.value)
 
 
 def test_what_is_no_set(tmp_path):
@@ -308,7 +309,7 @@ def test_ambiguous_zip(tmp_path):
         (labels(["a.png", 2], class_names=["x", "y"]), "in [0, 2); got 2"),
         (labels(["a.png", 0], class_names="xy"), "class_names must be a list"),
         (labels(["a.png", 0], ["a.png", 1]), "a.png has two labels"),
-        (labels(["b.png", 0]), "a.png: dataset.json has no label for it"),
+        (labels(["b.png", 0]), "a.png has no label"),
     ],
 )
 def test_bad_labels(write, content, message):
@@ -353,7 +354,8 @@ def test_each_epoch_is_a_permutation():
     stream = ImageStream(array(n))
     epochs = [stream.locate(e * n, n)[0] for e in range(3)]
     assert all(np.array_equal(np.sort(order), np.arange(n)) for order in epochs)
-    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
     assert np.abs(np.corrcoef([np.arange(n), *epochs]) - np.eye(4)).max() < 0.4
     assert not np.array_equal(epochs[0], ImageStream(array(n), seed=1).locate(0, n)[0])
 

@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
 from fewstep.files import new_folder, read_json, write_json
+from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.precondition import EDM, IDDPM, VE, VP
+from fewstep.precondition import EDM, IDDPM, VE, VP, Boundary
 
 FORMAT = "fewstep-model"
 VERSION = 1
-NETWORKS = {SongConfig: SongUNet}
-PRECONDITIONS = (EDM, VP, VE, IDDPM)
+NETWORKS = {SongConfig: SongUNet, ADMConfig: ADMUNet, EDM2Config: EDM2UNet}
+PRECONDITIONS = (EDM, Boundary, VP, VE, IDDPM)
+CODECS = (Pixels, StabilityVAE)
 
 
 @dataclass
@@ -130,7 +134,9 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "num_classes": denoiser.num_classes,
         "network": to_dict(denoiser.net.config),
         "precondition": to_dict(denoiser.precondition),
+        "uncertainty": uncertainty_channels(denoiser),
         "levels": plain(denoiser.levels),
+        "codec": to_dict(denoiser.codec),
         "card": dataclasses.asdict(card or Card()),
     }
     with new_folder(folder) as partial:
@@ -138,6 +144,12 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         write_json(partial / "config.json", config)
         (partial / "README.md").write_text((card or Card()).markdown(config))
     return folder
+
+
+def uncertainty_channels(denoiser: Denoiser) -> int:
+    """The width of the log-variance head, 0 without one."""
+    head = denoiser.uncertainty
+    return head.channels if isinstance(head, Uncertainty) else 0
 
 
 def model_folder(path: str | Path) -> Path:
@@ -189,10 +201,16 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
     where = folder / "config.json"
     network = from_dict(config.get("network"), tuple(NETWORKS), where)
     precondition = from_dict(config.get("precondition"), PRECONDITIONS, where)
-    levels = config.get("levels")
+    codec = from_dict(config.get("codec"), CODECS, where)
+    levels, channels = config.get("levels"), config.get("uncertainty")
     with torch.device("meta"):
-        net: nn.Module = NETWORKS[type(network)](network)
-    denoiser = Denoiser(net, precondition=precondition, levels=tuple(levels) if levels else None)
+        denoiser = Denoiser(
+            NETWORKS[type(network)](network),
+            precondition=precondition,
+            levels=tuple(levels) if levels else None,
+            uncertainty=Uncertainty(channels) if channels else None,
+            codec=codec,
+        )
     weights = folder / "model.safetensors"
     try:
         tensors = load_file(weights, device=str(device))

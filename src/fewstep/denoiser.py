@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.codec import Codec, Pixels
 from fewstep.noise import expand
 from fewstep.precondition import EDM, Precondition
 
@@ -53,7 +54,7 @@ class Denoiser(nn.Module):
     levels: for a distilled generator, the noise levels (largest first) from which it was trained to generate; None for
     a denoiser of all levels. dtype: the precision in which the network computes; the result has the dtype of `x`, and
     the skip connection is never rounded. uncertainty: the log-variance head, c_noise (B,) -> (B,), that weights the loss
-    of EDM2 (Karras et al., 2024a, Eq. 21); None if there is none.
+    of EDM2 (Karras et al., 2024a, Eq. 21); None if there is none. codec: between its units and images.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Denoiser(nn.Module):
         levels: tuple[float, ...] | None = None,
         dtype: torch.dtype = torch.float32,
         uncertainty: nn.Module | None = None,
+        codec: Codec = Pixels(),
     ) -> None:
         super().__init__()
         self.net: Any = net
@@ -71,6 +73,7 @@ class Denoiser(nn.Module):
         self.precondition: Precondition = precondition or EDM()
         self.levels = levels
         self.dtype = dtype
+        self.codec = codec
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.data.codec import Pixels
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import rank, world_size
 from fewstep.samplers import Sampler, counted, edm_sigmas, heun, last, multistep
@@ -161,7 +160,7 @@ def generate(
             chosen = torch.as_tensor(label).expand(len(seeds))
             classes = chosen[[place[seed] for seed in batch]].to(device)
         x0 = plan(*plan.bind(denoiser, classes), noise, z)
-        yield from Pixels().decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+        yield from denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def check_label(denoiser: Denoiser, label: int | Tensor | None, n: int) -> None:

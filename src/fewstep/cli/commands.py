@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fewstep.cli.arguments import command_line, joined, parse_seeds, show_seeds, with_config
 from fewstep.cli.sampling import Sampling
+from fewstep.cli.sampling import levels as parse_levels
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -217,6 +219,59 @@ def is_model(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / "run.json").is_file()
 
 
+def convert(
+    source: Positional[str],
+    out: Positional[Path],
+    *,
+    levels: str | None = None,
+    offline: bool = False,
+) -> None:
+    """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD) into a model folder; nothing in it is run.
+
+    Args:
+        source: path or http(s) address of the file.
+        out: model folder to write.
+        levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
+        offline: never touch the network.
+    """
+    from fewstep.checkpoint import Card, save
+    from fewstep.convert import convert as read
+    from fewstep.convert import fetch
+
+    path = fetch(source, offline=offline)
+    given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
+    denoiser, origin = read(path, source=source.rsplit("/", 1)[-1] if "://" in source else None, levels=given)
+    print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
+    print(f"{' around '.join(origin['classes'])}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
+    lineage = [f"{source} (sha256 {origin['sha256']})"]
+    save(denoiser, out, Card(name=path.stem, method=" around ".join(origin["classes"]), lineage=lineage, license=origin["license"]))
+    print(f"License of the weights: {origin['license']}")
+    if "no commercial use" in origin["license"]:
+        print("warning: these weights, and students distilled from them, are not for commercial use", file=sys.stderr)
+    print(f"{out}: next: fewstep sample {out} --grid grid.png")
+
+
+def export(model: Positional[Path], out: Positional[Path]) -> None:
+    """Write the weights of a model under their upstream names, as one safetensors file, for other tools.
+
+    Args:
+        model: model or run folder.
+        out: safetensors file to write.
+    """
+    from safetensors.torch import save_file
+
+    from fewstep.checkpoint import contiguous, load
+    from fewstep.convert import upstream_state_dict
+    from fewstep.files import new_file
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
+    tensors = contiguous(upstream_state_dict(load(model)))
+    with new_file(out) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    print(f"{out}: {len(tensors)} tensors")
+
+
 def report(folder: Positional[Path]) -> None:
     """Write report.html, one self-contained page, from the runs and results in a folder.
 
@@ -252,6 +307,8 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (fit_recipe, "train a teacher by a recipe"),
     "distill": (fit_recipe, "distil a teacher by a recipe"),
     "sample": (sample, "make images"),
+    "convert": (convert, "turn an upstream pickle into a model folder, safely"),
+    "export": (export, "write a model's weights under their upstream names"),
     "eval": (evaluate, "measure a model or images"),
     "report": (report, "one HTML page from a folder of runs"),
     "recipes": (recipes, "list the recipes"),

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.checkpoint import check
 from fewstep.convert.unpickle import Record, read
+from fewstep.data.codec import Codec, Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
 from fewstep.files import sha256
 from fewstep.nets.adm import ADMConfig, ADMUNet
@@ -58,8 +60,7 @@ class Snapshot:
     """A network as it lies in an upstream file.
 
     class_name, attributes: of the preconditioner. network, options: class and constructor arguments of the U-Net.
-    state: tensors by upstream name, in upstream order. encoder: what made the latents that the network was trained on,
-    "" if it was trained on pixels or the file does not say.
+    state: tensors by upstream name, in upstream order. codec: between the network's units and images.
     """
 
     class_name: str
@@ -67,7 +68,7 @@ class Snapshot:
     network: str
     options: dict[str, object]
     state: dict[str, Tensor] = field(repr=False)
-    encoder: str = ""
+    codec: Codec = Pixels()
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
@@ -100,16 +101,30 @@ def snapshot(content: object, *, where: str = "the file") -> Snapshot:
     options = network.state.get("_init_kwargs")
     if not isinstance(options, dict) or not isinstance(args := network.state.get("_init_args", ()), tuple) or args:
         raise ValueError(f"{where}: {network.class_name} does not name the arguments of its constructor")
-    encoder = outer.get("encoder")
-    latent = encoder.class_name if isinstance(encoder, Record) else ""
     return Snapshot(
         record.class_name,
         {k: v for k, v in record.state.items() if not k.startswith("_")},
         network.class_name,
         options,
         state_dict(record),
-        "" if latent == "StandardRGBEncoder" else latent,
+        codec(outer.get("encoder"), where),
     )
+
+
+def codec(encoder: object, where: str) -> Codec:
+    """Between the network's units and images, from EDM2's encoder; files without one are of pixels."""
+    if encoder is None or (isinstance(encoder, Record) and encoder.class_name == "StandardRGBEncoder"):
+        return Pixels()
+    if not isinstance(encoder, Record) or encoder.class_name != "StabilityVAEEncoder":
+        name = encoder.class_name[:80] if isinstance(encoder, Record) else type(encoder).__name__
+        raise ValueError(f"{where} has the encoder {name}; known are StandardRGBEncoder and StabilityVAEEncoder")
+    try:
+        scale, bias = (np.asarray(encoder.state[k], dtype=np.float64).reshape(-1) for k in ("scale", "bias"))
+        raw_std, raw_mean = StabilityVAE.final_std / scale, -bias / scale
+        means, stds = (tuple(float(f"{v:.6g}") for v in part) for part in (raw_mean, raw_std))  # float32 in the file
+        return StabilityVAE(str(encoder.state["vae_name"]), means, stds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: its encoder of latents is not intact ({error})") from error
 
 
 def describe(content: object) -> str:
@@ -230,7 +245,7 @@ def to_denoiser(snapshot: Snapshot, *, levels: tuple[float, ...] | None = None, 
         uncertainty = Uncertainty(head.numel()) if head is not None else None
         net = network(config)
     levels = levels or LEVELS.get(snapshot.class_name)
-    denoiser = Denoiser(net, precondition=precondition, levels=levels, uncertainty=uncertainty)
+    denoiser = Denoiser(net, precondition=precondition, levels=levels, uncertainty=uncertainty, codec=snapshot.codec)
     check(denoiser.state_dict(), state, Path(where))
     denoiser.load_state_dict(state, assign=True)
     return denoiser.eval()
@@ -314,8 +329,7 @@ def convert(
     """The denoiser in an upstream file, and where it comes from.
 
     source: the address it was fetched from, if not `path`. levels: as for `to_denoiser`. The provenance has the source,
-    the file's bytes and sha256, the upstream classes, the license of the weights, and the encoder of latents ("" for
-    pixels). Raises ValueError if the file holds anything but a known network, whole; nothing in it is run.
+    the file's bytes and sha256, the upstream classes and the license of the weights. Raises ValueError if the file holds anything but a known network, whole; nothing in it is run.
     """
     path, source = Path(path), source or Path(path).name
     found = load_snapshot(path)
@@ -328,6 +342,5 @@ def convert(
         "sha256": sha256(path),
         "classes": [found.class_name, found.network],
         "license": weights_license(source, found.class_name),
-        "encoder": found.encoder,
-    }
+            }
     return denoiser, provenance

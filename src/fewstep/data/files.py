@@ -10,9 +10,12 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
@@ -20,6 +23,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 2**20
 MAX_CLASSES = 2**20
+PACK = "convert the set with: fewstep data pack"
 
 
 class Files(Protocol):
@@ -159,28 +163,46 @@ def open_image(data: bytes, where: str) -> Image.Image:
         raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {error}") from error
 
 
-def read_labels(files: Files) -> tuple[dict[str, int] | None, list[str] | None]:
-    """Class indices by file name, and the names of the classes: from `dataset.json`, else from the top-level folders.
+def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:
+    """An image as it is trained on, uint8 (C, H, W), with one channel or three."""
+    where = f"{files.path}/{name}"
+    image = open_image(files.read(name), where)
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        raise ValueError(f"{where}: expected grey (L) or RGB without transparency; got {image.mode}; {PACK}")
+    return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+
+
+class Labels(NamedTuple):
+    """The classes of files, in the order of their names."""
+
+    index: list[int]
+    num_classes: int
+    class_names: list[str] | None
+
+
+def read_labels(files: Files) -> Labels | None:
+    """The classes from `dataset.json`, else from the top-level folders; None if there are none.
 
     `dataset.json` is {"labels": null | [[path, class], ...]}, and optionally {"class_names": [...]}. Without it, more
-    than one top-level folder makes classes of the sorted folder names. None if there are no labels, or no names.
+    than one top-level folder makes classes of the sorted folder names.
     """
     if "dataset.json" in files:
-        return parse_labels(files.read("dataset.json"), f"{files.path}/dataset.json")
+        return parse_labels(files.read("dataset.json"), files.names, f"{files.path}/dataset.json")
     folders = sorted({name.partition("/")[0] for name in files.names if "/" in name})
     if len(folders) < 2:
-        return None, None
+        return None
     stray = next((name for name in files.names if "/" not in name), None)
     if stray is not None:
         raise ValueError(
             f"{files.path}/{stray}: expected every image in one of the {len(folders)} class folders; move it there, or "
             'write a dataset.json with {"labels": null} if the folders are no classes'
         )
-    index = {folder: i for i, folder in enumerate(folders)}
-    return {name: index[name.partition("/")[0]] for name in files.names}, folders
+    position = {folder: i for i, folder in enumerate(folders)}
+    return Labels([position[name.partition("/")[0]] for name in files.names], len(folders), folders)
 
 
-def parse_labels(data: bytes, where: str) -> tuple[dict[str, int] | None, list[str] | None]:
+def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None:
+    """The classes that the content of a `dataset.json` gives to the files `names`. Other files in it are no error."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -188,7 +210,7 @@ def parse_labels(data: bytes, where: str) -> tuple[dict[str, int] | None, list[s
     if not isinstance(content, dict) or "labels" not in content:
         raise ValueError(f'{where}: expected {{"labels": null}} or {{"labels": [[path, class], ...]}}')
     if content["labels"] is None:
-        return None, None
+        return None
     class_names = content.get("class_names")
     if class_names is not None and not (
         isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
@@ -207,4 +229,9 @@ def parse_labels(data: bytes, where: str) -> tuple[dict[str, int] | None, list[s
         if name in labels:
             raise ValueError(f"{where}: {name} has two labels")
         labels[name] = label
-    return labels, class_names
+    missing = next((name for name in names if name not in labels), None)
+    if missing is not None:
+        raise ValueError(f"{where}: {missing} has no label; add one, or set labels to null")
+    # A subset keeps the classes of the whole.
+    num_classes = max(labels.values()) + 1 if class_names is None else len(class_names)
+    return Labels([labels[name] for name in names], num_classes, class_names)

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.data.files import Files, open_files, open_image, read_labels
-
-CHANNELS = {"L": 1, "RGB": 3}
+from fewstep.data.files import PACK, Files, open_files, read_labels, read_pixels
 
 
 class ImageData:
@@ -133,17 +131,12 @@ class ImageData:
 
     def _pixels(self, i: int) -> NDArray[np.uint8]:
         assert self._files is not None
-        name = self._files.names[i]
-        where = f"{self._files.path}/{name}"
-        advice = "convert the set with: fewstep data pack"
-        image = open_image(self._files.read(name), where)
-        if image.mode not in CHANNELS or "transparency" in image.info:
-            raise ValueError(f"{where}: expected grey (L) or RGB without transparency; got {image.mode}; {advice}")
-        pixels = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+        first, name = self._files.names[0], self._files.names[i]
+        pixels = read_pixels(self._files, name)
         if i > 0 and pixels.shape != self.shape:
             raise ValueError(
-                f"{where}: expected (channels, height, width) {self.shape} as in {self._files.names[0]}; got "
-                f"{pixels.shape}; {advice}"
+                f"{self._files.path}/{name}: expected (channels, height, width) {self.shape} as in {first}; got "
+                f"{pixels.shape}; {PACK}"
             )
         return pixels
 
@@ -159,15 +152,8 @@ def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
         from fewstep.data.builtin import digits  # it is made of ImageData
 
         return digits()
-    path = Path(path)
-    files = open_files(path)
-    by_name, class_names = read_labels(files)
-    labels = num_classes = None
-    if by_name is not None:
-        missing = next((name for name in files.names if name not in by_name), None)
-        if missing is not None:
-            raise ValueError(f"{path}/{missing}: dataset.json has no label for it; add one, or set its labels to null")
-        labels = [by_name[name] for name in files.names]
-        num_classes = max(by_name.values()) + 1  # a subset keeps the classes of the whole
-    name = path.resolve().name.removesuffix(".zip")
-    return ImageData(files, labels, name=name, num_classes=num_classes, class_names=class_names, memory=memory)
+    files = open_files(Path(path))
+    labels = read_labels(files)
+    index, num_classes, class_names = labels or (None, None, None)
+    name = files.path.resolve().name.removesuffix(".zip")
+    return ImageData(files, index, name=name, num_classes=num_classes, class_names=class_names, memory=memory)

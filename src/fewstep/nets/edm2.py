@@ -27,7 +27,7 @@ def accurate(x: Tensor) -> Tensor:
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
     """x / (rms(x) + eps), with the root mean square over `dim`."""
-    count = math.prod(x.shape[d] for d in (dim if isinstance(dim, tuple) else (dim,)))
+    count = math.prod([x.shape[d] for d in (dim if isinstance(dim, tuple) else (dim,))])
     rms = torch.linalg.vector_norm(accurate(x), dim=dim, keepdim=True) / math.sqrt(count)
     return x / (rms + eps).to(x.dtype)
 
@@ -303,6 +303,7 @@ class Uncertainty(nn.Module):
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
+        self.channels = channels
         self.fourier = MPFourier(channels)
         self.linear = MPConv(channels, 1)
 
