@@ -83,7 +83,8 @@ def weak(phi: Callable[[Any], Any], schedule: Callable[[int], Tensor], counts: l
     oracle, table = on_a_line(), {}
     exact = expectation(phi, ito_taylor, oracle, schedule(counts[0])[-1:])
     for name, entry in STOCHASTIC.items():
-        if entry.sampler is not dpmpp_2m_sde:  # a multistep method is no Markov chain
+        # A step of the others, given the state, is not Gaussian (stochastic Heun) or needs more than the state.
+        if entry.sampler not in (stochastic_heun, dpmpp_2m_sde):
             errors = [abs(expectation(phi, entry.sampler, oracle, schedule(n)) - exact) for n in counts]
             table[name] = (counts, errors)
     return table

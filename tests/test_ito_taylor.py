@@ -90,8 +90,8 @@ def test_strong_order() -> None:
     assert slope(errors) == pytest.approx(1.5, abs=0.1)
     # Negative control: without the Laplacian, or without I_z as in Euler-Maruyama, it is first order.
     for sampler, draws in ((partial(ito_taylor, laplacian="none"), 2), (euler_maruyama, 1)):
-        first = [(paths.end(sampler, oracle, x, n, draws) - truth).abs().mean().item() for n in (32, 64, 128)]
-        assert slope(first) == pytest.approx(1.0, abs=0.1)
+        first = [(paths.end(sampler, oracle, x, n, draws) - truth).abs().mean().item() for n in (16, 32, 64)]
+        assert slope(first) == pytest.approx(1.0, abs=0.12)
 
 
 def test_weak_order() -> None:

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """Images in the denoiser's units (B, C, H, W), and their class indices (B,) int64 or None."""
+    """Images in the denoiser's units (B, C, H, W), their class indices (B,) int64 or None, and what augmentation did to
+    them, as labels (B, n), or None without augmentation.
+    """
 
     image: Tensor
     label: Tensor | None = None
+    augment: Tensor | None = None
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -33,12 +36,22 @@ class Clean(Protocol):
 
 
 @torch.no_grad()
-def sanitize(gradients: list[Tensor]) -> Tensor:
-    """NaN -> 0, +inf -> 1e5, -inf -> -1e5, as EDM and its descendants do before every step; counted, never silent."""
+def replace_nonfinite(gradients: list[Tensor], infinity: float) -> Tensor:
+    """NaN -> 0 and +-inf -> +-`infinity`, in place; returns how many entries were not finite."""
     broken = torch.stack([g.numel() - g.isfinite().sum() for g in gradients]).sum()
     for g in gradients:
-        torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
+        torch.nan_to_num(g, nan=0.0, posinf=infinity, neginf=-infinity, out=g)
     return broken
+
+
+def sanitize(gradients: list[Tensor]) -> Tensor:
+    """NaN -> 0, +inf -> 1e5, -inf -> -1e5, as EDM and its descendants do before every step; counted, never silent."""
+    return replace_nonfinite(gradients, 1e5)
+
+
+def zero_nonfinite(gradients: list[Tensor]) -> Tensor:
+    """Every entry that is not finite -> 0, as EDM2 does before every step; counted, never silent."""
+    return replace_nonfinite(gradients, 0.0)
 
 
 @dataclass(frozen=True)

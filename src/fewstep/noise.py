@@ -93,3 +93,17 @@ class KarrasUniform:
     def __call__(self, x: Tensor) -> Tensor:
         t = self.t_max * torch.rand(len(x), device=x.device)
         return karras_ramp(t, self.sigma_min, self.sigma_max, self.rho)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """ln(sigma) uniform between the bounds: where the variance-exploding SDE trains (Song et al., 2021).
+
+    Called with x (B, ...) it draws (B,).
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** torch.rand(len(x), device=x.device)

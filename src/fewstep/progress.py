@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TypeVar
 
-from fewstep.distributed import rank
-
 T = TypeVar("T")
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
@@ -20,6 +18,15 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(int(seconds + 0.5), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that reports. A process without torch, as the dataset tool's, has no ranks."""
+    if "torch" not in sys.modules:
+        return True
+    from fewstep.distributed import rank
+
+    return rank() == 0
 
 
 class Progress:
@@ -33,7 +40,7 @@ class Progress:
         self.text = ""
         self.started = self.shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
-        self.visible = rank() == 0
+        self.visible = first_rank()
         self.bar = None
 
     def __enter__(self) -> Progress:

@@ -188,17 +188,21 @@ def read_labels(files: Files) -> Labels | None:
     """
     if "dataset.json" in files:
         return parse_labels(files.read("dataset.json"), files.names, f"{files.path}/dataset.json")
-    folders = sorted({name.partition("/")[0] for name in files.names if "/" in name})
+    return folder_labels(files.names, str(files.path))
+
+
+def folder_labels(names: Sequence[str], where: str) -> Labels | None:
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
     if len(folders) < 2:
         return None
-    stray = next((name for name in files.names if "/" not in name), None)
+    stray = next((name for name in names if "/" not in name), None)
     if stray is not None:
         raise ValueError(
-            f"{files.path}/{stray}: expected every image in one of the {len(folders)} class folders; move it there, or "
+            f"{where}/{stray}: expected every image in one of the {len(folders)} class folders; move it there, or "
             'write a dataset.json with {"labels": null} if the folders are no classes'
         )
     position = {folder: i for i, folder in enumerate(folders)}
-    return Labels([position[name.partition("/")[0]] for name in files.names], len(folders), folders)
+    return Labels([position[name.partition("/")[0]] for name in names], len(folders), folders)
 
 
 def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None:

@@ -44,12 +44,20 @@ class ImageStream:
         """
         if position < 0 or n < 1:
             raise ValueError(f"a batch needs position >= 0 and n >= 1; got position={position}, n={n}")
-        index, mirror = self.locate(position, n)
+        return self.gather(*self.locate(position, n), torch.device("cpu"))
+
+    def sample(self, n: int, device: torch.device) -> Batch:
+        """`n` images drawn independently of each other, with replacement, by torch's random stream of the CPU."""
+        index = torch.randint(len(self.data), (n,))
+        return self.gather(index.numpy(), (torch.rand(n) < 0.5).numpy(), device)
+
+    def gather(self, index: NDArray[np.int64], mirror: NDArray[np.bool_], device: torch.device) -> Batch:
+        """The images at the given indices into the data (n,), those of `mirror` (n,) mirrored if the stream flips."""
         images = self.data.gather(index)
         if self.flip:
             images[mirror] = images[mirror, ..., ::-1]
-        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[index])
-        return Batch(Pixels().encode(torch.from_numpy(images)), labels)
+        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[index]).to(device)
+        return Batch(Pixels().encode(torch.from_numpy(images).to(device)), labels)
 
     def locate(self, position: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Indices into the data (n,), and whether the images there are mirrored (n,)."""

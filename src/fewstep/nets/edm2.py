@@ -17,12 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.layers import attention, check_halvings, one_hot
-
-
-def accurate(x: Tensor) -> Tensor:
-    """`x` in at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from fewstep.nets.layers import accurate, attention, check_halvings, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:

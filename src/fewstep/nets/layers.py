@@ -21,7 +21,8 @@ from torch.autograd import forward_ad
 def forward_mode() -> bool:
     """Whether a forward-mode derivative is being taken (`torch.func.jvp`, dual numbers).
 
-    PyTorch's fused attention has no such derivative, and its group norm has none for channels-last tensors.
+    PyTorch's fused attention has no such derivative, its group norm has none for channels-last tensors and none that
+    compiles. A constant to `torch.compile`, which guards its graphs on the level of differentiation by itself.
     """
     return forward_ad._current_level >= 0
 
@@ -57,6 +58,11 @@ class Init:
 
 def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
+
+
+def accurate(x: Tensor) -> Tensor:
+    """`x` in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_halvings(resolution: int, halvings: int) -> None:
@@ -208,10 +214,10 @@ class FourierEmbedding(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c); the softmax in float32."""
+    """softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c); the softmax in at least float32."""
     if not forward_mode():
         return F.scaled_dot_product_attention(q, k, v)
-    logits = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    logits = accurate(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return logits.softmax(-1).to(v.dtype) @ v
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ class SongUNet(nn.Module):
             "init_zero": init_zero,
             "init_attn": init.scaled(math.sqrt(0.2)),
         }
-        resample = {"resample_filter": c.resample_filter}
+        resample: dict[str, Any] = {"resample_filter": c.resample_filter}
 
         if c.embedding_type == "positional":
             self.map_noise = PositionalEmbedding(noise_channels, endpoint=True)

@@ -26,8 +26,8 @@ def grid(
     """Images (N, H, W, C) or (H, W, C), uint8, in rows from left to right; of mode L (C = 1) or RGB (C = 3).
 
     columns: ceil(sqrt(N)) by default. scale: integer magnification, nearest neighbour; by default the least that makes
-    the shorter side of a tile `TILE` pixels. gap: between tiles, in pixels before magnification, so that every `scale`-th
-    pixel of the result is the grid itself. background: of the gaps and of an unfinished row.
+    the shorter side of a tile `TILE` pixels. gap: between tiles, in pixels before magnification, so that the
+    result holds the plain grid at every `scale`-th pixel. background: of the gaps and of an unfinished row.
     """
     tiles = np.asarray(images)
     if tiles.ndim == 3:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 SUFFIXES = {0: "", 1: "k", 2: "M", 3: "G", 4: "T"}
 
 
-def human(value: float, digits: int = 4) -> str:
-    """A number to `digits` significant digits, without trailing zeros: 3.871, 51.2k, 200M, 3.2e-5."""
+def human(value: float, digits: int = 4, *, zeros: bool = False) -> str:
+    """A number to `digits` significant digits: 3.871, 51.2k, 200M, 2e-4; `zeros` keeps those at the end: 41.20."""
     if not math.isfinite(value):
         return {math.inf: "inf", -math.inf: "-inf"}.get(value, "NaN")
     if value == 0:
@@ -16,10 +17,10 @@ def human(value: float, digits: int = 4) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # rounds before the unit is chosen: 999.96k is 1M
     rounded, power = float(f"{mantissa}e{exponent}"), int(exponent)
     thousands = power // 3 if power >= 4 else 0
-    if power < -4 or thousands not in SUFFIXES:
-        return f"{trim(mantissa)}e{power}"
-    scaled = rounded / 1000**thousands
-    return trim(f"{scaled:.{max(0, digits - 1 - power + 3 * thousands)}f}") + SUFFIXES[thousands]
+    end = str if zeros else trim
+    if power < -3 or thousands not in SUFFIXES:
+        return f"{end(mantissa)}e{power}"
+    return end(f"{rounded / 1000**thousands:.{max(0, digits - 1 - power + 3 * thousands)}f}") + SUFFIXES[thousands]
 
 
 def trim(decimal: str) -> str:
@@ -55,7 +56,7 @@ def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, n: int = 6) -> list[float]:
-    """Ticks for a logarithmic axis over [low, high], both positive: decades, thinned to about `n`, or 1, 2, 5, or linear."""
+    """Ticks for a logarithmic axis over [low, high], both positive: decades, or their 1, 2, 5, or linear."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first >= 3:
         stride = math.ceil((last - first + 1) / n)
@@ -66,8 +67,13 @@ def log_ticks(low: float, high: float, n: int = 6) -> list[float]:
 
 
 def tick_labels(ticks: list[float]) -> list[str]:
-    """Labels short enough to read and long enough to differ."""
+    """Labels short enough to read and long enough to differ; in even steps, all with the same decimals."""
     digits = 4
     while len(set(labels := [human(t, digits) for t in ticks])) < len(set(ticks)) and digits < 16:
         digits += 1
+    gaps = [b - a for a, b in pairwise(ticks)]
+    even = bool(gaps) and max(gaps) < 1.01 * min(gaps)
+    if even and all(label.lstrip("-").replace(".", "", 1).isdigit() for label in labels):
+        decimals = max(len(label.partition(".")[2]) for label in labels)
+        labels = [f"{t:.{decimals}f}" if t else "0" for t in ticks]
     return labels

@@ -6,9 +6,7 @@ what it could not draw.
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fewstep.report.markup import escape
 from fewstep.report.numerals import human, linear_ticks, log_ticks, tick_labels
 
 Style = Literal["line", "points", "line+points", "smoothed"]
@@ -49,21 +48,18 @@ STYLE = (
     + "@media (prefers-color-scheme:dark){"
     + css(DARK, ink="#e8e8e4", soft="#9ba1ab", rule="#33373e", paper="#17191d")
     + "}"
-    + f""".fewstep-chart text{{font:{FONT}px Inter,system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--soft)}}
+    + f""".fewstep-chart text{{fill:var(--soft);
+font:{FONT}px Inter,system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}}
 .fewstep-chart .title{{font-size:14px;font-weight:600;fill:var(--ink)}}.fewstep-chart .small{{font-size:{SMALL}px}}
 .fewstep-chart .name,.fewstep-chart .value{{fill:var(--ink)}}
 .fewstep-chart .value{{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}}
 .fewstep-chart .rule{{stroke:var(--rule)}}.fewstep-chart .axis{{stroke:var(--soft)}}
 .fewstep-chart .reference{{stroke:var(--soft);stroke-dasharray:5 4}}
 .fewstep-chart .line{{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}}
-.fewstep-chart .cloud{{fill:none;stroke-dasharray:none;stroke:var(--c);stroke-width:2.4;stroke-linecap:round;stroke-opacity:.32}}
+.fewstep-chart .cloud{{fill:none;stroke-dasharray:none;
+stroke:var(--c);stroke-width:2.4;stroke-linecap:round;stroke-opacity:.32}}
 .fewstep-chart .marker{{fill:var(--c);stroke-dasharray:none;stroke:var(--paper);stroke-width:1}}"""
 )
-
-
-def escape(text: object) -> str:
-    """Text for HTML and XML, quotes included; a character that XML forbids becomes U+FFFD."""
-    return html.escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(text)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class Series:
     """One curve: `x` and `y` (N,), in the order in which a line joins them.
 
     style: "smoothed" draws the points lightly and their moving average as a line. labels: text beside the points, (N,);
-    one for which there is no room is left out.
+    one for which there is no room is left out. slot: of the palette, the position in the chart by default; a name keeps
+    its colour over several charts if it keeps its slot.
     """
 
     name: str
@@ -79,6 +76,7 @@ class Series:
     y: ArrayLike
     style: Style = "line"
     labels: Sequence[str] = ()
+    slot: int | None = None
 
 
 class Reference(NamedTuple):
@@ -178,17 +176,18 @@ def path(x: Points, y: Points) -> str:
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def look(index: int) -> str:
+def look(slot: int) -> str:
     """The attributes that give a mark the colour of a series, and a line its dashes once the colours are used up."""
-    dashes = DASHES[index // len(LIGHT) % len(DASHES)]
-    return f'style="--c:var(--s{index % len(LIGHT)})" stroke-dasharray="{dashes}"'
+    dashes = DASHES[slot // len(LIGHT) % len(DASHES)]
+    return f'style="--c:var(--s{slot % len(LIGHT)})" stroke-dasharray="{dashes}"'
 
 
 def draw(index: int, series: Series, curve: Curve, across: Axis, up: Axis) -> Iterable[str]:
     """The marks of one curve, those in front last."""
     if not curve.x.size:
         return
-    colour = look(index)
+    slot = index if series.slot is None else series.slot
+    colour = look(slot)
     x, y = thin(curve.x, curve.y)
     if series.style == "smoothed" and len(curve.y) >= 20:
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(across(x), up(y), strict=True))
@@ -197,7 +196,7 @@ def draw(index: int, series: Series, curve: Curve, across: Axis, up: Axis) -> It
     if series.style != "points":
         yield f'<path class="line" {colour} d="{path(across(x), up(y))}"/>'
     if series.style in ("points", "line+points") or len(x) == 1:
-        marker = MARKERS[index % len(MARKERS)]
+        marker = MARKERS[slot % len(MARKERS)]
         for a, b, u, v in zip(across(x), up(y), x, y, strict=True):
             yield (
                 f'<path class="marker" {colour} transform="translate({a:.1f} {b:.1f})" d="{marker}">'
@@ -218,7 +217,8 @@ def place_labels(curves: Sequence[Curve], across: Axis, up: Axis, taken: list[tu
             if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
                 taken.append(box)
                 middle, base = left + w / 2, top + h - 2
-                yield f'<text class="value small" x="{middle:.1f}" y="{base:.1f}" text-anchor="middle">{escape(label)}</text>'
+                at = f'x="{middle:.1f}" y="{base:.1f}" text-anchor="middle"'
+                yield f'<text class="value small" {at}>{escape(label)}</text>'
                 break
 
 
@@ -226,13 +226,16 @@ def legend(series: Sequence[Series], top: float, width: float) -> tuple[list[str
     """Rows of swatches and names from `top` down, and where they end."""
     parts, x, y = [], 0.0, top
     for i, s in enumerate(series):
+        slot = i if s.slot is None else s.slot
         name = clip_text(s.name, width - 30)
         size = 26 + text_width(name) + 14
         if x and x + size > width:
             x, y = 0.0, y + 18
-        swatch = f'<path class="line" {look(i)} d="M1 0H19"/>'
+        swatch = f'<path class="line" {look(slot)} d="M1 0H19"/>'
         if s.style in ("points", "line+points"):
-            marker = f'<path class="marker" {look(i)} transform="translate(10 0)" d="{MARKERS[i % len(MARKERS)]}"/>'
+            marker = (
+                f'<path class="marker" {look(slot)} transform="translate(10 0)" d="{MARKERS[slot % len(MARKERS)]}"/>'
+            )
             swatch = (swatch if s.style == "line+points" else "") + marker
         parts.append(
             f'<g transform="translate({x:.1f} {y + 8:.1f})">{swatch}'
@@ -260,11 +263,11 @@ def line_chart(
     width: int = 480,
     height: int = 300,
 ) -> str:
-    """An SVG of the series, as text. Points that are not finite, or not positive on a logarithmic axis, are counted below.
+    """An SVG of the series, as text, with a legend where there are several.
 
-    reference_lines: horizontal, and within the range of the axis, which grows to hold them. width, height: in CSS pixels;
-    the drawing scales. A legend names the series where there are several. Thousands of points are thinned to the extremes
-    of `BUCKETS` neighbourhoods.
+    Points that are not finite, or not positive on a logarithmic axis, are left out and counted in a line below; of
+    thousands, the extremes of `BUCKETS` neighbourhoods are drawn. reference_lines: horizontal; the axis grows to hold
+    them. width, height: in CSS pixels; the drawing scales.
     """
     curves = [drawable(s, log_x, log_y) for s in series]
     lines = [r for r in reference_lines if abs(r.y) < LARGEST and (not log_y or r.y > 1 / LARGEST)]
@@ -328,5 +331,6 @@ def line_chart(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="fewstep-chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        f"<desc>{escape('. '.join([axes, *told, caption]).strip('. '))}.</desc><style>{STYLE}</style>{''.join(parts)}</svg>"
+        f"<desc>{escape('. '.join([axes, *told, caption]).strip('. '))}.</desc><style>{STYLE}</style>"
+        f"{''.join(parts)}</svg>"
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fewstep.files import read_json
 
 DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
 EFFORT = ("images_per_second", "training_images", "training_seconds")
@@ -28,9 +30,10 @@ class Result:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How it was measured: the row's `protocol`, and every other entry that is not shown elsewhere."""
-        known = {*DESCRIPTION, *EFFORT, *self.metrics}
-        return {k: v for k, v in self.row.items() if k not in known} | self.row.get("protocol", {})
+        """How it was measured: the row's `protocol` and every other entry, without what the row itself says."""
+        said = {*DESCRIPTION, *EFFORT, *self.metrics}
+        protocol = {k: v for k, v in self.row.get("protocol", {}).items() if k not in self.row or self.row[k] != v}
+        return flat({k: v for k, v in self.row.items() if k not in said} | protocol)
 
 
 class Curve(NamedTuple):
@@ -66,26 +69,43 @@ class RunRecord:
     def name(self) -> str:
         return str(self.info.get("name") or self.folder.name)
 
+    def setting(self, key: str) -> Any:
+        """An entry of run.json or of its `identity`, the settings that decide the weights; None if neither has it."""
+        identity = self.info.get("identity")
+        return self.info.get(key, identity.get(key) if isinstance(identity, dict) else None)
 
-def is_number(value: object) -> bool:
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, under dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return result
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """The contents of a file that must hold a JSON value of this kind, dict or list."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not readable as JSON ({error}); restore it, or remove it from the folder"
-        ) from error
+def figure_of(value: object) -> float | None:
+    """The number that a log holds; strict JSON has words for those that are not finite."""
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    return float(value) if is_number(value) else None
+
+
+def read_object(path: Path, kind: type) -> Any:
+    """The contents of a JSON file that must be a dict or a list."""
+    value = read_json(path)
     if not isinstance(value, kind):
-        raise ValueError(f"{path} must hold a JSON {kind.__name__}; got {type(value).__name__}")
+        raise ValueError(
+            f"{path} must hold a JSON {kind.__name__}; got {type(value).__name__}; restore it or remove it"
+        )
     return value
 
 
 def read_results(path: Path) -> list[Result]:
-    rows = read_json(path, list)
+    rows = read_object(path, list)
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("protocol", {}), dict):
             raise ValueError(f"{path}: entry {i} must be an object, and its protocol one too; got {str(row)[:80]}")
@@ -110,19 +130,19 @@ def read_log(path: Path) -> Log:
             repeated += len(records) - len(kept)
             records = kept
         records.append(record)
-    keys = dict.fromkeys(key for r in records for key, value in r.items() if is_number(value))
-    curves = {}
-    for key in keys:
-        if key not in ("nimg", "seconds"):
-            points = [(r["nimg"], r[key]) for r in records if is_number(r.get(key))]
-            curves[key] = Curve(*np.array(points, float).T)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if key not in ("nimg", "seconds") and (y := figure_of(value)) is not None:
+                points.setdefault(key, []).append((float(record["nimg"]), y))
+    curves = {key: Curve(*np.array(pairs).T) for key, pairs in points.items()}
     times = [float(r["seconds"]) for r in records if is_number(r.get("seconds"))]
     return Log(curves, times[-1] if times else None, unreadable, repeated)
 
 
 def read_run(folder: Path) -> RunRecord:
     samples = tuple(sorted((folder / "samples").glob("*.png")))
-    return RunRecord(folder, read_json(folder / "run.json", dict), read_log(folder / "log.jsonl"), samples)
+    return RunRecord(folder, read_object(folder / "run.json", dict), read_log(folder / "log.jsonl"), samples)
 
 
 def find(folder: Path, name: str) -> list[Path]:

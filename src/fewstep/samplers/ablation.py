@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoise
 from fewstep.noise import Noise, karras_sigmas
-from fewstep.precondition import IDDPM, VP, Precondition
+from fewstep.precondition import VP, Precondition
 from fewstep.samplers.contract import steps
 from fewstep.samplers.edm import churn_factor
 
@@ -34,6 +34,19 @@ class Schedule(NamedTuple):
     sigma: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     time: Callable[[Tensor], Tensor]
+
+
+def iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
+    """The noise levels of improved DDPM (Nichol & Dhariwal, 2021): (M + 1,) float64, decreasing to 0.
+
+    As `IDDPM.levels`, but with alphas in single precision, as EDM's sampler has them: images agree to more digits.
+    """
+    abar = torch.sin(0.5 * math.pi * torch.arange(M + 1) / M / (C_2 + 1)) ** 2
+    kept = (abar[:-1] / abar[1:]).clamp_min(C_1).tolist()
+    levels = [0.0]
+    for ratio in reversed(kept):
+        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
+    return torch.tensor(levels[::-1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class Ablation:
             elif self.discretization == "ve":
                 sigmas = high * (low / high) ** ramp
             else:
-                levels = IDDPM(self.C_1, self.C_2, self.M).levels
+                levels = iddpm_levels(self.C_1, self.C_2, self.M)
                 levels = levels[(low <= levels) & (levels <= high)]
                 sigmas = levels[((len(levels) - 1) / max(n - 1, 1) * i).round().long()]
         return torch.cat([self.round(sigmas), sigmas.new_zeros(1)])

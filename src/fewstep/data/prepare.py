@@ -1,0 +1,243 @@
+"""The dataset tool: any collection of images -> one zip of equal PNGs, the same bytes on every run.
+
+The format is that of StyleGAN and EDM: stored PNGs 00000/img00000000.png ..., and a `dataset.json` with the classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.data.files import open_files, read_labels, read_pixels
+from fewstep.data.images import ImageData
+from fewstep.data.sources import open_source
+from fewstep.data.transform import Crop, Encoded, Entry, Resize, Transform, encode_all
+from fewstep.files import new_file
+from fewstep.progress import track
+
+CHUNK_IMAGES = 128
+CHUNK_BYTES = 2**18
+IN_FLIGHT = 3
+"""Chunks per worker that are read ahead: what bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` wrote: how many images, of which (channels, height, width), and what it left out and why."""
+
+    images: int
+    shape: tuple[int, int, int]
+    skipped: tuple[str, ...]
+
+
+def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
+    if resolution is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", resolution)
+    if match is None:
+        raise ValueError(f"the resolution is width x height, such as 64x64; got {resolution!r}")
+    return int(match[1]), int(match[2])
+
+
+def pack(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    resolution: str | None = None,
+    transform: Crop | None = None,
+    resize: Resize = "lanczos",
+    max_images: int | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> Packed:
+    """Write the images of `source` and their classes to the zip `dest`, which `images` opens and EDM reads.
+
+    source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN, hf:NAME.
+    resolution: "64x64", None to keep the size; transform, resize: see `Transform`. max_images: the first so many of the
+    source. skip_bad: leave out, and list, what is damaged or does not fit, instead of raising. workers: processes; by
+    default one per core, and none for a small set. A script that packs must do so under `if __name__ == "__main__":`,
+    since it is imported by the processes.
+
+    Raises ValueError that names the file; on any failure `dest` stays as it was.
+    """
+    dest = Path(dest)
+    if dest.suffix.lower() != ".zip":
+        raise ValueError(f"the destination must be a .zip; got {dest}")
+    if dest.exists() and Path(source).exists() and dest.samefile(source):
+        raise ValueError(f"{dest} is both source and destination; name another destination")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1; got {max_images}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}")
+    work = Transform(parse_resolution(resolution), transform, resize)
+    images = open_source(source)
+    total = images.total if max_images is None else min(images.total, max_images)
+    if workers is None:
+        workers = 1 if total <= 2 * CHUNK_IMAGES else len(os.sched_getaffinity(0))
+
+    labels: list[list[str | int | None]] = []
+    skipped: list[str] = []
+    first: tuple[str, tuple[int, int, int]] | None = None
+    with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
+        results = encoded(work, islice(images.entries(), total), workers)
+        for entry, result in track(results, total=total, description=f"packing {dest.name}"):
+            if isinstance(result, Encoded):
+                result = fitting(entry, result, first)
+            if isinstance(result, ValueError):
+                if not skip_bad:
+                    raise result
+                skipped.append(str(result))
+                continue
+            first = first or (entry.where, result.shape)
+            name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
+            archive.writestr(fixed(name), result.png)
+            labels.append([name, entry.label])
+        if first is None:
+            raise ValueError(
+                f"{source}: none of {total} images can be used" + "".join(f"\n  {s}" for s in skipped[:10])
+            )
+        unlabelled = any(label is None for _, label in labels)
+        content: dict[str, Any] = {"labels": None if unlabelled else labels}
+        if images.class_names is not None:
+            content["class_names"] = images.class_names
+        archive.writestr(fixed("dataset.json"), json.dumps(content))
+    return Packed(len(labels), first[1], tuple(skipped))
+
+
+def fixed(name: str) -> zipfile.ZipInfo:
+    """An entry that does not tell when and where it was written."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr = 3, 0o644 << 16
+    return info
+
+
+def fitting(entry: Entry, result: Encoded, first: tuple[str, tuple[int, int, int]] | None) -> Encoded | ValueError:
+    """The image, or an error if it is not square or not like the first."""
+    _, height, width = result.shape
+    advice = "choose a resolution, and a transform: center-crop makes everything square and RGB"
+    if height != width:
+        return ValueError(f"{entry.where}: expected a square; got {width}x{height} pixels; {advice}")
+    if first is not None and result.shape != first[1]:
+        return ValueError(
+            f"{entry.where}: expected (channels, height, width) {first[1]} as in {first[0]}; got {result.shape}; {advice}"
+        )
+    return result
+
+
+def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries in groups that are worth sending to a process, and small enough to be kept in memory."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += entry.nbytes
+        if len(chunk) >= CHUNK_IMAGES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def encoded(
+    transform: Transform, entries: Iterable[Entry], workers: int
+) -> Iterator[tuple[Entry, Encoded | ValueError]]:
+    """Every entry with its PNG or its error, in order."""
+    if workers == 1:
+        for chunk in chunks(entries):
+            yield from zip(chunk, encode_all(transform, chunk), strict=True)
+        return
+    pending: deque[tuple[list[Entry], Future[list[Encoded | ValueError]]]] = deque()
+    # Started afresh: a fork of a process that has threads, as PyTorch has, may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for chunk in chunks(entries):
+                pending.append((chunk, pool.submit(encode_all, transform, chunk)))
+                if len(pending) > IN_FLIGHT * workers:
+                    done, future = pending.popleft()
+                    yield from zip(done, future.result(), strict=True)
+            while pending:
+                done, future = pending.popleft()
+                yield from zip(done, future.result(), strict=True)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that decodes images ended: out of memory, or pack was called by a script outside of "
+                '`if __name__ == "__main__":`; with workers=1 there are no such processes'
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def check(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Every file of a folder or zip that keeps `images` from using it, with the reason; empty if there is none.
+
+    Raises ValueError if it is no such thing. The first intact image decides on the shape.
+    """
+    files = open_files(Path(path))
+    problems: list[tuple[str, str]] = []
+    first: tuple[str, tuple[int, ...]] | None = None
+    for name in track(files.names, total=len(files.names), description=f"checking {Path(path).name}"):
+        try:
+            shape = read_pixels(files, name).shape
+        except ValueError as error:
+            problems.append((name, str(error)))
+            continue
+        first = first or (name, shape)
+        if shape != first[1]:
+            problems.append((name, f"expected (channels, height, width) {first[1]} as in {first[0]}; got {shape}"))
+    try:
+        read_labels(files)
+    except ValueError as error:
+        problems.append(("dataset.json", str(error)))
+    return problems
+
+
+def stats(data: ImageData) -> dict[str, Any]:
+    """Counts and moments of a set, and what they suggest for training. Pixels are in [-1, 1].
+
+    sigma_data is the standard deviation over all pixels. The proposed ln(sigma) ~ N(mean, std^2) is EDM's (-1.2, 1.2),
+    made for sigma_data = 0.5 and 32 to 64 pixels (Karras et al., 2022, Table 1), shifted by ln(sigma_data / 0.5), since
+    sigma matters relative to the data, and outside of that range by the ln of the ratio of resolutions, since averaging
+    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4).
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    starts = range(0, len(data), 256)
+    for start in track(starts, total=len(starts), description=f"reading {data.name}", unit="batches"):
+        batch = data.gather(np.arange(start, min(start + 256, len(data))))
+        counts += np.bincount(batch.reshape(-1), minlength=256)
+    values = np.arange(256) / 127.5 - 1
+    mean = float(counts @ values / counts.sum())
+    sigma_data = math.sqrt(float(counts @ (values - mean) ** 2 / counts.sum()))
+    if sigma_data == 0:
+        raise ValueError(f"{data.name}: all pixels are {mean}; there is nothing to learn")
+    classes = None
+    if data.labels is not None:
+        names = data.class_names or [str(i) for i in range(data.num_classes)]
+        classes = dict(zip(names, np.bincount(data.labels, minlength=data.num_classes).tolist(), strict=True))
+    size = data.shape[-1]
+    shift = math.log(sigma_data / 0.5) + math.log(size / min(max(size, 32), 64))
+    return {
+        "n": len(data),
+        "shape": list(data.shape),
+        "classes": classes,
+        "mean": mean,
+        "sigma_data": sigma_data,
+        "proposal": {
+            "sigma_data": round(sigma_data, 3),
+            "noise": {"mean": round(-1.2 + shift, 2), "std": 1.2},
+            "recipe": "digits:teacher" if size <= 16 else "cifar10:teacher",
+        },
+    }

@@ -1,0 +1,367 @@
+"""Where images to be packed come from: every format yields the same entries, one at a time.
+
+Sources are untrusted: nothing is extracted by name, no pickle is executed, no declared size is believed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.files import (
+    Files,
+    check_bytes,
+    check_name,
+    folder_labels,
+    is_image,
+    open_files,
+    parse_labels,
+    read_labels,
+)
+from fewstep.data.pickles import read_pickle
+from fewstep.data.transform import Entry
+
+KINDS = (
+    "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "
+    ".npy, an LMDB of LSUN, or hf:NAME"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images in a fixed order. total: how many. entries: goes through them; an unreadable one carries its error."""
+
+    total: int
+    entries: Callable[[], Iterator[Entry]]
+    class_names: list[str] | None = None
+
+
+def open_source(source: str | os.PathLike[str]) -> Source:
+    """Recognise a source by its name. Raises ValueError if it is none, or is damaged as a whole."""
+    name = os.fspath(source)
+    if name.startswith("hf:"):
+        return hugging_face(name.removeprefix("hf:"))
+    path, lower = Path(name), name.lower()
+    if not path.exists():
+        raise ValueError(f"{path}: expected {KINDS}; there is no such path")
+    if path.is_dir():
+        return lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path))
+    if lower.endswith(".zip"):
+        return from_files(open_files(path))
+    if path.name.lower().startswith("cifar-10-python.tar"):
+        return cifar10(path)
+    if lower.endswith(tuple(TARS)):
+        return from_tar(path)
+    if lower.endswith("-images-idx3-ubyte.gz"):
+        return mnist(path)
+    if lower.endswith((".npz", ".npy")):
+        return arrays(path)
+    raise ValueError(f"{path}: expected {KINDS}")
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the readers of containers raise on damage, as a ValueError that names the file."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: damaged, or not what its name says; {error}") from error
+
+
+def from_files(files: Files) -> Source:
+    """A folder or a zip, sorted by path."""
+    labels = read_labels(files)
+
+    def entries() -> Iterator[Entry]:
+        for i, name in enumerate(files.names):
+            try:
+                content = files.read(name)
+            except ValueError as error:
+                content = error
+            yield Entry(f"{files.path}/{name}", labels.index[i] if labels else None, content)
+
+    return Source(len(files.names), entries, labels.class_names if labels else None)
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Bounded(io.BufferedIOBase):
+    """The file under a tar: a header may ask for any amount at once, and is refused."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        check_bytes(size, "a header of the tar")
+        return self.file.read(size)
+
+
+TARS: dict[str, Callable[[Path], Any]] = {
+    ".tar": lambda path: path.open("rb"),
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]]:
+    """A tar and its members by name, in their order; ValueError if it is damaged or hostile."""
+    opener = next(opener for end, opener in TARS.items() if path.name.lower().endswith(end))
+    with named(path), opener(path) as file, tarfile.open(fileobj=Bounded(file), mode="r:") as archive:
+        members: dict[str, tarfile.TarInfo] = {}
+        for member in archive:
+            name = member.name.removeprefix("./")
+            check_name(name, str(path))
+            if name in members and not member.isdir():
+                raise ValueError(f"{path}: the entry {name!r} is there twice; pack the tar again")
+            members[name] = member
+        # The reader takes a broken header for the end; the true end is a block of zeros.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise ValueError(f"{path}: damaged or cut off after {len(members)} entries; fetch it again")
+        yield archive, members
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+    if not member.isreg():
+        raise ValueError(
+            f"{where}: expected a regular file; it is a link or a device; extract the tar and pack the folder"
+        )
+    check_bytes(member.size, where)
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def from_tar(path: Path) -> Source:
+    """The images of a tar, in its order; labels as in a folder."""
+    with open_tar(path) as (archive, members):
+        names = [name for name, member in members.items() if is_image(name) and not member.isdir()]
+        if not names:
+            raise ValueError(f"{path}: expected images; found none")
+        where = f"{path}/dataset.json"
+        if "dataset.json" in members:
+            labels = parse_labels(read_member(archive, members["dataset.json"], where), names, where)
+        else:
+            labels = folder_labels(names, str(path))
+
+    def entries() -> Iterator[Entry]:
+        with open_tar(path) as (archive, members):
+            for i, name in enumerate(names):
+                try:
+                    content = read_member(archive, members[name], f"{path}/{name}")
+                except ValueError as error:
+                    content = error
+                yield Entry(f"{path}/{name}", labels.index[i] if labels else None, content)
+
+    return Source(len(names), entries, labels.class_names if labels else None)
+
+
+def cifar10(path: Path) -> Source:
+    """The 50,000 training images of CIFAR-10 (Krizhevsky, 2009), from its Python version."""
+    where = f"{path}/cifar-10-batches-py"
+    with open_tar(path) as (archive, members):
+
+        def read(name: str) -> Any:
+            name = f"cifar-10-batches-py/{name}"
+            if name not in members:
+                raise ValueError(f"{path}: expected CIFAR-10; it has no {name}")
+            return read_pickle(read_member(archive, members[name], f"{path}/{name}"), f"{path}/{name}")
+
+        batches = [read(f"data_batch_{i}") for i in range(1, 6)]
+        meta = read("batches.meta")
+    try:
+        images = np.concatenate([batch[b"data"].reshape(-1, 3, 32, 32) for batch in batches]).transpose(0, 2, 3, 1)
+        labels = [label for batch in batches for label in batch[b"labels"]]
+        class_names = [name.decode() for name in meta[b"label_names"]]
+        if len(labels) != len(images) or not all(type(k) is int and 0 <= k < len(class_names) for k in labels):
+            raise ValueError(f"{len(labels)} labels of {len(class_names)} classes do not fit {len(images)} images")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}: expected the batches of CIFAR-10; {error!r}") from error
+
+    def entries() -> Iterator[Entry]:
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield Entry(f"{where}[{i}]", label, np.ascontiguousarray(image))
+
+    return Source(len(images), entries, class_names)
+
+
+def read_exactly(file: Readable, size: int, where: str) -> bytes:
+    check_bytes(size, where)
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{where}: cut off; {size} bytes were announced and {len(data)} are left")
+    return data
+
+
+def mnist(path: Path) -> Source:
+    """MNIST (LeCun et al., 1998): 28x28 pixels, padded to 32x32, with the labels from the file beside it."""
+    labels_path = path.with_name(path.name.replace("-images-idx3-", "-labels-idx1-"))
+    if not labels_path.exists():
+        raise ValueError(f"{path}: expected its labels in {labels_path}; there is no such file")
+
+    def header(file: Readable, where: Path, axes: int) -> tuple[int, ...]:
+        magic, *shape = struct.unpack(f">{axes + 1}I", read_exactly(file, 4 * axes + 4, str(where)))
+        if magic != 0x800 + axes:
+            raise ValueError(
+                f"{where}: expected an idx{axes}-ubyte file, which begins with {0x800 + axes}; got {magic}"
+            )
+        return tuple(shape)
+
+    with named(labels_path), gzip.open(labels_path) as file:
+        (n,) = header(file, labels_path, 1)
+        labels = list(read_exactly(file, n, str(labels_path)))
+    with named(path), gzip.open(path) as file:
+        shape = header(file, path, 3)
+    if shape != (n, 28, 28):
+        raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
+
+    def entries() -> Iterator[Entry]:
+        with named(path), gzip.open(path) as file:
+            header(file, path, 3)
+            for i, label in enumerate(labels):
+                pixels = np.frombuffer(read_exactly(file, 28 * 28, str(path)), dtype=np.uint8).reshape(28, 28)
+                yield Entry(f"{path}[{i}]", label, np.pad(pixels, 2))
+
+    return Source(n, entries)
+
+
+def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array of a `.npy` that begins here; its data follow."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{where}: expected an array of NumPy; {error}") from error
+    if fortran and len(shape) > 1:
+        raise ValueError(f"{where}: expected an array in C order; save it with numpy.ascontiguousarray")
+    return shape, dtype
+
+
+def arrays(path: Path) -> Source:
+    """An array of images uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3.
+
+    A `.npz` has it under "images", and classes (N,) under "labels" if there are any. Images are read one at a time.
+    """
+
+    @contextmanager
+    def member(name: str) -> Iterator[IO[bytes] | None]:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                yield file if name == "images" else None
+            return
+        with named(path), zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                yield None
+                return
+            with archive.open(f"{name}.npy") as file:
+                yield file
+
+    where = f"{path}[images]"
+    with member("images") as file:
+        if file is None:
+            raise ValueError(f'{path}: expected an array "images", and classes in "labels" if there are any')
+        shape, dtype = array_header(file, where)
+    if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
+        raise ValueError(f"{where}: expected uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); got {dtype} {shape}")
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3):
+        raise ValueError(f"{where}: expected 1 or 3 channels, which is what a PNG holds; got {shape}")
+    check_bytes(int(np.prod(shape[1:], dtype=object)), where)
+    labels: NDArray[Any] | None = None
+    with member("labels") as file:
+        if file is not None:
+            labels_shape, kind = array_header(file, f"{path}[labels]")
+            if labels_shape != shape[:1] or kind.kind not in "iu":
+                raise ValueError(f"{path}[labels]: expected integers ({shape[0]},); got {kind} {labels_shape}")
+            data = read_exactly(file, shape[0] * kind.itemsize, f"{path}[labels]")
+            labels = np.frombuffer(data, dtype=kind)
+            if labels.min() < 0:
+                raise ValueError(f"{path}[labels]: expected classes >= 0; got {labels.min()}")
+
+    def entries() -> Iterator[Entry]:
+        with member("images") as file:
+            assert file is not None
+            array_header(file, where)
+            for i in range(shape[0]):
+                data = read_exactly(file, int(np.prod(shape[1:])), where)
+                pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape[1:])
+                if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+                    pixels = pixels.transpose(1, 2, 0)
+                if pixels.ndim == 3 and pixels.shape[2] == 1:
+                    pixels = pixels[..., 0]
+                yield Entry(f"{where}[{i}]", None if labels is None else int(labels[i]), np.ascontiguousarray(pixels))
+
+    return Source(shape[0], entries)
+
+
+def lsun(path: Path) -> Source:
+    """A category of LSUN (Yu et al., 2015): an LMDB whose values are image files. Needs the package `lmdb`."""
+    try:
+        lmdb = import_module("lmdb")
+    except ImportError as error:
+        raise ValueError(f"{path} is an LMDB, which needs the package lmdb: pip install lmdb") from error
+
+    def connect() -> Any:
+        try:
+            return lmdb.open(str(path), readonly=True, lock=False)
+        except lmdb.Error as error:
+            raise ValueError(f"{path}: expected an LMDB; {error}") from error
+
+    with connect() as database:
+        total = database.stat()["entries"]
+
+    def entries() -> Iterator[Entry]:
+        with connect() as database, database.begin() as transaction:
+            for key, value in transaction.cursor():
+                yield Entry(f"{path}/{key.decode('ascii', 'backslashreplace')}", None, value)
+
+    return Source(total, entries)
+
+
+def hugging_face(name: str) -> Source:
+    """The training split of a data set of the hub: its first column of images and its first of classes."""
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise ValueError(f"hf:{name} needs the package datasets: pip install datasets") from error
+    table = datasets.load_dataset(name, split="train")
+    images = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    classes = [column for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    if not images:
+        raise ValueError(f"hf:{name}: expected a column of images; it has {', '.join(table.features)}")
+    class_names = list(table.features[classes[0]].names) if classes else None
+    table = table.select_columns(images[:1] + classes[:1]).cast_column(images[0], datasets.Image(decode=False))
+
+    def entries() -> Iterator[Entry]:
+        for i, row in enumerate(table):
+            where = f"hf:{name}[{i}]"
+            file = row[images[0]]
+            content = file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
+            label = row[classes[0]] if classes else None
+            if label is not None and label < 0:
+                content = ValueError(f"{where}: it has no class, while others have one")
+            yield Entry(where, label, content)
+
+    return Source(len(table), entries, class_names)
