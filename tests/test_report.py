@@ -53,7 +53,7 @@ def test_grid_is_exact():
 
 def test_grid_defaults():
     assert grid(np.zeros((10, 8, 8, 3), np.uint8)).size == (5 * (4 * 9 - 1), 5 * (3 * 9 - 1))
-    assert grid(np.zeros((32, 24, 3), np.uint8)).size == (48, 64)
+    assert grid(np.zeros((64, 16, 3), np.uint8)).size == (48, 192)
     assert grid(np.zeros((2, 64, 64, 1), np.uint8), columns=8, gap=0).size == (128, 64)
     coloured = grid(np.zeros((3, 4, 4, 3), np.uint8), columns=2, scale=1, background=(1, 2, 3))
     assert coloured.mode == "RGB" and coloured.getpixel((4, 0)) == (1, 2, 3) == coloured.getpixel((8, 8))
@@ -163,6 +163,11 @@ def test_chart_survives_awkward_numbers(y, log, style):
     for a, b in coordinates(svg, "line") + coordinates(svg, "marker"):
         assert 0 <= a <= 480 and 0 <= b <= 300
     assert "nan" not in ET.tostring(svg, encoding="unicode")
+
+
+def test_chart_survives_awkward_places():
+    svg = chart(Series("s", [math.nan, 1e308, -1e308, 1], [0, 1, 2, 3], "line+points"))
+    assert len(coordinates(svg, "marker")) == 1 and "Not drawn: 3 not finite." in texts(svg)
 
 
 def test_chart_puts_points_where_they_belong():
@@ -284,7 +289,13 @@ def write_run(folder, name="teacher", *, steps=100, **info):
 
 def row(model="teacher", nfe: int | None = 9, fd=3.25, **more):
     counts = {"n": 1797, "seeds": "0-1796", "images_per_second": 512.25, "training_images": 102400}
-    protocol = {"extractor": "pixels", "reference": "digits", "options": {}, "weights": "ab" * 32}
+    protocol = {
+        "extractor": "pixels",
+        "reference": "digits",
+        "options": {"sigma_min": 0.1 + 0.2},
+        "weights": "ab" * 32,
+        "nfe": nfe,
+    }
     effort = {"training_seconds": 185, "protocol": protocol}
     return {"model": model, "method": "EDM", "sampler": "heun", "nfe": nfe, "fd_pixels": fd} | counts | effort | more
 
@@ -357,17 +368,17 @@ def test_numbers_never_stand_alone(runs):
     ]
     assert "Protocol" in page.text["summary"]
     after, told = page.text["th"].index("extractor"), cells.index("pixels")
-    assert page.text["th"][after : after + 4] == ["extractor", "reference", "options", "weights"]
-    assert cells[told : told + 4] == ["pixels", "digits", "none", "ab" * 8]
+    assert page.text["th"][after : after + 4] == ["extractor", "reference", "options.sigma_min", "weights"]
+    assert cells[told : told + 4] == ["pixels", "digits", "0.3", "ab" * 8]
 
 
 def test_protocols_that_differ_are_lettered(tmp_path):
     other = row()["protocol"] | {"reference": "test digits"}
     (tmp_path / "results.json").write_text(
-        json.dumps([row(), row("student", 1, protocol=other), row(repeats="mean of 3")])
+        json.dumps([row(), row("student", 9, protocol=other), row(repeats="mean of 3")])
     )
     page = page_of(tmp_path)
-    assert page.text["th"][-6:] == ["extractor", "options", "weights", "A", "B", "C"]
+    assert page.text["th"][-6:] == ["extractor", "options.sigma_min", "weights", "A", "B", "C"]
     assert page.text["td"][-3:] == ["reference digits", "reference test digits", "repeats mean of 3, reference digits"]
     assert [page.text["td"][i] for i in (10, 21, 32)] == ["A", "B", "C"]
 
@@ -383,6 +394,36 @@ def test_a_model_keeps_its_colour_over_charts(tmp_path):
         for c in charts[:2]
     ]
     assert slots == [["0", "1", "2"], ["1", "2"]]
+
+
+def charts_of(folder) -> dict[str, ET.Element]:
+    """The charts of a page by their titles."""
+    found = re.findall("<svg.*?</svg>", write_report(folder).read_text(), re.DOTALL)
+    return {svg.get("aria-label", ""): svg for svg in map(ET.fromstring, found)}
+
+
+def test_quality_has_a_series_for_each_way_and_a_line_for_real_images(tmp_path):
+    rows = [row(nfe=9), row(nfe=17), row(nfe=9, sampler="euler"), row("student", 1), row("real images", None, 0.5)]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    (svg,) = charts_of(tmp_path).values()
+    names = ["".join(t.itertext()) for t in svg.iter(f"{SVG}text") if t.get("class") == "name"]
+    assert sorted(names) == ["student", "teacher, euler", "teacher, heun"]
+    assert "real images" in texts(svg) and any(p.get("class") == "reference" for p in svg.iter(f"{SVG}path"))
+
+
+def test_details_have_charts_of_their_own_and_namespaces_share_one(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"started": "2026-03-01T09:05:00+00:00"}))
+    keys = ("generator_loss", "generator_loss/gap", "grad_norm/generator", "grad_norm/fake_score", "lr/generator")
+    lines = [{"nimg": i} | dict.fromkeys(keys, 1e4 ** (i / 100)) for i in range(100)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    charts = charts_of(tmp_path)
+    assert list(charts) == ["Generator loss", "Generator loss: gap", "Gradient norm", "Learning rate: generator"]
+    assert {"generator", "fake score"} <= set(texts(charts["Gradient norm"]))
+    assert [t for t in texts(charts["Generator loss"]) if t in ("1", "10", "100", "1000")] == ["1", "10", "100", "1000"]
+    clouds = {t: any(p.get("class") == "cloud" for p in svg.iter(f"{SVG}path")) for t, svg in charts.items()}
+    assert clouds == dict.fromkeys(charts, True) | {"Learning rate: generator": False}
+    assert not any(coordinates(svg, "marker") for svg in charts.values())
+    assert "1 March 2026, 09:05 UTC" in page_of(tmp_path).text["b"]
 
 
 def test_page_is_self_contained(runs):

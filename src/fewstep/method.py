@@ -24,33 +24,39 @@ class Batch(NamedTuple):
     label: Tensor | None = None
     augment: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(None if x is None else x.to(device) for x in self))
+
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The loss per sample (B,), summed over pixels, and scalars to log (detached)."""
 
 
 class Clean(Protocol):
-    """Mends gradients in place before an optimizer step; returns how many entries were not finite, as a tensor."""
+    """Mends gradients in place before an optimizer step; returns how many of them were not finite, as a tensor."""
 
     def __call__(self, gradients: list[Tensor], /) -> Tensor: ...
 
 
 @torch.no_grad()
 def replace_nonfinite(gradients: list[Tensor], infinity: float) -> Tensor:
-    """NaN -> 0 and +-inf -> +-`infinity`, in place; returns how many entries were not finite."""
-    broken = torch.stack([g.numel() - g.isfinite().sum() for g in gradients]).sum()
+    """NaN -> 0, +-inf -> +-`infinity`, in place; counted, never silent.
+
+    The count is of parameters whose gradient has an entry, or a norm, that is not finite.
+    """
+    broken = torch.stack(torch._foreach_norm(gradients)).isfinite().logical_not().sum()
     for g in gradients:
         torch.nan_to_num(g, nan=0.0, posinf=infinity, neginf=-infinity, out=g)
     return broken
 
 
 def sanitize(gradients: list[Tensor]) -> Tensor:
-    """NaN -> 0, +inf -> 1e5, -inf -> -1e5, as EDM and its descendants do before every step; counted, never silent."""
+    """NaN -> 0, +inf -> 1e5, -inf -> -1e5, as EDM and its descendants do before every step."""
     return replace_nonfinite(gradients, 1e5)
 
 
 def zero_nonfinite(gradients: list[Tensor]) -> Tensor:
-    """Every entry that is not finite -> 0, as EDM2 does before every step; counted, never silent."""
+    """Every entry that is not finite -> 0, as EDM2 does before every step."""
     return replace_nonfinite(gradients, 0.0)
 
 

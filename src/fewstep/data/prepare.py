@@ -211,7 +211,7 @@ def stats(data: ImageData) -> dict[str, Any]:
     sigma_data is the standard deviation over all pixels. The proposed ln(sigma) ~ N(mean, std^2) is EDM's (-1.2, 1.2),
     made for sigma_data = 0.5 and 32 to 64 pixels (Karras et al., 2022, Table 1), shifted by ln(sigma_data / 0.5), since
     sigma matters relative to the data, and outside of that range by the ln of the ratio of resolutions, since averaging
-    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4).
+    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4). recipe: None where no recipe for pixels fits.
     """
     counts = np.zeros(256, dtype=np.int64)
     starts = range(0, len(data), 256)
@@ -238,6 +238,6 @@ def stats(data: ImageData) -> dict[str, Any]:
         "proposal": {
             "sigma_data": round(sigma_data, 3),
             "noise": {"mean": round(-1.2 + shift, 2), "std": 1.2},
-            "recipe": "digits:teacher" if size <= 16 else "cifar10:teacher",
+            "recipe": "small:teacher" if size <= 128 else None,
         },
     }

@@ -8,7 +8,7 @@ import fewstep as fs
 
 
 def teacher(
-    data: str = "digits", *, lr: float = 3e-3, batch_size: int = 128, until: int = 102_400, seed: int = 0
+    data: str = "digits", *, lr: float = 2e-3, batch_size: int = 128, until: int = 76_800, seed: int = 0
 ) -> fs.Run:
     """A class-conditional EDM teacher (DDPM++ of 0.42 M parameters).
 
@@ -45,7 +45,7 @@ def teacher(
         {"denoiser": fs.Adam(lr, betas=(0.9, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)},
         batch_size=batch_size,
         until=until,
-        ema=fs.HalfLife(20_000),
+        ema=fs.HalfLife(10_000, rampup=0.25),
         seed=seed,
         snapshots=4,
         name="teacher",
@@ -58,9 +58,10 @@ def sid(
     data: str = "digits",
     *,
     alpha: float = 1.2,
-    lr: float = 1e-3,
+    lr: float = 3e-4,
+    fake_lr: float = 1e-3,
     batch_size: int = 128,
-    until: int = 51_200,
+    until: int = 57_600,
     seed: int = 0,
 ) -> fs.Run:
     """A one-step student by score identity distillation; uses the labels of the data only.
@@ -69,19 +70,23 @@ def sid(
         teacher: model or run folder of the teacher.
         data: image zip or folder, or the built-in digits.
         alpha: of the SiD loss.
-        lr: learning rate of Adam, for generator and fake score.
+        lr: learning rate of the generator.
+        fake_lr: learning rate of the fake score, which has to keep up with the generator.
         batch_size: images per step.
         until: training images in all.
         seed: of data order and noise.
     """
-    adam = fs.Adam(lr, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
+
+    def adam(rate: float) -> fs.Adam:
+        return fs.Adam(rate, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
+
     return fs.Run(
         fs.distill.SiD(fs.load(teacher), alpha=alpha),
         fs.ImageStream(fs.images(data), seed=seed),
-        {"fake_score": adam, "generator": adam},
+        {"fake_score": adam(fake_lr), "generator": adam(lr)},
         batch_size=batch_size,
         until=until,
-        ema=fs.HalfLife(10_000),
+        ema=fs.HalfLife(8_000, rampup=0.25),
         seed=seed,
         snapshots=4,
         name="student",

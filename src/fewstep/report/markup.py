@@ -37,7 +37,7 @@ def spoken(value: Any) -> str:
         return f"{value[0]}-{value[-1]}" if consecutive else ", ".join(map(spoken, value))
     if isinstance(value, str):
         return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", "\\1", value)
-    return json.dumps(value)
+    return f"{value:.10g}" if isinstance(value, float) else json.dumps(value)
 
 
 def words(key: str) -> str:

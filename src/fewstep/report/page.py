@@ -21,8 +21,8 @@ from fewstep.report.records import Curve, RunRecord
 SNAPSHOTS = 4
 """Sample grids of a run that are shown, evenly spaced over its training."""
 
-POINTS = 60
-"""Points of a curve up to which each is drawn; longer ones are smoothed."""
+POINTS = 24
+"""Points of a curve up to which each is marked; longer ones are smoothed."""
 
 
 def write_report(folder: str | Path, *, title: str | None = None) -> Path:

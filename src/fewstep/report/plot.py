@@ -111,7 +111,7 @@ class Axis(NamedTuple):
         return self.start + (scale(np.asarray(values, float)) - low) / (high - low) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        n = max(2, round(abs(self.stop - self.start) / (44 if self.stop < self.start else 75)))
+        n = max(2, round(abs(self.stop - self.start) / (32 if self.stop < self.start else 75)))
         return log_ticks(self.low, self.high, n) if self.log else linear_ticks(self.low, self.high, n)
 
 
