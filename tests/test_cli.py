@@ -83,7 +83,7 @@ def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     assert main(["train", "digits:teacher", "--until", "256", "--out", "runs/teacher"]) == 0  # finished: nothing to do
     error = fails(capsys, "train", "digits:teacher", "--until", "256", "--lr", "1e-4", "--out", "runs/teacher")
     assert "another configuration" in error
-    assert "optimizers.denoiser.lr was 0.002, is 0.0001" in error
+    assert "optimizers.denoiser.lr was 0.003, is 0.0001" in error
     assert "--fresh" in error
 
 

@@ -38,7 +38,8 @@ def test_names_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_exist(page):
     known = recipes()
-    for line in re.findall(r"^(?:\$ )?fewstep (.+)$", page.read_text(), flags=re.MULTILINE):
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"^(?:\$ )?fewstep (.+)$", "\n".join(blocks), flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
         assert name is not None, line

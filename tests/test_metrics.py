@@ -70,5 +70,5 @@ def test_evaluate_carries_its_protocol():
     assert zero.value == pytest.approx(0, abs=1e-6)  # roots of rounding, for constant pixels
     with pytest.raises(ValueError, match="compare images of one size"):
         evaluate([np.zeros((1, 4, 4), np.uint8)] * 3, data)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="at least 2 generated images; got 0"):
         evaluate([], data)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.checkpoint import NETWORKS
 from fewstep.denoiser import Denoiser, guided
-from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.adm import ADMConfig
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty, mp_cat, mp_sum, normalize, project_weights_
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES, edm2
 from fewstep.nets.song import SongConfig, ncsnpp
@@ -324,7 +325,7 @@ def test_jvp_compiles(name):
     x, sigma, v, w = inputs()
     value, tangent = jvp(denoiser, (x, sigma), (v, w))
     # without a code generator, which takes minutes; what fails, fails in the tracing
-    compiled = torch.compile(lambda *a: jvp(denoiser, a[:2], a[2:]), backend="eager", fullgraph=True)
+    compiled = torch.compile(lambda x, s, v, w: jvp(denoiser, (x, s), (v, w)), backend="eager", fullgraph=True)
     for _ in range(2):
         value2, tangent2 = compiled(x, sigma, v, w)
         assert error(value2, value) < 1e-5
@@ -355,6 +356,18 @@ def test_bfloat16_is_close(name):
 
 
 @each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_fused(name, dtype):
+    denoiser = tiny(name, dtype=dtype)
+    x, sigma, _, _ = inputs()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fused = denoiser(x, sigma)
+        fused.sum().backward()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert error(fused, denoiser(x, sigma)) < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+@each
 def test_encode_and_decode_make_forward(name):
     net = tiny(name).net
     x, _, _, _ = inputs()
@@ -369,12 +382,11 @@ def test_encode_and_decode_make_forward(name):
 def test_no_label_is_the_zero_vector(name):
     denoiser = tiny(name)
     x, sigma, _, _ = inputs()
-    conditional = denoiser(x, sigma, torch.tensor([0, 2]))
-    layer: Any = denoiser.net.emb_label if name == "edm2" else denoiser.net.map_label
+    label = torch.tensor([0, 2])
+    conditional, unconditional = denoiser(x, sigma, label), denoiser(x, sigma)
     with torch.no_grad():
-        layer.weight.zero_()
-    unconditional = denoiser(x, sigma)
-    assert error(denoiser(x, sigma, torch.tensor([0, 2])), unconditional) < 1e-6
+        getattr(denoiser.net, "emb_label" if name == "edm2" else "map_label").weight.zero_()
+    assert error(denoiser(x, sigma, label), unconditional) < 1e-6
     assert error(conditional, unconditional) > 1e-4
 
 
@@ -392,7 +404,7 @@ def test_label_dropout_hides_labels_in_training_only(name):
 
 
 def test_adm_starts_at_zero_with_unit_labels():
-    net = ADMUNet(ADMConfig(8, label_dim=10, model_channels=64, channel_mult=(1,), num_blocks=1, augment_dim=9))
+    net = build(ADMConfig(8, label_dim=10, model_channels=64, channel_mult=(1,), num_blocks=1, augment_dim=9))
     assert net(torch.randn(2, 3, 8, 8), torch.zeros(2)).count_nonzero() == 0
     assert net.map_label.weight.var().item() == pytest.approx(1, rel=0.1)
     assert net.map_augment.weight.count_nonzero() == 0

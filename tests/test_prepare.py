@@ -392,7 +392,7 @@ class Hostile:
         ({b"data": cifar_data(0), b"labels": [0, 10]}, "expected the batches"),
         ({b"data": [1], b"labels": [0]}, "expected the batches"),
         ({b"data": cifar_data(0)}, "KeyError(b'labels')"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".", "expected a dictionary"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".", "and lists; 150"),
         (b"\x80\x02}r\xff\xff\xff\xff0N.", "expected a dictionary"),
         (b"\x80\x02}", "expected a dictionary"),
         (b"", "expected a dictionary"),

@@ -32,13 +32,17 @@ if TYPE_CHECKING:
     from fewstep.metrics.evaluate import evaluate as evaluate
     from fewstep.noise import KarrasUniform as KarrasUniform
     from fewstep.noise import LogNormal as LogNormal
+    from fewstep.noise import LogUniform as LogUniform
     from fewstep.noise import add_noise as add_noise
     from fewstep.noise import fuse as fuse
     from fewstep.noise import karras_sigmas as karras_sigmas
     from fewstep.objectives import DenoisingLoss as DenoisingLoss
     from fewstep.objectives import Pretraining as Pretraining
+    from fewstep.objectives import StableTarget as StableTarget
     from fewstep.train.ema import HalfLife as HalfLife
+    from fewstep.train.ema import PowerFunction as PowerFunction
     from fewstep.train.optim import Adam as Adam
+    from fewstep.train.posthoc import reconstruct as reconstruct
     from fewstep.train.run import Run as Run
     from fewstep.train.run import fit as fit
     from fewstep.train.trainer import Trainer as Trainer
@@ -51,10 +55,11 @@ NAMES = {
     "generate": ("Plan", "default_plan", "generate"),
     "method": ("Batch", "Method", "Phase"),
     "metrics.evaluate": ("evaluate",),
-    "noise": ("KarrasUniform", "LogNormal", "add_noise", "fuse", "karras_sigmas"),
-    "objectives": ("DenoisingLoss", "Pretraining"),
-    "train.ema": ("HalfLife",),
+    "noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),
+    "objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
+    "train.ema": ("HalfLife", "PowerFunction"),
     "train.optim": ("Adam",),
+    "train.posthoc": ("reconstruct",),
     "train.run": ("Run", "fit"),
     "train.trainer": ("Trainer",),
 }

@@ -34,7 +34,7 @@ class Card:
 
     method: how it was made. nimg: training images seen. data: its name, number of images and fingerprint. lineage: the
     models it comes from. license: of the weights, which a student inherits from its teacher. metrics: results with
-    their protocol.
+    their protocol. ema: how the weights were averaged over training.
     """
 
     name: str = ""
@@ -44,6 +44,7 @@ class Card:
     lineage: list[str] = field(default_factory=list)
     license: str = "not stated"
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    ema: dict[str, Any] = field(default_factory=dict)
 
     def student(self, method: str) -> Card:
         """The card of a model distilled from this one: it inherits lineage and license."""

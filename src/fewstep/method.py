@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     augment: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(None if x is None else x.to(device) for x in self))
+        rest = (None if x is None else x.to(device) for x in (self.label, self.augment))
+        return Batch(self.image.to(device), *rest)
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]

@@ -55,7 +55,7 @@ def pack(
     """
     from fewstep.data.prepare import pack as run_pack
 
-    run_pack(
+    packed = run_pack(
         source,
         dest,
         resolution=resolution,
@@ -64,6 +64,8 @@ def pack(
         max_images=max_images,
         skip_bad=skip_bad,
     )
+    print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
+    print(f"{dest}: {packed.images:,} images, {'x'.join(map(str, packed.shape))}, {len(packed.skipped)} left out")
 
 
 def fitting(*, out: Path, fresh: bool = False) -> None:

@@ -1,20 +1,42 @@
-"""Feature extractors: uint8 images (B, C, H, W) -> features (B, D) float64, with a name and a fingerprint for protocols."""
+"""Feature extractors: uint8 images (B, C, H, W) -> features, with a name, a hash and a resize rule for protocols."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data.codec import Pixels as PixelCodec
+from fewstep.distributed import device
+from fewstep.metrics import weights
+from fewstep.metrics.networks.clip import CLIP, cubic_pixels
+from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
+from fewstep.metrics.networks.dinov2 import DINOv2, cubic
+from fewstep.metrics.networks.inception import Inception
+
+Features = Mapping[str, Tensor]
+"""By part: "features" (B, D); of Inception also "spatial" and "logits"."""
 
 
 class Extractor(Protocol):
-    name: str
-    sha256: str | None
+    """Calling it with images gives features (B, D), or several by part. sha256: of the weights or of the source code.
 
-    def __call__(self, images: Tensor, /) -> Tensor: ...
+    resize: how images come to the size of the network, for protocols.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str | None: ...
+    @property
+    def resize(self) -> str: ...
+    def __call__(self, images: Tensor, /) -> Tensor | Features: ...
 
 
 class Pixels:
@@ -22,6 +44,117 @@ class Pixels:
 
     name = "pixels"
     sha256 = None
+    resize = "none; pixels in [-1, 1]"
 
     def __call__(self, images: Tensor) -> Tensor:
         return PixelCodec().encode(images).flatten(1).to(torch.float64)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions of float32 in float32: by default a GPU rounds their inputs to 10 bits (TF32)."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class Network:
+    """A feature network with what brings uint8 images to its size; grey images are repeated to three channels."""
+
+    def __init__(
+        self, name: str, network: nn.Module, prepare: Callable[[Tensor], Tensor], *, resize: str, sha256: str | None
+    ) -> None:
+        self.name, self.prepare, self.resize, self.sha256 = name, prepare, resize, sha256
+        self.network = network.to(device()).eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Features:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{self.name} takes uint8 images (B, C, H, W), grey or RGB; got {images.dtype} {tuple(images.shape)}"
+            )
+        with torch.no_grad(), full_precision():
+            rgb = images.to(device()).expand(-1, 3, -1, -1)
+            return self.network(self.prepare(rgb))
+
+
+class User:
+    """A function `(images) -> features` out of a user's file, known by the hash of that file."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor | Features], *, name: str, sha256: str) -> None:
+        self.function, self.name, self.sha256 = function, name, sha256
+        self.resize = "the function's own"
+
+    def __call__(self, images: Tensor) -> Tensor | Features:
+        with torch.no_grad():
+            return self.function(images)
+
+
+def inception(folder: Path | None = None) -> Network:
+    state, about = weights.read_weights(weights.INCEPTION, folder)
+    network = weights.fill(Inception, state, weights.INCEPTION.file)
+    assert isinstance(network, Inception)
+    rule = "299x299, TensorFlow 1 bilinear (source = target * in / out), no antialiasing; (x - 128) / 128"
+    return Network("inception", fast(network), Tensor.float, resize=rule, sha256=about["sha256"])
+
+
+def fast(network: Inception) -> nn.Module:
+    """The same function at its best speed: batch norms folded, channels last."""
+    network.fuse()
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def clip(folder: Path | None = None) -> Network:
+    state, about = weights.read_weights(weights.CLIP, folder)
+    rule = "224x224, Pillow's bicubic on uint8, shorter side and centre; CLIP's mean and deviation"
+    network = weights.fill(CLIP, state, weights.CLIP.file)
+    return Network("clip", network, cubic_pixels, resize=rule, sha256=about["sha256"])
+
+
+def dinov2(folder: Path | None = None) -> Network:
+    state, about = weights.read_weights(weights.DINOV2, folder)
+    rule = (
+        f"{DINOV2_SIZE}x{DINOV2_SIZE}, bicubic with antialiasing in float, not rounded; ImageNet's mean and deviation"
+    )
+    network = weights.fill(DINOv2, state, weights.DINOV2.file)
+    return Network("dinov2", network, cubic, resize=rule, sha256=about["sha256"])
+
+
+def user(where: str) -> User:
+    """The function of `mine.py:features`; its name in metrics is that of the function."""
+    path, colon, name = where.rpartition(":")
+    if not colon or not path.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"an extractor of your own is named as mine.py:features; got {where!r}")
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: expected a Python file with the function {name}; it is missing")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{file} has no function {name}; an extractor is a function of uint8 images (B, C, H, W)")
+    return User(function, name=name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+BUILT_IN: dict[str, Callable[[], Extractor]] = {
+    "pixels": Pixels,
+    "inception": inception,
+    "clip": clip,
+    "dinov2": dinov2,
+}
+
+
+def extractor(name: str) -> Extractor:
+    """A built-in extractor by name, or one of your own as `mine.py:features`."""
+    if ":" in name:
+        return user(name)
+    if name not in BUILT_IN:
+        raise ValueError(f"no extractor is called {name!r}; there are {', '.join(BUILT_IN)}, and mine.py:features")
+    return BUILT_IN[name]()

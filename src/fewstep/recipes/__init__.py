@@ -17,7 +17,7 @@ Recipe = Callable[..., Any]
 
 
 def modules() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def of_module(module: Any) -> dict[str, Recipe]:

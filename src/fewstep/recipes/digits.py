@@ -8,7 +8,7 @@ import fewstep as fs
 
 
 def teacher(
-    data: str = "digits", *, lr: float = 2e-3, batch_size: int = 128, until: int = 76_800, seed: int = 0
+    data: str = "digits", *, lr: float = 3e-3, batch_size: int = 128, until: int = 89_600, seed: int = 0
 ) -> fs.Run:
     """A class-conditional EDM teacher (DDPM++ of 0.42 M parameters).
 
@@ -45,7 +45,7 @@ def teacher(
         {"denoiser": fs.Adam(lr, betas=(0.9, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)},
         batch_size=batch_size,
         until=until,
-        ema=fs.HalfLife(10_000, rampup=0.25),
+        ema=fs.HalfLife(20_000),
         seed=seed,
         snapshots=4,
         name="teacher",

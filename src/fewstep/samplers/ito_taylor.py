@@ -1,13 +1,17 @@
 """Samplers of second order by forward-mode differentiation: Taylor for the ODE, Ito-Taylor for the SDEs of `sde`.
 
-For additive noise, dx = f(x, t) dt + g(t) dW, the Ito-Taylor scheme of strong order 1.5 and weak order 2 is
-    x+ = x + h f + I_g + (df/dx) I_z + h^2 / 2 (f_t + (df/dx) f + g^2 / 2 Lap f)
-(Kloeden & Platen, 1992, section 10.4), with I_g = int g dW and I_z = int_0^h (int_0^s g dW) ds drawn from their joint
-law. Its derivatives are one directional derivative of the network, which forward mode gives together with the value,
-but for the Laplacian; and for a true denoiser that is free, since the heat equation says
-    sigma Lap D = D_sigma + 2 (dD/dx) F.
-At kappa = 1 all that is left is x+ = x - 2 h F + I_g + (h^2 F - 2 I_z + 2 (dD/dx) I_z) / sigma: one dual evaluation a
-step.
+With J = dD/dx, the diffusions of `sde` are linear in x but for D. On the way from sigma down to sigma+, and with
+phi(s) = exp(-int_{sigma+}^s (1 + kappa) / u du), the part of x at level s that is left at sigma+, they are solved by
+    x+ = phi x - int phi'(s) D_s ds + int phi g dW                                  (phi without argument: at sigma).
+D_s along the path follows from Ito's formula, and the heat equation says for a true denoiser
+    sigma Lap D = D_sigma + 2 J F,
+so that dD = L D d(tau) + J g dW with L D = -(1 - kappa) (D_sigma + J F): no second derivative is left, and at kappa = 1
+D is a martingale. To strong order 1.5 and weak order 2 (Kloeden & Platen, 1992, section 10.4) this is
+    x+ = phi x + (1 - phi) D + N_1 + J N_2 + c L D
+with Gaussians N_1 = int phi g dW and N_2 = int q g dW drawn from their joint law: one directional derivative of the
+network, which forward mode gives together with the value. At kappa = 1 a step is one dual evaluation, and
+phi = (sigma+ / sigma)^2. How J and L D change over a step does not matter to the orders; `expansion` takes the change
+from Gaussian data, for which every step of any size is then exact.
 """
 
 from __future__ import annotations
@@ -16,16 +20,18 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.polynomial import legendre
 from torch import Tensor
 
 from fewstep.denoiser import Denoise, Denoiser
 from fewstep.noise import Noise, karras_sigmas
 from fewstep.samplers.contract import Sampler, steps, unwrapped
 from fewstep.samplers.edm import churn_factor, lift, slope
-from fewstep.samplers.sde import Kappa, diffusion_moments, noise_moments, rate
+from fewstep.samplers.sde import Kappa, NoiseMoments, noise_moments, rate
 
 Laplacian = Literal["identity", "hutchinson", "exact", "none"]
 NoisePair = Literal["exact", "simplified"]
@@ -87,6 +93,47 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
 
 
+NODES, WEIGHTS = legendre.leggauss(16)
+PRIMITIVE = np.stack([legendre.legval(NODES, legendre.legint(row, lbnd=-1)) for row in np.eye(16)], axis=1)
+CUMULATIVE = PRIMITIVE @ np.linalg.inv(legendre.legvander(NODES, 15))
+"""Quadrature on [-1, 1]: `WEIGHTS` integrate over it, row i of `CUMULATIVE` from -1 up to node i."""
+
+
+class Expansion(NamedTuple):
+    """The coefficients of a step: phi, c, and the moments of (N_1, N_2) per pixel."""
+
+    decay: Tensor
+    drift: Tensor
+    noise: NoiseMoments
+
+
+def expansion(kappa: Kappa, sigma: Tensor, sigma_next: Tensor, sigma_data: float) -> Expansion:
+    """The step from `sigma` to `sigma_next` > 0.
+
+    For data N(mu, sigma_data^2 I), and kappa frozen at k where it multiplies L D, with p = (1 - k) / 2,
+    R(s) = (sigma_data^2 + sigma^2) / (sigma_data^2 + s^2) and a noise increment at level v, the paths of D are
+        D_s = D + m(s) L D + J int_s^sigma R(v) (R(s) / R(v))^p g dW_v,
+        m(s) = (sigma_data^2 + sigma^2) / (2 sigma) (R(s)^p - 1) / p,
+    whence c = -int phi' m ds and q(v) = -R(v)^(1 - p) int_{sigma+}^v phi' R^p ds; at kappa = 1, q = (1 - phi) R. All by
+    Gauss quadrature in ln(sigma).
+    """
+    nodes, weights, cumulative = (
+        torch.tensor(values, dtype=sigma.dtype, device=sigma.device) for values in (NODES, WEIGHTS, CUMULATIVE)
+    )
+    half = (sigma / sigma_next).log() / 2
+    s = sigma_next * (half * (1 + nodes)).exp()
+    k = torch.stack([rate(kappa, level) for level in s])
+    phi = (-half * cumulative @ (1 + k)).exp()
+    fall = half * (1 + k) * phi  # -d(phi), in units of the nodes
+    log_R = ((sigma_data**2 + sigma**2) / (sigma_data**2 + s**2)).log()
+    p = (1 - rate(kappa, sigma)) / 2
+    m = (sigma_data**2 + sigma**2) / (2 * sigma) * ((p * log_R).expm1() / p if p != 0 else log_R)
+    q = ((1 - p) * log_R).exp() * (cumulative @ (fall * (p * log_R).exp()))
+    variance = half * weights * 2 * k * s**2  # of g dW; ds = s d(ln s)
+    moments = NoiseMoments((variance * phi**2).sum(), (variance * phi * q).sum(), (variance * q**2).sum())
+    return Expansion((-half * weights @ (1 + k)).exp(), weights @ (fall * m), moments)
+
+
 @torch.no_grad()
 def ito_taylor(
     denoise: Denoise,
@@ -96,45 +143,43 @@ def ito_taylor(
     kappa: Kappa = 1.0,
     laplacian: Laplacian = "identity",
     noise_pair: NoisePair = "exact",
+    sigma_data: float = 0.5,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
     """Second-order Ito-Taylor sampler of the diffusion of `sde`: strong order 1.5, weak order 2.
 
     kappa: 0 for the ODE, 1 for the reverse SDE, or a function of sigma. laplacian: `identity` is exact for a true
     denoiser; `hutchinson` estimates that of the network, `exact` computes it, `none` leaves it out (first order, as
-    control). noise_pair: `exact` draws I_g and I_z, `simplified` draws I_g and projects I_z on it (weak order 2, strong
-    1).
+    control). noise_pair: `exact` draws N_1 and N_2, `simplified` draws N_1 and projects N_2 on it (weak order 2, strong
+    1). sigma_data: standard deviation of the data, as in EDM; steps are exact for Gaussian data that has it, and it
+    does not change the orders.
 
     Cost of a step: one dual evaluation at kappa = 1 with the identity, else a plain and a dual one, plus nested ones
-    for `hutchinson` and `exact`. The last step is x = D. Each step draws I_g, then I_z, then the signs of `hutchinson`.
-    The orders hold where h / sigma is small; take rho >= 3. Guidance belongs inside `denoise`.
+    for `hutchinson` and `exact`. The last step is x = D. Each step draws N_1, then N_2, then the signs of `hutchinson`.
+    Guidance belongs inside `denoise`.
     """
     check_choice("laplacian", laplacian, Laplacian)
     check_choice("noise_pair", noise_pair, NoisePair)
+    if sigma_data <= 0:
+        raise ValueError(f"sigma_data must be positive (EDM: 0.5); got {sigma_data}")
     check_differentiable(denoise)
     for sigma, sigma_next in steps(sigmas, distinct=True):
         if sigma_next == 0:
             yield denoise(x, sigma)
             return
-        h = sigma - sigma_next
-        k, k_slope = rate(kappa, sigma), torch.zeros_like(sigma)
-        if callable(kappa):
-            _, k_slope = dual(partial(rate, kappa), (sigma,), (torch.ones_like(sigma),))
-        I_g, I_z = diffusion_moments(kappa, sigma, sigma_next).draw(x, noise, exact=noise_pair == "exact")
-        # h^2 / 2 times the weights of (dD/dx) F and of D_sigma in the drift's own derivative
-        along = h**2 / 2 * (1 - k if laplacian == "identity" else 1 + k)
-        across = h**2 / 2 * (1 - k if laplacian == "identity" else torch.ones_like(k))
+        k = rate(kappa, sigma)
+        decay, c, moments = expansion(kappa, sigma, sigma_next, sigma_data)
+        N_1, N_2 = moments.draw(x, noise, exact=noise_pair == "exact")
+        # the weights of J F and of D_sigma in L D
+        along, across = (1 - k, 1 - k) if laplacian == "identity" else (1 + k, torch.ones_like(k))
         if along == 0:
-            x0, curvature = dual(lambda u, level=sigma: denoise(u, level), (x,), (I_z,))
-            F = (x - x0) / sigma
+            x0, response = dual(lambda u, level=sigma: denoise(u, level), (x,), (N_2,))
         else:
-            F = slope(denoise, x, sigma)
-            _, curvature = dual(denoise, (x, sigma), (I_z - along * F, -across))
-        drift = -(1 + k) * h * F + h**2 / 2 * (k_slope + k * (1 + k) / sigma) * F
-        new = x + drift + I_g + (1 + k) / sigma * (curvature - I_z)
+            x0 = denoise(x, sigma)
+            _, response = dual(denoise, (x, sigma), (N_2 - c * along * (x - x0) / sigma, -c * across))
+        new = decay * x + (1 - decay) * x0 + N_1 + response
         if laplacian != "identity" and k > 0:
-            lap = laplace(lambda u, level=sigma: denoise(u, level), x, laplacian, noise)
-            new = new + h**2 / 2 * k * (1 + k) * lap
+            new = new + c * k * sigma * laplace(lambda u, level=sigma: denoise(u, level), x, laplacian, noise)
         yield (x := new)
 
 
@@ -182,6 +227,9 @@ def ito_taylor_sde(
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
     """The Ito-Taylor scheme for any dx = f(x, t) dt + g(t) dW with a scalar g, on increasing `times` (n + 1,).
+
+    x+ = x + h f + I_g + (df/dx) I_z + h^2 / 2 (f_t + (df/dx) f + g^2 / 2 Lap f), with I_g = int g dW and
+    I_z = int_0^h (int_0^s g dW) ds: the scheme of strong order 1.5 of Kloeden & Platen (1992, section 10.4).
 
     drift: f, called with x (B, ...) and t (), differentiable in both. diffusion: g, called with t (). Yields x at each
     next time. The other options are those of `ito_taylor`.

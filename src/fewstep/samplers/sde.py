@@ -34,25 +34,25 @@ def rate(kappa: Kappa, sigma: Tensor) -> Tensor:
 
 
 class NoiseMoments(NamedTuple):
-    """Var I_g, Cov(I_g, I_z), Var I_z per pixel of I_g = int g dW and I_z = int_0^h (int_0^s g dW) ds over a step h."""
+    """The covariance, per pixel, of two Gaussians: the noise A of a step, and B, what its derivative acts on."""
 
     variance: Tensor
     covariance: Tensor
-    variance_z: Tensor
+    variance_b: Tensor
 
     def draw(self, x: Tensor, noise: Noise, *, exact: bool) -> tuple[Tensor, Tensor]:
-        """A pair (I_g, I_z) of the shape of `x`; if not `exact`, I_z is the mean of its law given I_g.
+        """A pair (A, B) of the shape of `x`; if not `exact`, B is the mean of its law given A.
 
-        Calls `noise` once for I_g and, if exact, once more; not at all if there is no noise.
+        Calls `noise` once for A and, if exact, once more; not at all if there is no noise.
         """
         if self.variance == 0:
             return torch.zeros_like(x), torch.zeros_like(x)
-        I_g = self.variance.sqrt() * noise(x)
+        A = self.variance.sqrt() * noise(x)
         share = self.covariance / self.variance
         if not exact:
-            return I_g, share * I_g
-        rest = (self.variance_z - share * self.covariance).clamp_min(0).sqrt()
-        return I_g, share * I_g + rest * noise(x)
+            return A, share * A
+        rest = (self.variance_b - share * self.covariance).clamp_min(0).sqrt()
+        return A, share * A + rest * noise(x)
 
 
 LEGENDRE = np.polynomial.legendre.leggauss(8)
@@ -60,7 +60,9 @@ LEGENDRE = np.polynomial.legendre.leggauss(8)
 
 
 def noise_moments(density: Callable[[Tensor], Tensor], h: Tensor) -> NoiseMoments:
-    """The moments for `density` = g^2 as a function of the time elapsed in the step.
+    """The moments of I_g = int g dW and I_z = int_0^h (int_0^s g dW) ds over a step h.
+
+    density: g^2 as a function of the time elapsed in the step.
 
     Var I_g = int g^2 ds, Cov = int (h - s) g^2 ds, Var I_z = int (h - s)^2 g^2 ds over [0, h], by Gauss-Legendre
     quadrature with 8 nodes: exact where kappa is a polynomial (degree <= 12), and a covariance for any kappa.
@@ -73,8 +75,8 @@ def noise_moments(density: Callable[[Tensor], Tensor], h: Tensor) -> NoiseMoment
 
 def diffusion_moments(kappa: Kappa, sigma: Tensor, sigma_next: Tensor) -> NoiseMoments:
     """The moments for g = sqrt(2 kappa sigma) on the way from `sigma` to `sigma_next`; for a constant kappa
-    Var I_g = kappa (sigma^2 - sigma_next^2), Cov = kappa (sigma h^2 - h^3 / 3), Var I_z = kappa (2 sigma h^3 / 3 - h^4
-    / 6).
+    Var I_g = kappa (sigma^2 - sigma_next^2), Cov = kappa (sigma h^2 - h^3 / 3),
+    Var I_z = kappa (2 sigma h^3 / 3 - h^4 / 6).
     """
 
     def density(s: Tensor) -> Tensor:

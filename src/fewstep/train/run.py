@@ -3,6 +3,7 @@
 run.json       what runs: settings, data, versions, command
 log.jsonl      one line of figures at a time
 snapshots/     the averaged product as model folders, by images seen
+averages/      likewise for further averages, a folder for each
 checkpoints/   the whole state of training, the newest two
 samples/       grids of fixed seeds
 """
@@ -39,7 +40,7 @@ from fewstep.generate import generate
 from fewstep.method import Method
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
-from fewstep.train.ema import HalfLife
+from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 
@@ -51,8 +52,9 @@ class Run:
     """A method, its data and its settings: all that a training is, but the folder.
 
     optimizers: for each player that moves. until: training images at the end. snapshots: how many are taken on the way
-    there, evenly. checkpoint_seconds: at least so much time lies between two checkpoints. name, card: for the log and
-    the model's card; the rest of the card is filled in. command: the command line that repeats this run.
+    there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
+    checkpoint_seconds: at least so much time lies between two checkpoints. name, card: for the log and the model's card;
+    the rest of the card is filled in. command: the command line that repeats this run.
     """
 
     method: Method
@@ -61,7 +63,7 @@ class Run:
     batch_size: int
     until: int
     micro_batch: int | None = None
-    ema: HalfLife = HalfLife()
+    ema: Profile | tuple[Profile, ...] = HalfLife()
     seed: int = 0
     snapshots: int = 10
     checkpoint_seconds: float = 60.0
@@ -107,7 +109,9 @@ def describe(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__
     hidden = ("_", "training", "phases", "product")
-    settings = {k: v for k, v in vars(value).items() if not k.startswith(hidden) and not isinstance(v, nn.Module)}
+    known = checkpoint.field_names(value) if dataclasses.is_dataclass(value) else vars(value)  # without what is cached
+    settings = {k: getattr(value, k) for k in sorted(known) if not k.startswith(hidden)}
+    settings = {k: v for k, v in settings.items() if not isinstance(v, nn.Module)}
     return {"kind": type(value).__name__} | {k: describe(v) for k, v in settings.items()}
 
 
@@ -155,7 +159,7 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
     record = folder / "run.json"
     if rank() == 0:
         if fresh and record.exists():
-            for name in ("snapshots", "checkpoints", "samples"):
+            for name in ("snapshots", "averages", "checkpoints", "samples"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("log.jsonl", "run.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -323,7 +327,7 @@ def check_finite(figures: dict[str, float], trainer: Trainer, folder: Path) -> N
 
 
 def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> None:
-    """Save the averaged product as a model folder, and a grid of images of fixed seeds."""
+    """Save the averaged product as a model folder, with its other averages, and a grid of images of fixed seeds."""
     product = trainer.product
     assert isinstance(product, Denoiser)
     data = run.data.data
@@ -333,7 +337,11 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> None:
         nimg=trainer.nimg,
         data={"name": data.name, "n": len(data), "sha256": data.fingerprint},
     )
-    checkpoint.save(product, folder / "snapshots" / f"{trainer.nimg:012d}", card)
+    for average in reversed(trainer.averages):  # the product last: where it is, the others are
+        first = average is trainer.averages[0]
+        place = folder / ("snapshots" if first else f"averages/{average.profile.name}") / f"{trainer.nimg:012d}"
+        assert isinstance(average.module, Denoiser)
+        checkpoint.save(average.module, place, dataclasses.replace(card, ema=describe(average.profile)))
     n = max(1, product.num_classes)
     columns = min(n, 10)
     label = torch.arange(4 * columns) % n if product.num_classes else None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
-from fewstep.train.ema import Average, HalfLife
+from fewstep.nets.edm2 import MPConv, project_weights_
+from fewstep.train.ema import HalfLife, Profile, averages
 
 
 class Stream(Protocol):
@@ -33,6 +34,11 @@ def reseed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
+def moves_on_sphere(layer: nn.Module) -> bool:
+    """Whether a layer trains weights of fixed length, which every optimizer step must restore (EDM2)."""
+    return isinstance(layer, MPConv) and layer.weight.requires_grad
+
+
 class Trainer:
     """Moves the players of a method; the caller owns the loop.
 
@@ -41,7 +47,8 @@ class Trainer:
     run is the same run, and the same micro-batches on more ranks give the same gradients. Between moves every network
     is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move.
 
-    optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged.
+    optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
+    several; the first is the one that is evaluated.
     """
 
     def __init__(
@@ -52,7 +59,7 @@ class Trainer:
         *,
         batch_size: int,
         micro_batch: int | None = None,
-        ema: HalfLife = HalfLife(),
+        ema: Profile | tuple[Profile, ...] = HalfLife(),
         seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
@@ -69,18 +76,19 @@ class Trainer:
         self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
         self.nimg = self.steps = self.position = 0
         self.params = {name: [p for p in self.player(name).parameters() if p.requires_grad] for name in players}
+        self.projected = {name: [m for m in self.player(name).modules() if moves_on_sphere(m)] for name in players}
         self.settings = dict(optimizers)
         self.optimizers = {name: make(self.params[name]) for name, make in optimizers.items()}
         method.requires_grad_(False).eval()
-        self.ema = Average(self.player(method.product), ema)
+        self.averages = averages(self.player(method.product), ema)
 
     def player(self, name: str) -> nn.Module:
         return self.method.get_submodule(name)
 
     @property
     def product(self) -> nn.Module:
-        """The averaged product."""
-        return self.ema.module
+        """The averaged product, by the first average."""
+        return self.averages[0].module
 
     def step(self) -> dict[str, Tensor]:
         """Move every player that is due; returns scalars to log, without waiting for the device."""
@@ -88,7 +96,8 @@ class Trainer:
         for index, phase in enumerate(self.method.phases):
             if phase.due(self.steps, self.nimg):
                 logs |= self.move(index, phase)
-        self.ema.update(self.nimg, self.batch_size)
+        for average in self.averages:
+            average.update(self.nimg, self.batch_size)
         self.steps += 1
         self.nimg += self.batch_size
         return logs
@@ -102,7 +111,7 @@ class Trainer:
             for k in range(rank(), rounds, world_size()):
                 batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
-                loss, diagnostics = phase.loss(Batch(*(x if x is None else x.to(self.device) for x in batch)))
+                loss, diagnostics = phase.loss(batch.to(self.device))
                 (loss.sum() / self.batch_size).backward()
                 scalars = {phase.name: loss.detach().mean()}
                 scalars |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
@@ -117,6 +126,8 @@ class Trainer:
             group["lr"] = self.settings[phase.player].rate(self.nimg)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        for layer in self.projected[phase.player]:
+            project_weights_(layer)
         return logs
 
     @contextmanager
@@ -136,7 +147,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, beside the settings: tensors under dotted names, and counters."""
         tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for average in self.averages:
+            tensors |= {f"average.{average.profile.name}/{k}": v for k, v in average.module.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in entries.items()}
@@ -149,7 +161,10 @@ class Trainer:
             part, rest = key.split(".", 1)
             parts[part][rest] = value
         self.method.load_state_dict(parts["method"])
-        self.ema.module.load_state_dict(parts["average"])
+        for average in self.averages:
+            prefix = f"{average.profile.name}/"
+            mine = {k.removeprefix(prefix): v for k, v in parts["average"].items() if k.startswith(prefix)}
+            average.module.load_state_dict(mine)
         moments: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
         for key, value in parts["optimizer"].items():
             name, index, entry = key.rsplit(".", 2)

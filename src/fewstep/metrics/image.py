@@ -1,0 +1,132 @@
+"""How close an image is to the one it should be: PSNR, SSIM, LPIPS, one figure for each pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.distributed import device
+from fewstep.metrics import weights
+from fewstep.metrics.extractors import full_precision
+from fewstep.metrics.networks.lpips import LPIPS, Backbone
+from fewstep.metrics.protocol import Result
+
+Pair = Callable[[Tensor, Tensor], Tensor]
+CONVENTIONS: dict[str, str] = {
+    "psnr": "range 1, mean square + 1e-8 (piq), so at most 80 dB",
+    "ssim": "range 1, Gaussian window 11 and deviation 1.5 without padding, images above 256 averaged down (piq)",
+    "lpips_vgg": "LPIPS 0.1, VGG-16",
+    "lpips_alex": "LPIPS 0.1, AlexNet",
+}
+
+
+def unit(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [0, 1], from uint8 or from pixels in [-1, 1], which are clipped to that range."""
+    if images.ndim != 4:
+        raise ValueError(f"expected images (B, C, H, W); got the shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point() or not images.isfinite().all():
+        raise ValueError(f"expected images as uint8, or as finite numbers in [-1, 1]; got {images.dtype}")
+    return (images.clamp(-1, 1) + 1) / 2
+
+
+def pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape:
+        raise ValueError(f"pairs of images must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+    return unit(a), unit(b)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB (B,): -10 log10(mean square difference + 1e-8), for the range [0, 1]."""
+    a, b = pair(a, b)
+    return -10 * ((a - b).square().mean((1, 2, 3)) + 1e-8).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (B,), the mean over channels and places (Wang et al., 2004), in the convention of piq.
+
+    Window: Gaussian 11 x 11 of deviation 1.5, only where it lies in the image. Images are first averaged down by
+    round(min(H, W) / 256). K1 = 0.01, K2 = 0.03.
+    """
+    a, b = pair(a, b)
+    shrink = max(1, round(min(a.shape[2:]) / 256))
+    a, b = (F.avg_pool2d(x, shrink) for x in (a, b)) if shrink > 1 else (a, b)
+    if min(a.shape[2:]) < 11:
+        raise ValueError(f"SSIM has a window of 11x11; the images are {a.shape[2]}x{a.shape[3]}")
+    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    line = (line / line.sum()).expand(a.shape[1], 1, 1, -1)
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, line, groups=x.shape[1]), line.transpose(2, 3), groups=x.shape[1])
+
+    with full_precision():
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b = blur(a * a) - mean_a.square(), blur(b * b) - mean_b.square()
+        cov = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    structure = (2 * cov + c2) / (var_a + var_b + c2)
+    return (structure * (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)).mean((1, 2, 3))
+
+
+class PerceptualDistance:
+    """LPIPS (B,), lower is closer; `backbone` "vgg" or "alex", with weights from the folder of assets."""
+
+    def __init__(self, backbone: Backbone = "vgg", folder: Path | None = None) -> None:
+        network, linear = {
+            "vgg": (weights.VGG, weights.LPIPS_VGG),
+            "alex": (weights.ALEX, weights.LPIPS_ALEX),
+        }[backbone]
+        state, about = weights.read_weights(network, folder)
+        lines, about_lines = weights.read_weights(linear, folder)
+        self.sha256 = [about["sha256"], about_lines["sha256"]]
+        self.network = weights.fill(lambda: LPIPS(backbone), {**state, **lines}, f"{network.file} and {linear.file}")
+        self.network.to(device())
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad(), full_precision():
+            a, b = (2 * x.to(device()).expand(-1, 3, -1, -1) - 1 for x in pair(a, b))
+            return self.network(a, b).cpu()
+
+
+def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair]:
+    """Measures of pairs by name: psnr, ssim, lpips_vgg, lpips_alex (lpips is lpips_vgg)."""
+    found: dict[str, Pair] = {}
+    for name in names:
+        name = "lpips_vgg" if name == "lpips" else name
+        if name not in CONVENTIONS:
+            raise ValueError(f"no measure of pairs is called {name!r}; there are {', '.join(CONVENTIONS)}")
+        if name.startswith("lpips_"):
+            found[name] = PerceptualDistance("vgg" if name == "lpips_vgg" else "alex", folder)
+        else:
+            found[name] = psnr if name == "psnr" else ssim
+    return found
+
+
+def evaluate_pairs(
+    pairs: Iterable[tuple[Tensor, Tensor]], named: dict[str, Pair], *, protocol: dict[str, Any] | None = None
+) -> list[Result]:
+    """The mean of each measure over batches of (image, target), both (B, C, H, W); of this process alone."""
+    n, sums = 0, dict.fromkeys(named, 0.0)
+    for image, target in pairs:
+        for name, measure in named.items():
+            values = measure(image, target)
+            if bad := [n + i for i in range(len(values)) if not math.isfinite(values[i])]:
+                raise ValueError(f"{name} of pair {bad[0]} is not finite; check the images")
+            sums[name] += float(values.double().sum())
+        n += len(image)
+    if n == 0:
+        raise ValueError("there are no pairs of images to measure")
+
+    def settings(name: str) -> dict[str, Any]:
+        hashes = getattr(named[name], "sha256", None)
+        return {"convention": CONVENTIONS[name], **({"sha256": hashes} if hashes else {})}
+
+    return [Result(name, sums[name] / n, n, {**(protocol or {}), "settings": settings(name)}) for name in named]

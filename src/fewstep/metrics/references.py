@@ -1,0 +1,158 @@
+"""What images are compared with: real images, or their statistics in a file that says what each array is for.
+
+Also read are EDM's npz (mean and covariance for FID) and ADM's npz, where `mu` and `sigma` are of the whole data set,
+for FID, and the images `arr_0` a sample of it, for precision, recall and KID. `fewstep.convert.references` adds EDM2's
+pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.files import new_file, sha256
+from fewstep.metrics.sources import ArrayImages, Images, member
+
+V = TypeVar("V")
+Features = tuple[str, str]
+"""Extractor and part, such as ("inception", "features")."""
+FORMAT = "fewstep reference 1"
+
+
+class Lazy(Mapping[Features, V]):
+    """Arrays by extractor and part, read when they are asked for."""
+
+    def __init__(self, readers: Mapping[Features, Callable[[], V]]) -> None:
+        self.readers = readers
+
+    def __getitem__(self, key: Features) -> V:
+        return self.readers[key]()
+
+    def __iter__(self) -> Iterator[Features]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real side of a comparison.
+
+    moments: mean (D,) and covariance (D, D), float64, for Frechet distances. samples: features of single images (N, D)
+    for kernel distances and neighbours. images: to compute from them what is missing. n: images behind the moments,
+    None if the file does not say. extractors: name -> hash of the weights behind the arrays, None if it is not known.
+    """
+
+    name: str
+    sha256: str
+    n: int | None
+    moments: Mapping[Features, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    samples: Mapping[Features, Tensor] = field(default_factory=dict)
+    images: Images | None = None
+    extractors: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, images: Images) -> Reference:
+        return cls(images.name, images.fingerprint, len(images), images=images)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "n": self.n, "sha256": self.sha256}
+
+    def contents(self) -> str:
+        """What it has, in words."""
+        parts = [f"moments of {'/'.join(k)}" for k in self.moments] + [
+            f"samples of {'/'.join(k)}" for k in self.samples
+        ]
+        return ", ".join(parts + (["images"] if self.images is not None else [])) or "nothing"
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write the arrays of a reference, each with what it is for."""
+    arrays: dict[str, Any] = {}
+    purpose: dict[str, str] = {}
+    for (name, part), (mean, cov) in reference.moments.items():
+        arrays[f"moments/{name}/{part}/mean"], arrays[f"moments/{name}/{part}/cov"] = mean.numpy(), cov.numpy()
+        purpose[f"moments/{name}/{part}"] = "mean and unbiased covariance of all images: for Frechet distances (FID)"
+    for (name, part), features in reference.samples.items():
+        arrays[f"samples/{name}/{part}"] = features.numpy()
+        purpose[f"samples/{name}/{part}"] = "features of single images: for kernel distances, precision and recall"
+    if not arrays:
+        raise ValueError(f"the reference {reference.name} has no statistics to write; compute them first")
+    about = {
+        "format": FORMAT,
+        **reference.describe(),
+        "arrays": purpose,
+        "extractors": {name: reference.extractors.get(name) for name, _ in (*reference.moments, *reference.samples)},
+    }
+    with new_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def load_reference(path: Path) -> Reference:
+    """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            names = set(data.files)
+            about = json.loads(str(data["about"])) if "about" in names else None
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
+        ) from error
+    if isinstance(about, dict) and about.get("format") == FORMAT:
+        return own(path, names, about)
+    digest = sha256(path)
+    moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
+    for part, mean, cov in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
+        if {mean, cov} <= names:
+            moments["inception", part] = gaussian(path, mean, cov)
+    images = ArrayImages(path) if "arr_0" in names else None
+    if not moments and images is None:
+        raise ValueError(
+            f"{path}: expected mu and sigma (EDM), arr_0 (ADM), or a reference of ours; it has {sorted(names)}"
+        )
+    return Reference(path.stem, digest, None, Lazy(moments), {}, images, {"inception": None})
+
+
+def own(path: Path, names: set[str], about: dict[str, Any]) -> Reference:
+    moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
+    samples: dict[Features, Callable[[], Tensor]] = {}
+    for entry in about["arrays"]:
+        kind, extractor, part = entry.split("/")
+        if kind == "moments":
+            moments[extractor, part] = gaussian(path, f"{entry}/mean", f"{entry}/cov")
+        elif kind == "samples" and entry in names:
+            samples[extractor, part] = reader(path, entry)
+    digest = str(about["sha256"])
+    return Reference(str(about["name"]), digest, about["n"], Lazy(moments), Lazy(samples), None, about["extractors"])
+
+
+def reader(path: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        array = np.array(member(path, name))  # a copy: what is mapped is read-only
+        if array.ndim != 2 or not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} must be finite features (N, D); it has the shape {array.shape}")
+        return torch.from_numpy(array)
+
+    return read
+
+
+def gaussian(path: Path, mean: str, cov: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: check_moments(np.array(member(path, mean)), np.array(member(path, cov)), str(path))
+
+
+def check_moments(mean: Any, cov: Any, where: str) -> tuple[Tensor, Tensor]:
+    """Mean and covariance in float64, if they are of one dimension, finite and symmetric."""
+    m, s = (np.asarray(a, dtype=np.float64) for a in (mean, cov))
+    if m.ndim != 1 or s.shape != (len(m), len(m)):
+        raise ValueError(f"{where}: expected a mean (D,) and a covariance (D, D); got {m.shape} and {s.shape}")
+    if not (np.isfinite(m).all() and np.isfinite(s).all()) or not np.allclose(s, s.T, rtol=1e-5, atol=1e-8):
+        raise ValueError(f"{where}: its mean or covariance is not finite, or the covariance is not symmetric")
+    return torch.from_numpy(m), torch.from_numpy((s + s.T) / 2)

@@ -1,0 +1,173 @@
+"""The weights of feature networks: what is known of each, where they lie, and how they are read: safetensors alone.
+
+`fewstep.convert.features` makes these files out of the published ones. The hash of the numbers, whatever file they came
+in, is the extractor's identity in protocols and references.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.files import new_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published file. sha256: the beginning of its hash as far as its publisher states it; None if not at all."""
+
+    file: str
+    address: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Weights of one network. purpose: the metrics that need it. sources: equivalent files, the preferred first."""
+
+    name: str
+    purpose: str
+    license: str
+    sources: tuple[Source, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.safetensors"
+
+
+INCEPTION = Asset(
+    "inception-2015-12-05",
+    "fid, sfid, kid, is, pr, dc",
+    "Apache-2.0 (TensorFlow)",
+    (
+        Source(
+            "weights-inception-2015-12-05-6726825d.pth",
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+            "6726825d",
+        ),
+        Source(
+            "pt_inception-2015-12-05-6726825d.pth",
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+            "6726825d",
+        ),
+        Source(
+            "inception-2015-12-05.pkl",
+            "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
+        ),
+        Source(
+            "inception-2015-12-05.pt",
+            "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+        ),
+        Source(
+            "inception-2015-12-05.pt",
+            "https://openaipublic.blob.core.windows.net/consistency/inception/inception-2015-12-05.pt",
+        ),
+    ),
+)
+CLIP = Asset("clip-vit-b-32", "clip_fid", "MIT (OpenAI)", (Source("ViT-B-32.pt"),))
+DINOV2 = Asset(
+    "dinov2-vitl14",
+    "fd_dinov2",
+    "Apache-2.0 (Meta)",
+    (
+        Source(
+            "dinov2_vitl14_pretrain.pth",
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        ),
+    ),
+)
+VGG = Asset("vgg16", "lpips_vgg", "BSD-3 (torchvision)", (Source("vgg16.pth of torchvision"),))
+ALEX = Asset("alexnet", "lpips_alex", "BSD-3 (torchvision)", (Source("alexnet.pth of torchvision"),))
+LPIPS_VGG = Asset("lpips-vgg", "lpips_vgg", "BSD-2 (Zhang et al.)", (Source("lpips/weights/v0.1/vgg.pth"),))
+LPIPS_ALEX = Asset("lpips-alex", "lpips_alex", "BSD-2 (Zhang et al.)", (Source("lpips/weights/v0.1/alex.pth"),))
+ASSETS = {asset.name: asset for asset in (INCEPTION, CLIP, DINOV2, VGG, ALEX, LPIPS_VGG, LPIPS_ALEX)}
+
+
+def assets_folder() -> Path:
+    """$FEWSTEP_ASSETS, else `assets` in $FEWSTEP_CACHE, else ~/.cache/fewstep/assets."""
+    if chosen := os.environ.get("FEWSTEP_ASSETS"):
+        return Path(chosen)
+    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep") / "assets"
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and numbers (as float32), in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def save_weights(asset: Asset, state: Mapping[str, Tensor], source_sha256: str, folder: Path | None = None) -> Path:
+    """Write the weights of an asset, float32, with their hash and that of the file they came from."""
+    path = (folder or assets_folder()) / asset.file
+    floats = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
+    metadata = {"asset": asset.name, "sha256": content_hash(floats), "source_sha256": source_sha256}
+    with new_file(path) as partial:
+        save_file(floats, partial, metadata=metadata)
+    return path
+
+
+def read_weights(asset: Asset, folder: Path | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of an asset, and the metadata of their file. ValueError if they are missing, damaged or another's."""
+    folder = folder or assets_folder()
+    path = folder / asset.file
+    if not path.is_file():
+        raise ValueError(f"{asset.purpose} need the weights {path}, which are missing; {how_to_get(asset)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, then {how_to_get(asset)}") from error
+    if metadata.get("asset") != asset.name:
+        raise ValueError(
+            f"{path} holds {metadata.get('asset')!r}, not {asset.name}; remove it, then {how_to_get(asset)}"
+        )
+    if (found := content_hash(state)) != metadata.get("sha256"):
+        raise ValueError(
+            f"{path} has the hash {found}, and says {metadata.get('sha256')}: it is damaged; remove it, then "
+            f"{how_to_get(asset)}"
+        )
+    return state, metadata
+
+
+def how_to_get(asset: Asset) -> str:
+    first = asset.sources[0]
+    known = f"sha256 {first.sha256}..." if first.sha256 else "its publisher states no hash"
+    if first.address is None:
+        return f"get {first.file} ({known}) and run: fewstep assets fetch {asset.name} --source FILE"
+    return (
+        f"run: fewstep assets fetch {asset.name}; without network copy {first.file} ({known}) from {first.address} and "
+        f"run: fewstep assets fetch {asset.name} --source FILE"
+    )
+
+
+def fill(build: Callable[[], nn.Module], state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """The network with these weights, frozen, in evaluation mode; ValueError naming what is missing or does not fit."""
+    with torch.device("meta"):
+        network = build()
+    expected = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+    if faults := [name for name in expected if name not in state or state[name].shape != expected[name].shape]:
+        raise ValueError(
+            f"{where} lacks {len(faults)} tensors of the network, or has them in another shape: {faults[:5]}"
+        )
+    if unknown := [name for name in state if name not in expected]:
+        raise ValueError(f"{where} has {len(unknown)} tensors that are not the network's: {unknown[:5]}")
+    counters = {
+        name: torch.zeros_like(tensor, device="cpu")
+        for name, tensor in network.state_dict().items()
+        if not tensor.is_floating_point()
+    }
+    network.load_state_dict({**state, **counters}, assign=True)
+    return network.eval().requires_grad_(False)
