@@ -68,6 +68,52 @@ def pack(
     print(f"{dest}: {packed.images:,} images, {'x'.join(map(str, packed.shape))}, {len(packed.skipped)} left out")
 
 
+def data_stats(data: Positional[str]) -> None:
+    """Measure a data set: size, classes, standard deviation; and propose noise distribution and recipe.
+
+    Args:
+        data: image zip or folder, or the built-in digits.
+    """
+    import json
+
+    from fewstep.data import images as open_images
+    from fewstep.data.prepare import stats
+
+    print(json.dumps(stats(open_images(data)), indent=2))
+
+
+def data_check(data: Positional[Path]) -> None:
+    """Find every file of a data set that cannot be used.
+
+    Args:
+        data: image zip or folder.
+    """
+    from fewstep.data.prepare import check
+
+    if problems := check(data):
+        raise ValueError("\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)]))
+    print(f"{data}: no problems")
+
+
+def ema(run: Positional[Path], *, std: str, nimg: int | None = None, out: Path | None = None) -> None:
+    """Averages of any length after training, from the snapshots of power-function averages (EDM2).
+
+    Args:
+        run: run folder trained with power-function averages, or a folder of EDM2's snapshot pickles.
+        std: relative lengths of the averages, such as 0.05,0.10.
+        nimg: training images at which the averages end; the last snapshot if left out.
+        out: folder for the model folders; RUN/posthoc if left out.
+    """
+    from fewstep.train.posthoc import reconstruct
+
+    try:
+        stds = [float(part) for part in std.split(",")]
+    except ValueError as error:
+        raise ValueError(f'--std are numbers such as "0.05,0.10"; got {std!r}') from error
+    for path in reconstruct(run, stds, nimg=nimg, out=out):
+        print(path)
+
+
 def fitting(*, out: Path, fresh: bool = False) -> None:
     """What `train` and `distill` add to a recipe.
 
@@ -306,9 +352,12 @@ def recipes(name: Positional[str | None] = None) -> None:
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "the whole path on a laptop, without a download"),
     "data pack": (pack, "pack images into a data set"),
+    "data stats": (data_stats, "measure a data set, and propose how to train on it"),
+    "data check": (data_check, "find every bad file of a data set"),
     "train": (fit_recipe, "train a teacher by a recipe"),
     "distill": (fit_recipe, "distil a teacher by a recipe"),
     "sample": (sample, "make images"),
+    "ema": (ema, "averages of any length after training (EDM2)"),
     "convert": (convert, "turn an upstream pickle into a model folder, safely"),
     "export": (export, "write a model's weights under their upstream names"),
     "eval": (evaluate, "measure a model or images"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,11 +97,11 @@ class StabilityVAE:
 def autoencoder(name: str, device: torch.device) -> Any:
     """The VAE by folder or name; from the hub only what is not a folder, and nothing if HF_HUB_OFFLINE is set."""
     try:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        kind = import_module("diffusers").AutoencoderKL
     except ImportError as error:
         raise ValueError('latents need the package diffusers: pip install "fewstep[vae]"') from error
     try:
-        vae = AutoencoderKL.from_pretrained(name, local_files_only=Path(name).is_dir())
+        vae = kind.from_pretrained(name, local_files_only=Path(name).is_dir())
     except OSError as error:
         raise ValueError(
             f"the VAE {name!r} is neither a folder nor to be had from the hub ({error}); copy the folder of diffusers' "
