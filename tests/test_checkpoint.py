@@ -107,9 +107,10 @@ def test_saving_over_a_model_is_complete_or_not_at_all(denoiser, tmp_path, monke
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr("fewstep.checkpoint.save_file", full)
-        checkpoint.save(denoiser, folder, Card(name="second"))
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(denoiser, folder, Card(name="second"))
     assert checkpoint.card(folder).name == "first"
     checkpoint.load(folder)
     checkpoint.save(denoiser, folder, Card(name="second"))

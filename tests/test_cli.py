@@ -131,9 +131,7 @@ def test_recipes_are_listed_with_help(capsys):
     assert "the same command again resumes it" in text
 
 
-@pytest.mark.parametrize(
-    "command", [*(c for c in COMMANDS if c not in ("train", "distill")), "train digits:teacher"]
-)
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c not in ("train", "distill")), "train digits:teacher"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
@@ -178,13 +176,23 @@ def sampled(model: str, tmp_path, *options: str) -> np.ndarray:
 
 
 def test_ways_to_sample(model, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text("from fewstep.samplers import heun\n\n\ndef mine(denoise, x, sigmas):\n    yield from heun(denoise, x, sigmas)\n")
+    own = "def mine(denoise, x, sigmas):\n    yield from heun(denoise, x, sigmas)\n"
+    (tmp_path / "mine.py").write_text(f"from fewstep.samplers import heun\n\n\n{own}")
     plain = sampled(model, tmp_path, "--steps", "4")
     same = ["--sampler heun", f"--sampler {tmp_path}/mine.py:mine", "--solver heun", "--guidance 1.0", "--S_noise 1.0"]
     for options in same:
         assert np.array_equal(sampled(model, tmp_path, "--steps", "4", *options.split()), plain), options
-    other = ["--sampler euler", "--S_churn 4 --S_max 50", "--sampler dpmpp_2m", "--solver heun --schedule vp --scaling vp"]
-    other += ["--guidance 3", f"--guidance 2 --guide {model} --guidance-max 2 --sampler euler", "--rho 5 --sigma_min 0.01"]
+    other = [
+        "--sampler euler",
+        "--S_churn 4 --S_max 50",
+        "--sampler dpmpp_2m",
+        "--solver heun --schedule vp --scaling vp",
+    ]
+    other += [
+        "--guidance 3",
+        f"--guidance 2 --guide {model} --guidance-max 2 --sampler euler",
+        "--rho 5 --sigma_min 0.01",
+    ]
     other += ["--sampler ito_taylor --randn_like db", "--sampler ito_taylor --kappa 0.5", "--disc vp --S_churn 2"]
     for options in other:
         assert not np.array_equal(sampled(model, tmp_path, "--steps", "4", *options.split()), plain), options
@@ -230,7 +238,9 @@ def test_convert_sample_export(tmp_path, capsys):
     assert tensors.keys() == {k.replace("net.", "model.", 1) for k in ours}
     assert all(torch.equal(tensors[k.replace("net.", "model.", 1)], v) for k, v in ours.items())
     assert "name it so" in fails(capsys, "export", str(out), "weights.bin")
-    assert "not in the cache" in fails(capsys, "convert", "https://localhost/none.pkl", str(tmp_path / "x"), "--offline")
+    assert "not in the cache" in fails(
+        capsys, "convert", "https://localhost/none.pkl", str(tmp_path / "x"), "--offline"
+    )
     assert "scheme" in fails(capsys, "convert", "ftp://localhost/none.pkl", str(tmp_path / "x"))
     hostile = tmp_path / "hostile.pkl"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "canary").encode() + b"'\ntR.")

@@ -117,7 +117,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     """The table, with what is common to its rows in the title."""
     first = rows[0]
     table = Table(
-        title=f"Frechet distance in pixel space (lower is better)\n{first['n']:,} images, seeds {first['seeds']}, against all digits",
+        title="Frechet distance in pixel space (lower is better)\n"
+        f"{first['n']:,} images, seeds {first['seeds']}, against all digits",
         caption="every number with its protocol: results.json",
     )
     for heading in ("model", "method", "sampler"):

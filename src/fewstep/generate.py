@@ -81,7 +81,9 @@ class Plan:
             return
         guide = self.guidance.guide
         if guide is None and not denoiser.num_classes:
-            raise ValueError("classifier-free guidance needs a model with classes; give a weaker model as guide instead")
+            raise ValueError(
+                "classifier-free guidance needs a model with classes; give a weaker model as guide instead"
+            )
         if guide is not None and guide.shape != denoiser.shape:
             raise ValueError(f"the guide makes images of shape {guide.shape}, the model of {denoiser.shape}")
         if guide is not None and guide.num_classes not in (0, denoiser.num_classes):

@@ -91,7 +91,9 @@ def data_check(data: Positional[Path]) -> None:
     from fewstep.data.prepare import check
 
     if problems := check(data):
-        raise ValueError("\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)]))
+        raise ValueError(
+            "\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)])
+        )
     print(f"{data}: no problems")
 
 
@@ -241,7 +243,9 @@ def evaluate(
             model = load(source, device=device())
             plan = sampling.plan(model)
             if tuple(model.shape) != tuple(real.shape):
-                raise ValueError(f"{source} makes images of shape {model.shape}; those of {reference} have {real.shape}")
+                raise ValueError(
+                    f"{source} makes images of shape {model.shape}; those of {reference} have {real.shape}"
+                )
             chosen = parse_seeds(seeds) if seeds is not None else list(range(len(real)))
             made = (x.transpose(2, 0, 1) for x in generate(model, chosen, plan=plan, batch_size=batch))
             protocol = {"model": str(source), "seeds": show_seeds(chosen), **plan.describe()}
@@ -291,8 +295,8 @@ def convert(
     denoiser, origin = read(path, source=source.rsplit("/", 1)[-1] if "://" in source else None, levels=given)
     print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
     print(f"{' around '.join(origin['classes'])}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
-    lineage = [f"{source} (sha256 {origin['sha256']})"]
-    save(denoiser, out, Card(name=path.stem, method=" around ".join(origin["classes"]), lineage=lineage, license=origin["license"]))
+    method, lineage = " around ".join(origin["classes"]), [f"{source} (sha256 {origin['sha256']})"]
+    save(denoiser, out, Card(name=path.stem, method=method, lineage=lineage, license=origin["license"]))
     print(f"License of the weights: {origin['license']}")
     if "no commercial use" in origin["license"]:
         print("warning: these weights, and students distilled from them, are not for commercial use", file=sys.stderr)

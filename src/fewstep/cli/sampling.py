@@ -66,7 +66,12 @@ class Sampling:
     @property
     def general(self) -> dict[str, str]:
         """The choices for EDM's general sampler that were given."""
-        choices = {"solver": self.solver, "discretization": self.disc, "schedule": self.schedule, "scaling": self.scaling}
+        choices = {
+            "solver": self.solver,
+            "discretization": self.disc,
+            "schedule": self.schedule,
+            "scaling": self.scaling,
+        }
         return {k: v for k, v in choices.items() if v is not None}
 
     @property
@@ -97,8 +102,11 @@ class Sampling:
         steps = 18 if self.steps is None else self.steps
         bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         if self.general:
-            if self.sampler is not None or self.levels is not None or set(self.options) - {"S_churn", "S_min", "S_max", "S_noise"}:
-                raise ValueError("--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out")
+            churn = {"S_churn", "S_min", "S_max", "S_noise"}
+            if self.sampler is not None or self.levels is not None or set(self.options) - churn:
+                raise ValueError(
+                    "--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out"
+                )
             general = samplers.Ablation(
                 **self.general, **bounds, rho=self.rho, **self.options, precondition=denoiser.precondition
             )
@@ -112,7 +120,9 @@ class Sampling:
             options["round_sigma"] = denoiser.precondition.round
         if self.levels is not None:
             if self.steps is not None or any(v is not None for v in bounds.values()):
-                raise ValueError("--levels are the noise levels themselves; leave --steps, --sigma-min and --sigma-max out")
+                raise ValueError(
+                    "--levels are the noise levels themselves; leave --steps, --sigma-min and --sigma-max out"
+                )
             return Plan(sampler, levels(self.levels), options)
         limits = {k: v for k, v in bounds.items() if v is not None}
         return Plan(sampler, samplers.edm_sigmas(denoiser, steps, rho=self.rho, **limits), options)
@@ -131,7 +141,9 @@ class Sampling:
             return load_file(Path(file), name)
         known = {n: f for n, f in vars(samplers).items() if inspect.isfunction(f) and takes_schedule(f)}
         if name not in known:
-            raise ValueError(f"there is no sampler {name!r}; there are {', '.join(sorted(known))}, and mine.py:function")
+            raise ValueError(
+                f"there is no sampler {name!r}; there are {', '.join(sorted(known))}, and mine.py:function"
+            )
         return known[name]
 
     def guided(self) -> Guidance | None:

@@ -329,7 +329,8 @@ def convert(
     """The denoiser in an upstream file, and where it comes from.
 
     source: the address it was fetched from, if not `path`. levels: as for `to_denoiser`. The provenance has the source,
-    the file's bytes and sha256, the upstream classes and the license of the weights. Raises ValueError if the file holds anything but a known network, whole; nothing in it is run.
+    the file's bytes and sha256, the upstream classes and the license of the weights. Raises ValueError if the file
+    holds anything but a known network, whole; nothing in it is run.
     """
     path, source = Path(path), source or Path(path).name
     found = load_snapshot(path)
@@ -342,5 +343,5 @@ def convert(
         "sha256": sha256(path),
         "classes": [found.class_name, found.network],
         "license": weights_license(source, found.class_name),
-            }
+    }
     return denoiser, provenance

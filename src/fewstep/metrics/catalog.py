@@ -94,7 +94,8 @@ def parse(text: str) -> Metric:
     neighbours = int(k) if k else NEIGHBOURS.get(kind, 0)
     if kind in NEIGHBOURS and neighbours < 1:
         raise ValueError(f"{text!r} asks for no neighbours; at least 1 is needed")
-    return Metric(word, kind, extractor or "inception", part or "features", neighbours, limit)
+    chosen: Part = "spatial" if part == "spatial" else "logits" if part == "logits" else "features"
+    return Metric(word, kind, extractor or "inception", chosen, neighbours, limit)
 
 
 def parse_all(text: str) -> tuple[Metric, ...]:

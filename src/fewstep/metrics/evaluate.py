@@ -231,7 +231,7 @@ def compute(metric: Metric, fake: Statistics, real: Reference) -> dict[str, floa
         case "frechet":
             return {name: frechet_distance(*found, *real.moments[features])}
         case "kernel":
-            mean, deviation = kernel_distance(real.samples[features], found)
+            mean, deviation = kernel_distance(found, real.samples[features])
             return {name: mean, f"{name}_std": deviation}
         case "score":
             return {name: found[0], f"{name}_std": found[1]}

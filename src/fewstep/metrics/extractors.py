@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,11 @@ def user(where: str) -> User:
     function: Any = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{file} has no function {name}; an extractor is a function of uint8 images (B, C, H, W)")
-    return User(function, name=name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    return User(
+        cast("Callable[[Tensor], Tensor | Features]", function),
+        name=name,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
 
 
 BUILT_IN: dict[str, Callable[[], Extractor]] = {

@@ -63,5 +63,5 @@ def overlap(real: Tensor, fake: Tensor, k: int) -> Overlap:
         in_real[columns] += inside.sum(0)
         covered[rows] |= inside.any(1)
         recalled[rows] |= (square <= around_fake[columns]).any(1)
-    shares = (in_real > 0, recalled, in_real / k, covered)
+    shares = (in_real > 0, recalled, in_real.double() / k, covered)
     return Overlap(*(float(share.double().mean()) for share in shares))

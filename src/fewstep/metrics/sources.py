@@ -31,8 +31,9 @@ class Images(Protocol):
     """A finite set of images uint8 (C, H, W), as `fewstep.data.images` opens it."""
 
     name: str
-    fingerprint: str
 
+    @cached_property
+    def fingerprint(self) -> str: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
