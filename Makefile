@@ -1,4 +1,4 @@
-# Four verbs: demo, check, test, bench. Each sets up the virtual environment that it needs.
+# Three verbs: demo, check, test. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test bench clean
+.PHONY: demo check test clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -19,9 +19,6 @@ check: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
-
-bench: $(VENV)/ready
-	$(RUN) -m benchmarks
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fewstep.checkpoint import to_dict
+from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.method import zero_nonfinite
 from fewstep.noise import LogNormal, LogUniform
 from fewstep.objectives import StableTarget, VPTime, edm_weight, inverse_variance
@@ -20,6 +21,7 @@ from fewstep.recipes import find, recipes, small
 from fewstep.recipes._edm2 import ROWS
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.run import fit
+from tests.test_latents import pack_latents
 
 
 def pack(path, resolution, channels=3, classes=2, n=6, height=None):
@@ -39,10 +41,11 @@ def pack(path, resolution, channels=3, classes=2, n=6, height=None):
 @pytest.fixture(scope="module")
 def zips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zips")
-    return {size: pack(folder / f"images{size}.zip", size) for size in (12, 32, 64)}
+    images = {size: pack(folder / f"images{size}.zip", size) for size in (32, 64)}
+    return images | {512: pack_latents(folder / "latents.zip", (8, 64, 64))}
 
 
-SIZES = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "small": 32}
+SIZES = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "imagenet512": 512, "small": 32}
 TEACHERS = [name for name in recipes() if name.split(":")[0] in SIZES]
 
 
@@ -54,7 +57,7 @@ def build(name, zips, **options):
 @pytest.mark.parametrize("name", TEACHERS)
 def test_every_recipe_makes_its_run(name, zips):
     run = build(name, zips)
-    assert run.method.denoiser.net.resolution == SIZES[name.split(":")[0]]
+    assert run.method.denoiser.net.resolution == min(SIZES[name.split(":")[0]], 64)
     assert run.identity()["network"]["denoiser"]["model_channels"] >= 64
     assert run.batch_size * 100 < run.until
     recipe = find(name)
@@ -125,20 +128,27 @@ def test_stable_target_of_cifar10(zips):
     assert run.identity() != build("cifar10:stf", zips, references=65).identity()
 
 
-def test_the_table_of_edm2(zips):
-    """Karras et al. (2024), Table 6, and the learning rate of its schedule."""
-    for row, (size, until, lr) in ROWS.items():
-        run = build("imagenet64:edm2", zips, size=size)
-        adam = run.optimizers["denoiser"]
-        assert (run.name, run.until, adam.lr) == (f"edm2-{row}", until, lr)
-        assert run.method.denoiser.net.config.dropout == (0.1 if size in ("m", "l", "xl") else 0.0)
-        assert run.method.denoiser.uncertainty is not None
-        assert run.ema == (PowerFunction(0.1), PowerFunction(0.05))
-        assert run.method.phases[0].clean is zero_nonfinite
-    adam = build("imagenet64:edm2", zips, lr=0.01).optimizers["denoiser"]
-    assert adam.betas == (0.9, 0.99)
-    assert [adam.rate(n) for n in (0, 2048, 10**7)] == pytest.approx([0, 2.048e-6, 0.01])
-    assert adam.rate(2 * 35_000 * 2048) == pytest.approx(0.00707107, rel=1e-6)
+@pytest.mark.parametrize("row", ROWS)
+def test_the_table_of_edm2(zips, row):
+    """Karras et al. (2024), Table 6."""
+    kind, size = row.split("-")
+    run = build("imagenet64:edm2" if kind == "img64" else "imagenet512:teacher", zips, size=size)
+    denoiser = run.method.denoiser
+    assert (run.name, run.until, run.optimizers["denoiser"].lr) == (f"edm2-{row}", *ROWS[row])
+    assert denoiser.net.config.dropout == (0.0 if size in ("xxs", "xs", "s") else 0.1)
+    assert denoiser.uncertainty is not None
+    assert denoiser.codec == (Pixels() if kind == "img64" else StabilityVAE())
+    assert run.method.objective.noise == (LogNormal(-0.8, 1.6) if kind == "img64" else LogNormal(-0.4, 1.0))
+    assert run.ema == (PowerFunction(0.1), PowerFunction(0.05))
+    assert run.method.phases[0].clean is zero_nonfinite
+
+
+def test_the_learning_rate_of_edm2(zips):
+    for name, decay in (("imagenet64:edm2", 35_000), ("imagenet512:teacher", 70_000)):
+        adam = build(name, zips, lr=0.01).optimizers["denoiser"]
+        assert adam.betas == (0.9, 0.99)
+        assert [adam.rate(n) for n in (0, 2048, 10**7)] == pytest.approx([0, 2.048e-6, 0.01])
+        assert adam.rate(2 * decay * 2048) == pytest.approx(0.00707107, rel=1e-6)
 
 
 def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
@@ -160,5 +170,7 @@ def test_images_that_do_not_fit_are_refused(zips, tmp_path):
     plain = pack(tmp_path / "plain.zip", 32, classes=1)
     with pytest.raises(ValueError, match="has no classes; train without them: --no-cond"):
         find("cifar10:teacher")(plain)
+    with pytest.raises(ValueError, match=r"latents of 4 x 64 x 64; got \(4, 8, 8\)"):
+        find("imagenet512:teacher")(pack_latents(tmp_path / "small.zip", (8, 8, 8)))
     with pytest.raises(ValueError, match="square images up to 128 pixels a side; got 32x16"):
         find("small:teacher")(pack(tmp_path / "wide.zip", 32, height=16))

@@ -341,7 +341,6 @@ def test_limits_of_stochastic_samplers() -> None:
         (partial(dpmpp_2m_sde, kappa=0.0), dpmpp_2m),
         (partial(stochastic_heun, kappa=0.0), heun),
         (partial(euler_maruyama, kappa=0.0), euler),
-        (partial(ito_taylor, kappa=0.0), taylor2),
     ):
         torch.testing.assert_close(last(a(oracle, x, sigmas)), last(b(oracle, x, sigmas)))
 

@@ -25,6 +25,19 @@ def epoch_order(n: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArr
     return order, (keys[order] & 1).astype(bool)
 
 
+def locate(size: int, seed: int, position: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where positions position ... position + n - 1 of an endless stream lie in `size` images, and what is mirrored (n,)."""
+    if position < 0 or n < 1:
+        raise ValueError(f"a batch needs position >= 0 and n >= 1; got position={position}, n={n}")
+    parts = []
+    while n > 0:
+        epoch, start = divmod(position, size)
+        order, mirror = epoch_order(size, seed, epoch)
+        parts.append((order[start : start + n], mirror[start : start + n]))
+        position, n = position + len(parts[-1][0]), n - len(parts[-1][0])
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
 class ImageStream:
     """An endless shuffled stream of `data`, in which every image has a global position, counted in images from 0.
 
@@ -42,8 +55,6 @@ class ImageStream:
 
         A pure function: adjacent batches concatenate to one batch, so a rank or a micro-batch asks for its share.
         """
-        if position < 0 or n < 1:
-            raise ValueError(f"a batch needs position >= 0 and n >= 1; got position={position}, n={n}")
         return self.gather(*self.locate(position, n), torch.device("cpu"))
 
     def sample(self, n: int, device: torch.device) -> Batch:
@@ -61,11 +72,4 @@ class ImageStream:
 
     def locate(self, position: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Indices into the data (n,), and whether the images there are mirrored (n,)."""
-        size = len(self.data)
-        parts = []
-        while n > 0:
-            epoch, start = divmod(position, size)
-            order, mirror = epoch_order(size, self.seed, epoch)
-            parts.append((order[start : start + n], mirror[start : start + n]))
-            position, n = position + len(parts[-1][0]), n - len(parts[-1][0])
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        return locate(len(self.data), self.seed, position, n)

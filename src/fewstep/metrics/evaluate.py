@@ -229,10 +229,11 @@ def compute(metric: Metric, fake: Statistics, real: Reference) -> dict[str, floa
     found: Any = fake[metric.need]
     match metric.kind:
         case "frechet":
-            return {name: frechet_distance(*found, *real.moments[features])}
+            (mean, cov), (real_mean, real_cov) = found, real.moments[features]
+            return {name: frechet_distance(mean, cov, real_mean, real_cov)}
         case "kernel":
-            mean, deviation = kernel_distance(found, real.samples[features])
-            return {name: mean, f"{name}_std": deviation}
+            distance, deviation = kernel_distance(found, real.samples[features])
+            return {name: distance, f"{name}_std": deviation}
         case "score":
             return {name: found[0], f"{name}_std": found[1]}
     both = overlap(real.samples[features], found, metric.k)

@@ -24,7 +24,8 @@ class ADMConfig:
     img_resolution, in_channels, out_channels: of the image. label_dim: number of classes, 0 for none. augment_dim: size of
     the augmentation label, 0 for none. model_channels: width, times `channel_mult` per resolution. channel_mult_emb:
     width of the embedding in units of model_channels. num_blocks: residual blocks per resolution. attn_resolutions:
-    where blocks attend. label_dropout: probability of training without the class.
+    where blocks attend, with heads of 64 channels; narrower blocks do not. label_dropout: probability of
+    training without the class.
     """
 
     img_resolution: int

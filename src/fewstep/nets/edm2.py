@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.layers import accurate, attention, check_halvings, one_hot
+from fewstep.nets.layers import accurate, attention, check_halvings, conv2d, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
@@ -73,7 +73,7 @@ class MPConv(nn.Module):
         weight = accurate(self.weight)
         fan_in = weight[0].numel()
         weight = (normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(fan_in))).to(x.dtype)
-        return F.linear(x, weight) if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return F.linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
 @torch.no_grad()
@@ -96,8 +96,9 @@ class EDM2Config:
     img_resolution, img_channels: of the image or latent. label_dim: number of classes, 0 for none. model_channels: width,
     times `channel_mult` per resolution. channel_mult_noise, channel_mult_emb: widths of the embeddings in units of
     model_channels; None for the first and the largest of `channel_mult`. num_blocks: residual blocks per resolution.
-    attn_resolutions: where blocks attend. label_balance, concat_balance, res_balance, attn_balance: share t of the class,
-    the skip connection, the residual branch, attention in the sums. clip_act: bound of the activations.
+    attn_resolutions: where blocks attend, with heads of channels_per_head; narrower blocks do not. label_balance,
+    concat_balance, res_balance, attn_balance: share t of the class, the skip connection, the residual branch, attention
+    in the sums. clip_act: bound of the activations.
     """
 
     img_resolution: int

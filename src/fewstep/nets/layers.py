@@ -265,14 +265,11 @@ class FourierEmbedding(nn.Module):
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c); the softmax in at least float32."""
-    dtype = v.dtype
-    if q.device.type == "cpu":  # where half precision gains nothing here, and its backward pass is 8 times slower
-        q, k, v = accurate(q), accurate(k), accurate(v)
     if not forward_mode():
         # the fused kernels take contiguous channels, and all else falls back to the unfused ones without a word
-        return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous()).to(dtype)
+        return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
     logits = accurate(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    return (logits.softmax(-1).to(v.dtype) @ v).to(dtype)
+    return logits.softmax(-1).to(v.dtype) @ v
 
 
 class UNetBlock(nn.Module):

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, open_images
+from fewstep.recipes._edm import Dtype
+
+if TYPE_CHECKING:
+    from fewstep.data.codec import Codec
+    from fewstep.data.latents import LatentStream
 
 MI = 2**20
 
 
 class Row(NamedTuple):
-    """until: training images. lr: reference learning rate. The network, with its dropout, is `nets.sizes.edm2(size)`."""
+    """until: training images. lr: reference learning rate."""
 
-    size: str
     until: int
     lr: float
 
 
-class Set(NamedTuple):
-    """What the sizes have in common. decay: batches after which the learning rate falls. mean, std: of ln(sigma)."""
-
-    decay: int
-    mean: float
-    std: float
-
-
-PIXELS_64 = Set(35_000, -0.8, 1.6)
 ROWS = {
-    "img64-xs": Row("xs", 1024 * MI, 0.0120),
-    "img64-s": Row("s", 1024 * MI, 0.0100),
-    "img64-m": Row("m", 2048 * MI, 0.0090),
-    "img64-l": Row("l", 1024 * MI, 0.0080),
-    "img64-xl": Row("xl", 640 * MI, 0.0070),
+    "img512-xxs": Row(2048 * MI, 0.0170),
+    "img512-xs": Row(2048 * MI, 0.0120),
+    "img512-s": Row(2048 * MI, 0.0100),
+    "img512-m": Row(2048 * MI, 0.0090),
+    "img512-l": Row(1792 * MI, 0.0080),
+    "img512-xl": Row(1280 * MI, 0.0070),
+    "img512-xxl": Row(896 * MI, 0.0065),
+    "img64-xs": Row(1024 * MI, 0.0120),
+    "img64-s": Row(1024 * MI, 0.0100),
+    "img64-m": Row(2048 * MI, 0.0090),
+    "img64-l": Row(1024 * MI, 0.0080),
+    "img64-xl": Row(640 * MI, 0.0070),
 }
+"""The network of a row, with its dropout, is `nets.sizes.edm2(size)`."""
+
+DECAY = {"img512": 70_000, "img64": 35_000}
+"""Batches after which the learning rate falls."""
+
+NOISE = {"img512": (-0.4, 1.0), "img64": (-0.8, 1.6)}
+"""Mean and std of ln sigma."""
 
 
 def train(
-    data: Path,
+    stream: fs.ImageStream | LatentStream,
+    codec: Codec,
     row: str,
     *,
+    cond: bool,
     lr: float | None,
     batch_size: int,
     micro_batch: int | None,
@@ -57,17 +66,19 @@ def train(
     from fewstep.nets import sizes
     from fewstep.nets.edm2 import EDM2UNet, Uncertainty
 
-    size, images_in_all, reference_lr = ROWS[row]
-    decay, mean, std = PIXELS_64
-    until = until or images_in_all
-    images = open_images(data, 64, 3, cond=True)
+    kind, size = row.split("-")
+    images = stream.data
+    if cond and images.labels is None:
+        raise ValueError(f"{images.name} has no classes; train without them: --no-cond")
+    reference = ROWS[row]
+    until = until or reference.until
     torch.manual_seed(seed)
-    net = EDM2UNet(sizes.edm2(size, img_channels=3, label_dim=images.num_classes))
-    denoiser = fs.Denoiser(net, dtype=getattr(torch, dtype), uncertainty=Uncertainty())
-    adam = fs.Adam(lr or reference_lr, betas=(0.9, 0.99), rampup=10_000_000, reference=decay * batch_size)
+    net = EDM2UNet(sizes.edm2(size, img_channels=images.shape[0], label_dim=images.num_classes if cond else 0))
+    denoiser = fs.Denoiser(net, dtype=getattr(torch, dtype), uncertainty=Uncertainty(), codec=codec)
+    adam = fs.Adam(lr or reference.lr, betas=(0.9, 0.99), rampup=10_000_000, reference=DECAY[kind] * batch_size)
     return fs.Run(
-        fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(mean, std)), mend=zero_nonfinite),
-        fs.ImageStream(images, seed=seed),
+        fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(*NOISE[kind])), mend=zero_nonfinite),
+        stream,
         {"denoiser": adam},
         batch_size=batch_size,
         micro_batch=micro_batch,

@@ -81,9 +81,14 @@ def edm2(
         dtype: of the network's arithmetic; weights stay in float32.
         seed: of weights, data order and noise.
     """
+    from fewstep.data.codec import Pixels
+
+    images = _edm.open_images(data, 64, 3, cond=True)
     return _edm2.train(
-        data,
+        fs.ImageStream(images, seed=seed),
+        Pixels(),
         f"img64-{size}",
+        cond=True,
         lr=lr,
         batch_size=batch_size,
         micro_batch=micro_batch,

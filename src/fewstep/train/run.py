@@ -32,6 +32,7 @@ from torch import nn
 
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
+from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import barrier, device, rank, world_size
@@ -58,7 +59,7 @@ class Run:
     """
 
     method: Method
-    data: ImageStream
+    data: ImageStream | LatentStream
     optimizers: Mapping[str, Adam]
     batch_size: int
     until: int
