@@ -18,7 +18,7 @@ def expectation(phi: Callable, sampler: Sampler, oracle: MixtureDenoiser, levels
 
     The expectation is carried backward, by Gauss-Hermite quadrature over a step and splines over the state.
     """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
     x = 0.05 * torch.sinh(torch.linspace(-8.5, 8.5, 801, dtype=torch.float64))
     value = phi(x.numpy())
 
