@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fewstep import checkpoint
+from fewstep.convert import Record, upstream
 from fewstep.data import codec
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
@@ -98,3 +99,16 @@ def test_the_vae_is_asked_for_clearly(monkeypatch, diffusers):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r'pip install "fewstep\[vae\]"'):
         StabilityVAE().decode(torch.zeros(1, 4, 2, 2))
+
+
+def test_codec_of_an_upstream_file():
+    published = StabilityVAE()
+    scale = np.float32(0.5) / np.array(published.raw_std, np.float32)
+    state = {"vae_name": published.vae, "scale": scale, "bias": -np.array(published.raw_mean, np.float32) * scale}
+    assert upstream.codec(Record("encoders", "StabilityVAEEncoder", state), "file") == published
+    assert upstream.codec(Record("encoders", "StandardRGBEncoder", {}), "file") == Pixels()
+    assert upstream.codec(None, "file") == Pixels()
+    with pytest.raises(ValueError, match="known are StandardRGBEncoder"):
+        upstream.codec(Record("encoders", "Other", {}), "file")
+    with pytest.raises(ValueError, match="not intact"):
+        upstream.codec(Record("encoders", "StabilityVAEEncoder", {"scale": "a"}), "file")

@@ -15,7 +15,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.samplers import Ablation, edm_sigmas, heun, last
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl"))
+NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl") if p.stem != "gdd-generator")
 
 
 def trajectory(denoiser: Denoiser, name: str, denoise: partial[Tensor], latents: Tensor) -> Tensor:
@@ -44,3 +44,15 @@ def test_trajectories(name):
         found = trajectory(denoiser, key, denoise, arrays["latents"].double())
         error = (found - arrays[key]).abs().max() / arrays[key].abs().max()
         assert error < 1e-4, f"{key}: {error:.2g}"
+
+
+def test_gdd_generator():
+    generator, provenance = convert(GOLDEN / "gdd-generator.pkl")
+    with np.load(GOLDEN / "gdd-generator.npz") as file:
+        arrays = {k: torch.from_numpy(file[k]) for k in file.files}
+    assert generator.levels == (80.0,)
+    assert "inherit" in provenance["license"]
+    with torch.no_grad():
+        torch.testing.assert_close(generator(80 * arrays["z"], 80.0), arrays["one_step"], rtol=1e-5, atol=1e-5)
+        denoised = generator(arrays["x"], arrays["sigma"])
+    torch.testing.assert_close(denoised, arrays["denoised"], rtol=1e-5, atol=1e-5)

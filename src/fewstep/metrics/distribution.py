@@ -203,6 +203,7 @@ def kernel_distance(
 def squared_discrepancy(x: Tensor, y: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of x (m, D) and y (m, D) under (x y / D + 1)^3."""
     m = len(x)
-    xx, yy, xy = ((p @ q.T / p.shape[1] + 1).pow(3) for p, q in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (p @ q.T / p.shape[1] + 1 for p, q in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (k * k * k for k in (xx, yy, xy))  # pow is ten times slower
     within = sum(k.sum() - k.diagonal().sum() for k in (xx, yy)) / (m * (m - 1))
     return float(within - 2 * xy.mean())

@@ -1,0 +1,451 @@
+"""One pass for all metrics: names, protocols, references, sources, ranks, interruptions, and the mistakes it names."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from fewstep.data import ImageData, digits
+from fewstep.metrics import statistics
+from fewstep.metrics.catalog import Metric, parse, parse_all
+from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
+from fewstep.metrics.evaluate import Options, evaluate, make_reference
+from fewstep.metrics.extractors import Pixels, User, extractor
+from fewstep.metrics.neighbours import overlap
+from fewstep.metrics.protocol import (
+    Result,
+    check_comparable,
+    markdown,
+    read_results,
+    repeat_seeds,
+    summarize,
+    write_results,
+)
+from fewstep.metrics.references import Reference, load_reference, save_reference
+from fewstep.metrics.sources import Source, from_function, from_path, open_set, prefetched
+
+METRICS = ("fd_tiny", "fd_tiny@100", "kd_tiny", "is_tiny/logits", "pr_tiny", "dc_tiny")
+REAL = ImageData(np.random.RandomState(0).randint(0, 256, (150, 3, 8, 8), np.uint8), name="real")
+FAKE = np.random.RandomState(1).randint(0, 220, (120, 3, 8, 8), np.uint8)
+
+
+class Tiny:
+    """Five features, four logits."""
+
+    name, sha256, resize = "tiny", "00ff", "none"
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        self.calls += len(images)
+        x = images.double().flatten(1) / 255
+        return {"features": x @ torch.linspace(-1, 1, 192 * 5).sin().view(192, 5).double(), "logits": x[:, :4] * 3}
+
+
+def options(**changes):
+    return replace(Options(METRICS, {"tiny": Tiny()}, batch_size=32), **changes)
+
+
+def values(results):
+    return {r.key: r.value for r in results}
+
+
+def test_all_metrics_in_one_pass():
+    chosen = options()
+    results = evaluate(list(FAKE), REAL, chosen, protocol={"model": "m"})
+    extract = Tiny()
+    fake, real = (extract(torch.tensor(x))["features"] for x in (FAKE, REAL.decoded()))
+    both = [Moments.of(x).compute() for x in (fake, real)]
+    hundred = Moments.of(fake[:100]).compute()
+    three, five = (overlap(real, fake, k) for k in (3, 5))
+    expected = {
+        "fd_tiny@120": frechet_distance(*both[0], *both[1]),
+        "fd_tiny@100": frechet_distance(*hundred, *both[1]),
+        "kd_tiny@120": kernel_distance(fake, real)[0],
+        "precision_tiny@120": three.precision,
+        "recall_tiny@120": three.recall,
+        "density_tiny@120": five.density,
+        "coverage_tiny@120": five.coverage,
+    }
+    found = values(results)
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+    assert set(found) == {*expected, "kd_tiny_std@120", "is_tiny/logits@120", "is_tiny/logits_std@120"}
+    assert chosen.extractors["tiny"].calls == len(FAKE) + len(REAL)  # each image once, for all metrics
+    protocol = results[0].protocol
+    assert protocol["model"] == "m"
+    assert protocol["extractor"] == {"name": "tiny", "sha256": "00ff", "part": "features", "resize": "none"}
+    assert protocol["reference"] == {"name": "real", "n": 150, "sha256": REAL.fingerprint}
+    assert "biased upwards" in protocol["note"]
+    json.dumps([r.asdict() for r in results], allow_nan=False)
+    # Neither the batch nor the other metrics change a figure.
+    small = evaluate(list(FAKE), REAL, options(batch_size=7))
+    assert values(small) == pytest.approx(found, rel=1e-6)
+    [alone] = evaluate(list(FAKE), REAL, options(metrics=("fd_tiny",)))
+    assert alone.value == pytest.approx(found["fd_tiny@120"], rel=1e-9)
+
+
+def test_pixels_need_no_network():
+    data = digits()
+    half = [data[i] for i in range(0, len(data), 2)]
+    [result] = evaluate(half, data, protocol={"seeds": "0-9"})
+    assert result.metric == "fd_pixels"
+    assert 0.05 < result.value < 0.12  # half of the set against all of it
+    assert (result.n, result.protocol["seeds"]) == (len(half), "0-9")
+    assert result.protocol["reference"] == {"name": "digits", "n": 1797, "sha256": data.fingerprint}
+    [zero] = evaluate((data[i] for i in range(len(data))), data)
+    assert zero.value == pytest.approx(0, abs=1e-9)
+
+
+def test_extrapolation_is_added_on_request():
+    results = evaluate(list(np.repeat(FAKE, 2, 0)), REAL, options(metrics=("fd_tiny",), extrapolate=True))
+    assert [r.metric for r in results] == ["fd_tiny", "fd_tiny_infinity"]
+    assert results[1].protocol["extrapolated"] and "note" not in results[1].protocol
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fid", Metric("fid", "frechet", "inception")),
+        ("fid@2k", Metric("fid", "frechet", "inception", limit=2000)),
+        ("fid50k_full", Metric("fid", "frechet", "inception", limit=50_000)),
+        ("kid50k_full", Metric("kid", "kernel", "inception", limit=50_000)),
+        ("is50k", Metric("is", "score", "inception", "logits", limit=50_000)),
+        ("pr50k3_full", Metric("pr3", "overlap", "inception", k=3, limit=50_000)),
+        ("pr", Metric("pr", "overlap", "inception", k=3)),
+        ("dc", Metric("dc", "cover", "inception", k=5)),
+        ("pr5_dinov2@1000", Metric("pr5_dinov2", "overlap", "dinov2", k=5, limit=1000)),
+        ("sfid", Metric("sfid", "frechet", "inception", "spatial")),
+        ("clip_fid", Metric("clip_fid", "frechet", "clip")),
+        ("fd_dinov2", Metric("fd_dinov2", "frechet", "dinov2")),
+        ("kd_my_features", Metric("kd_my_features", "kernel", "my_features")),
+    ],
+)
+def test_names_of_metrics(text, expected):
+    assert parse(text) == expected
+    assert parse_all(f"{text}, {text}") == (expected,)
+
+
+@pytest.mark.parametrize("text", ["fd", "fidd", "fid@", "fid@0k", "fid@2m", "fid5", "pr0", "", "fd_a/logits", "is_a"])
+def test_names_of_no_metric(text):
+    with pytest.raises(ValueError, match="no metric is called|number of images is written|at least 1"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "n", "says"),
+    [
+        (("fd_tiny",), 1, "fd_tiny needs at least 2 generated images; got 1"),
+        (("is_tiny/logits",), 9, "is_tiny/logits needs at least 10 generated images; got 9"),
+        (("pr5_tiny",), 5, "pr5_tiny needs at least 6 generated images; got 5"),
+        (("fd_tiny@2k",), 120, "fd_tiny@2k needs at least 2,000 generated images; got 120"),
+        (("fd_none",), 120, "no extractor is called 'none'"),
+        ((), 120, "no metric"),
+    ],
+)
+def test_mistakes_show_before_anything_is_computed(metrics, n, says):
+    def never(start):
+        raise AssertionError("an image was made")
+
+    with pytest.raises(ValueError, match=says):
+        evaluate(Source(n, never), REAL, options(metrics=metrics))
+
+
+def test_weights_that_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEWSTEP_ASSETS", str(tmp_path))
+    says = r"inception-2015-12-05.safetensors, which are missing; run: fewstep assets fetch inception-2015-12-05.*6726825d"
+    with pytest.raises(ValueError, match=says):
+        evaluate(list(FAKE), REAL, Options(("fid",)))
+
+
+def test_features_that_are_not_finite_are_traced_to_their_image():
+    def broken(images):
+        features = images.double().mean((2, 3))
+        features[images[:, 0, 0, 0] == 255] = torch.nan
+        return features
+
+    extractors = {"broken": User(broken, name="broken", sha256="")}
+    made = FAKE.copy()
+    made[:, 0, 0, 0] = 0
+    made[77, 0, 0, 0] = 255
+    source = from_function(lambda seeds: made[[s - 1000 for s in seeds]], range(1000, 1120))
+    with pytest.raises(ValueError, match="broken features of the image of seed 1077 are not finite"):
+        evaluate(source, REAL, options(metrics=("fd_broken",), extractors=extractors))
+
+
+def test_shapes_that_do_not_fit():
+    data = digits()
+    with pytest.raises(ValueError, match="16 numbers, those of the reference digits 64; compare images of one size"):
+        evaluate([np.zeros((1, 4, 4), np.uint8)] * 3, data)
+    with pytest.raises(ValueError, match="several shapes"):
+        evaluate([FAKE[0], FAKE[0, :, :4]], REAL, options(metrics=("fd_tiny",)))
+    with pytest.raises(ValueError, match="needs to know the number of images"):
+        evaluate(iter(FAKE), REAL, options())
+    flat = User(lambda images: images.double().mean((1, 2, 3)), name="flat", sha256="")
+    with pytest.raises(ValueError, match=r"must give features \(B, D\), here \(32, D\); got \(32,\)"):
+        evaluate(list(FAKE), REAL, options(metrics=("fd_flat",), extractors={"flat": flat}))
+
+
+# References
+
+
+def test_references_survive_their_file(tmp_path):
+    reference = make_reference(REAL, options())
+    save_reference(reference, tmp_path / "real.npz")
+    with np.load(tmp_path / "real.npz") as data:
+        about = json.loads(str(data["about"]))
+    assert "for Frechet distances" in about["arrays"]["moments/tiny/features"]
+    assert about["extractors"] == {"tiny": "00ff"}
+    found = load_reference(tmp_path / "real.npz")
+    assert (found.name, found.n, found.sha256) == ("real", 150, REAL.fingerprint)
+    chosen = options()
+    a, b = evaluate(list(FAKE), REAL, options()), evaluate(list(FAKE), found, chosen)
+    assert values(a) == values(b)
+    assert [r.protocol for r in a] == [r.protocol for r in b]
+    assert chosen.extractors["tiny"].calls == len(FAKE)
+    other = Tiny()
+    other.sha256 = "ee"
+    with pytest.raises(ValueError, match=r"made with the tiny extractor 00ff\.\.\., and this one is ee"):
+        evaluate(list(FAKE), found, options(extractors={"tiny": other}))
+    with pytest.raises(ValueError, match="no statistics to write"):
+        save_reference(Reference.of(REAL), tmp_path / "x.npz")
+
+
+def test_a_reference_says_what_it_serves(tmp_path):
+    save_reference(make_reference(REAL, options(metrics=("fd_tiny",))), tmp_path / "real.npz")
+    found = load_reference(tmp_path / "real.npz")
+    with pytest.raises(ValueError, match="does not serve kd_tiny, pr_tiny, dc_tiny: it has moments of tiny/features"):
+        evaluate(list(FAKE), found, options())
+    wide = {("tiny", "features"): (torch.zeros(7).double(), torch.eye(7).double())}
+    with pytest.raises(ValueError, match="have 5 numbers, those of the reference wide 7"):
+        evaluate(list(FAKE), Reference("wide", "", 9, wide), options(metrics=("fd_tiny",)))
+
+
+def test_edms_reference_is_for_fid(tmp_path):
+    cov = np.eye(2048)
+    np.savez(tmp_path / "cifar10.npz", mu=np.ones(2048), sigma=cov)
+    found = load_reference(tmp_path / "cifar10.npz")
+    mean, read = found.moments["inception", "features"]
+    assert torch.equal(read, torch.from_numpy(cov)) and mean.dtype == torch.float64
+    assert (found.n, found.extractors) == (None, {"inception": None})
+    np.savez(tmp_path / "bad.npz", mu=np.ones(3), sigma=np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"got \(3,\) and \(3, 2\)"):
+        _ = load_reference(tmp_path / "bad.npz").moments["inception", "features"]
+    np.savez(tmp_path / "nan.npz", mu=np.ones(3), sigma=np.full((3, 3), np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        _ = load_reference(tmp_path / "nan.npz").moments["inception", "features"]
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match=r"expected mu and sigma \(EDM\), arr_0 \(ADM\)"):
+        load_reference(tmp_path / "other.npz")
+    np.savez(tmp_path / "code.npz", about=np.array([object()], dtype=object))
+    with pytest.raises(ValueError, match="expected a reference"):
+        load_reference(tmp_path / "code.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_adms_reference_has_a_part_for_each_metric(tmp_path, save):
+    """mu and sigma are of the whole set, for FID; arr_0 is a sample of it, for what needs single images."""
+    images = REAL.decoded().transpose(0, 2, 3, 1)
+    law = {"mu": np.arange(5.0), "sigma": np.eye(5), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    save(tmp_path / "batch.npz", arr_0=images, **law)
+    found = load_reference(tmp_path / "batch.npz")
+    assert found.images is not None and np.array_equal(found.images[3], REAL[3])
+    assert set(found.moments) == {("inception", "features"), ("inception", "spatial")}
+    extract = Tiny()
+    chosen = Options(("fid", "pr", "kid"), {"inception": extract})
+    results = values(evaluate(list(FAKE), found, chosen))
+    fake = extract(torch.from_numpy(FAKE))["features"]
+    mean, cov = Moments.of(fake).compute()
+    law = torch.arange(5.0).double(), torch.eye(5).double()
+    assert results["fid@120"] == pytest.approx(frechet_distance(mean, cov, *law), rel=1e-6)
+    real = extract(torch.tensor(REAL.decoded()))["features"]
+    assert results["precision@120"] == overlap(real, fake, 3).precision
+
+
+# Sources
+
+
+def folder(path, images):
+    path.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(path / f"{i:03d}.png")
+    return path
+
+
+def test_every_source_gives_the_same_figures(tmp_path):
+    folder(tmp_path / "fake", FAKE)
+    with zipfile.ZipFile(tmp_path / "fake.zip", "w") as archive:
+        for file in (tmp_path / "fake").iterdir():
+            archive.write(file, file.name)
+    np.savez(tmp_path / "fake.npz", arr_0=FAKE.transpose(0, 2, 3, 1))
+    expected = values(evaluate(list(FAKE), REAL, options()))
+    for name in ("fake", "fake.zip", "fake.npz"):
+        source = from_path(tmp_path / name)
+        assert source.protocol["rounding"] == "as stored"
+        assert values(evaluate(source, REAL, options())) == expected, name
+    made = from_function(lambda seeds: torch.from_numpy(FAKE[list(seeds)]), range(120), batch_size=50)
+    assert values(evaluate(made, REAL, options())) == expected
+    assert from_path(tmp_path / "fake").name(7).endswith("fake/007.png")
+    with pytest.raises(ValueError, match=r"expected 120 images uint8 .* got float64"):
+        evaluate(from_function(lambda seeds: np.zeros((len(seeds), 3, 8, 8)), range(120), batch_size=120), REAL, options())
+
+
+def test_folders_are_looked_through_first(tmp_path):
+    path = folder(tmp_path / "set", FAKE[:3])
+    (path / ".hidden").write_text("x")
+    (path / "dataset.json").write_text('{"labels": null}')
+    assert len(open_set(path)) == 3
+    (path / "notes.txt").write_text("x")
+    (path / "more.csv").write_text("x")
+    with pytest.raises(ValueError, match=r"files that are no images: more\.csv, notes\.txt"):
+        open_set(path)
+    for name in ("notes.txt", "more.csv"):
+        (path / name).unlink()
+    Image.fromarray(FAKE[0, :, :4].transpose(1, 2, 0)).save(path / "small.png")
+    with pytest.raises(ValueError, match=r"small\.png is 8x4 RGB, and 000\.png 8x8 RGB"):
+        open_set(path)
+    (path / "small.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"small\.png: expected an image"):
+        open_set(path)
+    np.savez(tmp_path / "x.npz", arr_0=FAKE[:, 0])
+    with pytest.raises(ValueError, match=r"expected arr_0 uint8 \(N, H, W, C\)"):
+        open_set(tmp_path / "x.npz")
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
+    with pytest.raises(ValueError, match="expected an npz file"):
+        open_set(tmp_path / "torn.npz")
+
+
+def test_prefetching_passes_everything_on():
+    assert list(prefetched(iter(range(100)))) == list(range(100))
+
+    def failing():
+        yield 1
+        raise OSError("disk")
+
+    items = prefetched(failing())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(items)
+    endless = prefetched(iter(int, 1))
+    assert next(endless) == 0
+    endless.close()  # its thread ends
+
+
+def test_a_users_extractor(tmp_path):
+    (tmp_path / "mine.py").write_text("def brightness(images):\n    return images.float().mean((2, 3))\n")
+    mine = extractor(f"{tmp_path}/mine.py:brightness")
+    assert mine.name == "brightness" and len(mine.sha256) == 64
+    [result] = evaluate(list(FAKE), REAL, Options(("fd_brightness",), {"brightness": mine}))
+    assert result.protocol["extractor"]["sha256"] == mine.sha256
+    for where, says in (("x:f", "named as mine.py:features"), ("no.py:f", "missing"), ("mine.py:other", "no function")):
+        with pytest.raises(ValueError, match=says):
+            extractor(f"{tmp_path}/{where}")
+    assert isinstance(extractor("pixels"), Pixels)
+
+
+# Interruptions and ranks
+
+
+def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
+
+    def source(stop, asked):
+        def make(start):
+            for i in range(start, 120):
+                if i == stop:
+                    raise KeyboardInterrupt
+                asked.append(i)
+                yield FAKE[i]
+
+        return Source(120, make, overlap=False)
+
+    asked = []
+    chosen = options(resume=tmp_path, batch_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(source(75, asked), REAL, chosen)
+    assert len(list(tmp_path.iterdir())) == 1
+    other = evaluate(source(None, []), REAL, options(resume=tmp_path, batch_size=10, metrics=("fd_tiny",)))
+    again = []
+    results = evaluate(source(None, again), REAL, chosen)
+    assert again == list(range(70, 120))  # what was saved is not made again
+    assert values(results) == values(evaluate(source(None, []), REAL, options(batch_size=10)))
+    assert values(other).items() <= values(results).items()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(source(75, asked), REAL, chosen)
+    next(tmp_path.iterdir()).write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is damaged .* remove it to begin anew"):
+        evaluate(source(None, []), REAL, chosen)
+
+
+def one_of_two(rank, path, queue):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    source = from_function(lambda seeds: FAKE[list(seeds)], range(119), batch_size=16)
+    queue.put((rank, values(evaluate(source, REAL, options()))))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_give_the_same_figures(tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [context.Process(target=one_of_two, args=(r, tmp_path / "s", queue)) for r in range(2)]
+    for job in jobs:
+        job.start()
+    parts = dict(queue.get(timeout=60) for _ in jobs)
+    for job in jobs:
+        job.join()
+    alone = values(evaluate(from_function(lambda seeds: FAKE[list(seeds)], range(119)), REAL, options()))
+    assert parts[0] == parts[1]
+    assert parts[0] == pytest.approx(alone, rel=1e-9)
+
+
+# Results
+
+
+def result(value=1.0, n=50_000, **protocol):
+    common = {"extractor": {"sha256": "aa"}, "reference": {"sha256": "bb"}, "rounding": "r", "settings": {}, "nfe": 35}
+    return Result("fid", value, n, {**common, **protocol})
+
+
+def test_figures_of_different_protocols_are_not_compared():
+    check_comparable([result(), result(2.0, nfe=1), Result("is", 9.0, 10)])
+    with pytest.warns(UserWarning, match="fid cannot be compared.*reference: .*bb.* and .*cc"):
+        check_comparable([result(), result(reference={"sha256": "cc"})])
+    with pytest.warns(UserWarning, match="n: 50,000 and 2,000"):
+        check_comparable([result(), result(n=2000)])
+    with pytest.warns(UserWarning, match="rounding"):
+        check_comparable([result(), result(rounding="other")])
+
+
+def test_repeats():
+    assert repeat_seeds(range(3), 3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert repeat_seeds([5, 9], 2) == [[5, 9], [10, 14]]
+    with pytest.raises(ValueError, match="at least 1 repeat"):
+        repeat_seeds([1], 0)
+    [summary] = summarize([[result(v)] for v in (2.0, 1.0, 3.0)])
+    assert (summary.mean, summary.spread, summary.minimum, summary.values) == (2, 1, 1, (2, 1, 3))
+    assert "| fid@50k | 2 | 1 | 1 | 3 |" in markdown([summary])
+    assert summarize([[result()]])[0].spread == 0
+    with pytest.raises(ValueError, match="same metrics"):
+        summarize([[result()], []])
+
+
+def test_results_are_written_and_read(tmp_path):
+    results = [result(1.97, note="few"), Result("is", 10.0, 2345, {"nfe": 35})]
+    write_results(tmp_path / "r.json", results)
+    assert read_results(tmp_path / "r.json") == results
+    table = markdown(results)
+    assert "| fid@50k | 1.97 | few |" in table and "| is@2345 | 10 |  |" in table and "- nfe: 35" in table
+    (tmp_path / "r.json").write_text('[{"a": 1}]')
+    with pytest.raises(ValueError, match="list of results"):
+        read_results(tmp_path / "r.json")
