@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import device
+from fewstep.distributed import device, fast_dtype
 from fewstep.files import write_json
 from fewstep.method import Batch
 from fewstep.nets.sizes import EDM_SIZES
@@ -116,13 +116,13 @@ def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def cost(stream: ImageStream, n: int, micro_batch: int, place: torch.device) -> dict[str, float]:
-    """Seconds of forward and backward of CIFAR-10's DDPM++ in bfloat16 on one micro-batch with augmentation, and of the
+    """Seconds of forward and backward of CIFAR-10's DDPM++ on one micro-batch with augmentation, and of the
     target of `n` references, which is added to it.
     """
     torch.manual_seed(0)
     config = EDM_SIZES["edm-cifar10-32x32-uncond-vp"]
     assert isinstance(config, SongConfig)
-    denoiser = Denoiser(SongUNet(config), dtype=torch.bfloat16).to(place).train()
+    denoiser = Denoiser(SongUNet(config), dtype=fast_dtype()).to(place).train()
     batch = Batch(stream.batch(0, micro_batch).image.to(place))
     pipe = AugmentPipe()
     plain, stable = DenoisingLoss(augment=pipe), StableTarget(stream, n, augment=pipe)
@@ -154,7 +154,12 @@ def main() -> None:
     trace = variances(stream, exact, sigmas)
     bias = biases(stream, exact, levels, POINTS, options.trials)
     data = {"name": stream.data.name, "n": len(stream.data), "sha256": stream.data.fingerprint}
-    settings = {"device": str(place), "threads": torch.get_num_threads(), "micro_batch": options.micro_batch}
+    settings = {
+        "device": str(place),
+        "threads": torch.get_num_threads(),
+        "micro_batch": options.micro_batch,
+        "dtype": str(fast_dtype()),
+    }
     results = {"sigma": sigmas, "trace": trace, "bias": {"sigma": levels, "n": POINTS, **bias}, "seconds": timed}
     write_json(options.out.with_suffix(".json"), {"data": data, "points": POINTS, **settings, **results})
     chart = line_chart(

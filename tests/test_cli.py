@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,14 @@ def test_ways_to_sample(model, tmp_path, capsys):
     assert "largest first" in refused("--levels", "a")
     assert "general sampler" in refused("--solver", "heun", "--sampler", "heun")
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_bench_samplers(tmp_path, capsys):
+    assert main(["bench", "samplers", "--out", str(tmp_path / "bench"), "--samples", "8"]) == 0
+    rows = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert {"Heun", "Ito-Taylor"} <= set(re.findall(r"Heun|Ito-Taylor", json.dumps(rows)))
+    assert "Ito-Taylor" in (tmp_path / "bench" / "samplers.md").read_text()
+    assert "reference" in fails(capsys, "bench", "samplers", "--out", str(tmp_path / "x"), "--model", str(tmp_path))
 
 
 def test_version_and_help_need_no_torch():

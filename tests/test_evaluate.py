@@ -161,7 +161,9 @@ def test_mistakes_show_before_anything_is_computed(metrics, n, says):
 
 def test_weights_that_are_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("FEWSTEP_ASSETS", str(tmp_path))
-    says = r"inception-2015-12-05.safetensors, which are missing; run: fewstep assets fetch inception-2015-12-05.*6726825d"
+    says = (
+        r"inception-2015-12-05.safetensors, which are missing; run: fewstep assets fetch inception-2015-12-05.*6726825d"
+    )
     with pytest.raises(ValueError, match=says):
         evaluate(list(FAKE), REAL, Options(("fid",)))
 
@@ -295,7 +297,9 @@ def test_every_source_gives_the_same_figures(tmp_path):
     assert values(evaluate(made, REAL, options())) == expected
     assert from_path(tmp_path / "fake").name(7).endswith("fake/007.png")
     with pytest.raises(ValueError, match=r"expected 120 images uint8 .* got float64"):
-        evaluate(from_function(lambda seeds: np.zeros((len(seeds), 3, 8, 8)), range(120), batch_size=120), REAL, options())
+        evaluate(
+            from_function(lambda seeds: np.zeros((len(seeds), 3, 8, 8)), range(120), batch_size=120), REAL, options()
+        )
 
 
 def test_folders_are_looked_through_first(tmp_path):

@@ -4,15 +4,20 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.bench.convergence import Paths, anisotropic, arrive, f64, geometric, law, on_a_line, slope
-from fewstep.denoiser import Denoiser, guided
+from fewstep.checkpoint import Card, save
+from fewstep.cli import main
+from fewstep.denoiser import Denoiser
+from fewstep.generate import Guidance, Plan, generate
 from fewstep.noise import karras_sigmas
 from fewstep.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.precondition import IDDPM
@@ -29,8 +34,9 @@ from fewstep.samplers import (
 )
 from fewstep.samplers.ito_taylor import expansion, laplace
 from fewstep.samplers.sde import Kappa, diffusion_moments, rate
+from tests.conftest import tiny_net
 from tests.convergence import expectation
-from tests.test_nets import TINY, tiny
+from tests.test_nets import tiny
 
 
 def rng(seed: int) -> torch.Generator:
@@ -237,20 +243,73 @@ def test_samples_at_kappa_1_cost_one_dual_evaluation_a_step() -> None:
     assert x.square().mean().item() == pytest.approx(0.3 * 1.04 + 0.7 * 0.73, abs=0.02)
 
 
-def test_networks_can_be_sampled_and_guided(denoiser: Denoiser) -> None:
-    net = denoiser.double()
-    net.dtype = torch.float64
-    label = torch.tensor([1, 2])
-    x = 5 * torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sigmas = karras_sigmas(3, sigma_min=0.1, sigma_max=5)
-    denoise = guided(partial(net, label=label), net, 1.5)
-    for sampler in (taylor2, ito_taylor, partial(ito_taylor, laplacian="hutchinson", kappa=0.5)):
-        assert last(sampler(denoise, x, sigmas)).isfinite().all()
-    sigma, e = f64(0.7), 1e-4
-    _, derivative = torch.func.jvp(denoise, (x, sigma), (x, torch.ones_like(sigma)))[:2]
+@pytest.mark.parametrize(
+    ("name", "sampler", "options"),
+    [
+        *((name, sampler, {}) for name in ("ddpmpp", "adm", "edm2") for sampler in (taylor2, ito_taylor)),
+        ("ddpmpp", ito_taylor, {"kappa": 0.5, "laplacian": "hutchinson"}),
+    ],
+)
+def test_networks_make_guided_images_that_depend_on_their_seed_only(
+    name: str, sampler: Sampler, options: dict[str, Any]
+) -> None:
+    denoiser = tiny(name)
+    plan = Plan(sampler, karras_sigmas(2, sigma_min=0.1, sigma_max=5), options, Guidance(1.5))
+    both, alone = (np.stack(list(generate(denoiser, [3, 7], plan=plan, batch_size=n))).astype(int) for n in (2, 1))
+    assert both.shape == (2, 8, 8, 3)
+    assert np.abs(both[0] - both[1]).max() > 20
+    assert np.abs(both - alone).max() <= 1  # a rounding
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm", "edm2"])
+def test_a_dual_evaluation_has_twice_the_operations_of_a_plain_one(name: str) -> None:
+    denoiser, x, sigma = tiny(name), torch.ones(1, 3, 8, 8), torch.tensor(1.0)
+    flops = []
     with torch.no_grad():
-        expected = (denoise(x + e * x, sigma + e) - denoise(x - e * x, sigma - e)) / (2 * e)
-    torch.testing.assert_close(derivative, expected, atol=1e-4, rtol=1e-3)
+        for evaluate in (lambda: denoiser(x, sigma), lambda: torch.func.jvp(denoiser, (x, sigma), (x, sigma))):
+            with FlopCounterMode(display=False) as counter:
+                evaluate()
+            flops.append(counter.get_total_flops())
+    assert 1.9 < flops[1] / flops[0] < 2.3
+
+
+@pytest.fixture
+def rounding() -> Denoiser:
+    """A network that knows only some noise levels."""
+    return Denoiser(tiny_net(out_channels=2), precondition=IDDPM()).eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--sampler ito_taylor --kappa -1", "kappa must be 0"),
+        ("--sampler ito_taylor --steps 0", "at least 1 step"),
+        ("--sampler taylor2 --sigma_min 3 --sigma_max 2", "0 < sigma_min < sigma_max"),
+        ("--sampler ito_taylor --steps 2 --sigma_min 0.1", "rounds noise levels"),
+        ("--sampler taylor2 --steps 2", "rounds noise levels"),
+        ("--sampler mine.py:blind", "forward mode"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(
+    options: str,
+    message: str,
+    denoiser: Denoiser,
+    rounding: Denoiser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import torch\nfrom fewstep.samplers import ito_taylor\n"
+        "def blind(denoise, x, sigmas):\n"
+        "    fused = torch.nn.functional.scaled_dot_product_attention\n"
+        "    return ito_taylor(lambda x, sigma: fused(x, x, x), x, sigmas)\n"
+    )
+    save(rounding if "rounds" in message else denoiser, Path("model"), Card())
+    assert main(["sample", "model", "--seeds", "0", "--grid", "grid.png", *options.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_options_of_the_second_order_solver() -> None:
@@ -290,9 +349,8 @@ def fused(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", [taylor2, ito_taylor])
-def test_refusals_name_the_way_out(sampler: Sampler, denoiser: Denoiser) -> None:
+def test_refusals_name_the_way_out(sampler: Sampler, denoiser: Denoiser, rounding: Denoiser) -> None:
     sigmas, x = karras_sigmas(4), torch.ones(2, 2).double()
-    rounding = Denoiser(denoiser.net, precondition=IDDPM())
     for denoise in (rounding, partial(rounding, label=None), counted(partial(rounding, label=None))):
         with pytest.raises(ValueError, match=r"rounds noise levels.*stochastic_heun"):
             last(sampler(denoise, torch.ones(2, 1, 8, 8).double(), sigmas))
@@ -317,6 +375,8 @@ def test_errors() -> None:
         last(ito_taylor(oracle, x, sigmas, noise_pair=unknown))
     with pytest.raises(ValueError, match="kappa must be 0"):
         last(ito_taylor(oracle, x, sigmas, kappa=lambda sigma: sigma - 1))
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        last(ito_taylor(oracle, x, sigmas, sigma_data=0.0))
     with pytest.raises(ValueError, match="distinct"):
         last(ito_taylor(oracle, x, f64([2.0, 1.0, 1.0, 0.0])))
     with pytest.raises(ValueError, match="times must be"):

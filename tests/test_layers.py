@@ -15,7 +15,7 @@ LAYERS = [
     ("precondition", "denoiser", "oracle", "nets", "data", "metrics"),
     ("objectives", "samplers", "distill", "inverse"),
     ("checkpoint", "train", "convert", "generate", "report"),
-    ("recipes", "demo", "cli", "__main__"),
+    ("recipes", "demo", "bench", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

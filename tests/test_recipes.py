@@ -13,6 +13,7 @@ from PIL import Image
 
 from fewstep.checkpoint import to_dict
 from fewstep.data.codec import Pixels, StabilityVAE
+from fewstep.distributed import fast_dtype
 from fewstep.method import zero_nonfinite
 from fewstep.noise import LogNormal, LogUniform
 from fewstep.objectives import StableTarget, VPTime, edm_weight, inverse_variance
@@ -93,11 +94,11 @@ def test_the_table_of_edm(zips):
 def test_networks_of_cifar10(zips):
     def parameters(**options):
         denoiser = build("cifar10:teacher", zips, **options).method.denoiser
-        assert denoiser.dtype == (torch.float32 if options.get("dtype") == "float32" else torch.bfloat16)
+        assert denoiser.dtype == (getattr(torch, options["dtype"]) if "dtype" in options else fast_dtype())
         return sum(p.numel() for p in denoiser.parameters()), denoiser.num_classes
 
     assert parameters(cond=False) == (55_733_891, 0)
-    assert parameters(arch="ncsnpp", cond=False, dtype="float32") == (56_397_827, 0)
+    assert parameters(arch="ncsnpp", cond=False, dtype="bfloat16") == (56_397_827, 0)
     assert parameters(cond=True)[1] == 2
 
 

@@ -111,11 +111,14 @@ def test_every_network_rests_between_moves(denoiser, stream):
     trainer = sid(denoiser, stream)
     seen = {}
 
-    def spy(batch, method=trainer.method):
+    method = trainer.method
+    assert isinstance(method, SiD)
+
+    def spy(batch):
         seen.update({name: (m.training, next(m.parameters()).requires_grad) for name, m in method.named_children()})
         return method.fake_score_loss(batch)
 
-    trainer.method.phases = (Phase("fake_score", spy),)
+    method.phases = (Phase("fake_score", spy),)
     trainer.step()
     assert seen == {"teacher": (False, False), "fake_score": (True, True), "generator": (False, False)}
     assert not any(m.training for m in trainer.method.modules())

@@ -335,6 +335,28 @@ def report(folder: Positional[Path]) -> None:
     print(write_report(folder))
 
 
+def bench_samplers(
+    *,
+    out: Path = Path("runs/bench-samplers"),
+    model: Path | None = None,
+    reference: str | None = None,
+    samples: int = 4000,
+    seed: int = 0,
+) -> None:
+    """Compare all samplers: convergence on a mixture whose denoiser is known and, given a model, its distances over cost.
+
+    Args:
+        out: folder for the table, the figures and the numbers.
+        model: model or run folder; needs a reference.
+        reference: real images for the distances: image zip or folder, or the built-in digits.
+        samples: points of the mixture.
+        seed: of the points and their noise.
+    """
+    from fewstep.bench.samplers import bench_samplers as run_bench
+
+    run_bench(out, model=model, reference=reference, samples=samples, seed=seed)
+
+
 def recipes(name: Positional[str | None] = None) -> None:
     """List the recipes, or show the options of one.
 
@@ -366,6 +388,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "export": (export, "write a model's weights under their upstream names"),
     "eval": (evaluate, "measure a model or images"),
     "report": (report, "one HTML page from a folder of runs"),
+    "bench samplers": (bench_samplers, "compare the samplers"),
     "recipes": (recipes, "list the recipes"),
 }
 

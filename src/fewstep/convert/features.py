@@ -21,7 +21,7 @@ from fewstep.metrics.networks.clip import CLIP
 from fewstep.metrics.networks.dinov2 import DINOv2
 from fewstep.metrics.networks.inception import Conv, Inception
 from fewstep.metrics.networks.lpips import WIDTHS, alex_layers, vgg_layers
-from fewstep.metrics.weights import ASSETS, Asset, Source, fill, how_to_get, read_weights, save_weights
+from fewstep.metrics.weights import ASSETS, Asset, Source, assets_folder, fill, how_to_get, read_weights, save_weights
 
 NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
@@ -179,3 +179,11 @@ def check_asset(asset: Asset, folder: Path | None = None) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def list_assets(folder: Path | None = None) -> list[tuple[str, str, str, str]]:
+    """Of each asset: name, metrics that need it, license, and where it lies or that it is missing."""
+    folder = folder or assets_folder()
+    paths = {asset.name: folder / asset.file for asset in ASSETS.values()}
+    where = {name: str(path) if path.is_file() else "missing" for name, path in paths.items()}
+    return [(asset.name, asset.purpose, asset.license, where[asset.name]) for asset in ASSETS.values()]

@@ -189,6 +189,8 @@ class Machine:
             case pickle.SHORT_BINUNICODE | pickle.BINUNICODE | pickle.BINUNICODE8:
                 size = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}[code]
                 push(stream.read(stream.number(size)).decode("utf-8", "surrogatepass"))
+            case pickle.SHORT_BINSTRING | pickle.BINSTRING:  # of Python 2, in which LPIPS' weights were written
+                push(stream.read(stream.number(1 if code == pickle.SHORT_BINSTRING else 4)).decode("ascii"))
             case pickle.UNICODE:
                 push(stream.line(stream.end - stream.position).decode("raw-unicode-escape"))
             case pickle.SHORT_BINBYTES | pickle.BINBYTES | pickle.BINBYTES8 | pickle.BYTEARRAY8:
@@ -276,7 +278,7 @@ class Machine:
             case pickle.BINPERSID:
                 push(self.vocabulary.persistent(pop()))
             case _:
-                # INST, OBJ, NEWOBJ_EX, EXT1..4, PERSID, out-of-band buffers, Python 2's strings, or no opcode at all
+                # INST, OBJ, NEWOBJ_EX, EXT1..4, PERSID, out-of-band buffers, texts of Python 2 in protocol 0, or no opcode at all
                 raise UnsafePickle(f"instruction {NAMES.get(code, code)} at byte {stream.position - 1} is not executed")
 
     def long(self, size: int) -> int:

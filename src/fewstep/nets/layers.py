@@ -107,13 +107,12 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
         x, weight = ctx.saved_tensors
-        change = None if dx is None else Convolution.apply(dx, weight, None, *ctx.options)
+        terms = [] if dx is None else [Convolution.apply(dx, weight, None, *ctx.options)]
         if dweight is not None:
-            other = Convolution.apply(x, dweight, None, *ctx.options)
-            change = other if change is None else change + other
+            terms.append(Convolution.apply(x, dweight, None, *ctx.options))
         if dbias is not None:
-            change = dbias[:, None, None] if change is None else change + dbias[:, None, None]
-        return change
+            terms.append(dbias[:, None, None].expand_as(ctx.result) if not terms else dbias[:, None, None])
+        return sum(terms[1:], terms[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import fewstep as fs
 
 if TYPE_CHECKING:
+    import torch
+
     from fewstep.nets.adm import ADMConfig
     from fewstep.nets.song import SongConfig
     from fewstep.objectives import Target
 
 Arch = Literal["ddpmpp", "ncsnpp"]
 Precond = Literal["edm", "vp", "ve"]
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 def open_images(data: Path, resolution: int, channels: int, *, cond: bool) -> fs.ImageData:
@@ -29,6 +31,14 @@ def open_images(data: Path, resolution: int, channels: int, *, cond: bool) -> fs
     if cond and images.labels is None:
         raise ValueError(f"{data} has no classes; train without them: --no-cond")
     return images
+
+
+def chosen_dtype(name: Dtype) -> torch.dtype:
+    import torch
+
+    from fewstep.distributed import fast_dtype
+
+    return fast_dtype() if name == "auto" else getattr(torch, name)
 
 
 def network(name: str, arch: Arch | Literal["adm"] = "adm") -> SongConfig | ADMConfig:
@@ -87,7 +97,7 @@ def train(
     target: Target = clean if references is None else StableTarget(stream, references, augment=pipe)
     torch.manual_seed(seed)
     net = ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config)
-    denoiser = fs.Denoiser(net, precondition=precondition, dtype=getattr(torch, dtype))
+    denoiser = fs.Denoiser(net, precondition=precondition, dtype=chosen_dtype(dtype))
     return fs.Run(
         fs.Pretraining(denoiser, fs.DenoisingLoss(noise, weight=weight, target=target, augment=pipe)),
         stream,

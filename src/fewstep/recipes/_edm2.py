@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype
+from fewstep.recipes._edm import Dtype, chosen_dtype
 
 if TYPE_CHECKING:
     from fewstep.data.codec import Codec
@@ -74,7 +74,7 @@ def train(
     until = until or reference.until
     torch.manual_seed(seed)
     net = EDM2UNet(sizes.edm2(size, img_channels=images.shape[0], label_dim=images.num_classes if cond else 0))
-    denoiser = fs.Denoiser(net, dtype=getattr(torch, dtype), uncertainty=Uncertainty(), codec=codec)
+    denoiser = fs.Denoiser(net, dtype=chosen_dtype(dtype), uncertainty=Uncertainty(), codec=codec)
     adam = fs.Adam(lr or reference.lr, betas=(0.9, 0.99), rampup=10_000_000, reference=DECAY[kind] * batch_size)
     return fs.Run(
         fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(*NOISE[kind])), mend=zero_nonfinite),

@@ -19,7 +19,7 @@ def teacher(
     batch_size: int = 256,
     micro_batch: int | None = None,
     until: int = 200_000_000,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: int = 0,
 ) -> fs.Run:
     """EDM on FFHQ at 64x64 (Karras et al., 2022).
@@ -35,7 +35,7 @@ def teacher(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all.
-        dtype: of the network's arithmetic; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
     return _edm.train(

@@ -19,7 +19,7 @@ def teacher(
     batch_size: int = 2048,
     micro_batch: int | None = None,
     until: int | None = None,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: int = 0,
 ) -> fs.Run:
     """EDM2 on latents of ImageNet at 512x512, in its sizes (Karras et al., 2024).
@@ -35,7 +35,7 @@ def teacher(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all; that of the size if left out.
-        dtype: of the network's arithmetic; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
     from fewstep.data.codec import StabilityVAE

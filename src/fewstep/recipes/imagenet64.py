@@ -20,7 +20,7 @@ def teacher(
     batch_size: int = 4096,
     micro_batch: int | None = None,
     until: int = 2_500_000_000,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: int = 0,
 ) -> fs.Run:
     """EDM's ADM network on ImageNet at 64x64 (Karras et al., 2022).
@@ -36,7 +36,7 @@ def teacher(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all.
-        dtype: of the network's arithmetic; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
     return _edm.train(
@@ -64,7 +64,7 @@ def edm2(
     batch_size: int = 2048,
     micro_batch: int | None = None,
     until: int | None = None,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: int = 0,
 ) -> fs.Run:
     """EDM2 on ImageNet at 64x64, in its sizes (Karras et al., 2024).
@@ -78,7 +78,7 @@ def edm2(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all; that of the size if left out.
-        dtype: of the network's arithmetic; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
     from fewstep.data.codec import Pixels

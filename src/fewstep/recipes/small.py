@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype
+from fewstep.recipes._edm import Dtype, chosen_dtype
 
 NETWORKS = {
     16: {"model_channels": 64, "channel_mult": (1, 2), "num_blocks": 2, "attn_resolutions": (8,)},
@@ -25,7 +25,7 @@ def teacher(
     batch_size: int = 128,
     micro_batch: int | None = None,
     until: int = 10_000_000,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: int = 0,
 ) -> fs.Run:
     """A first teacher for your own images, up to 128x128 pixels.
@@ -42,7 +42,7 @@ def teacher(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all.
-        dtype: of the network's arithmetic; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
     import torch
@@ -74,7 +74,7 @@ def teacher(
             **NETWORKS[min(larger)],
         )
     )
-    denoiser = fs.Denoiser(net, precondition=EDM(proposal["sigma_data"]), dtype=getattr(torch, dtype))
+    denoiser = fs.Denoiser(net, precondition=EDM(proposal["sigma_data"]), dtype=chosen_dtype(dtype))
     objective = fs.DenoisingLoss(fs.LogNormal(**proposal["noise"]), augment=pipe)
     return fs.Run(
         fs.Pretraining(denoiser, objective),

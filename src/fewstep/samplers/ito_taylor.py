@@ -61,7 +61,8 @@ def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[
         if isinstance(error, NotImplementedError) or "forward" in str(error).lower() or "jvp" in str(error).lower():
             raise ValueError(
                 "this network cannot be differentiated in forward mode; sample it with heun, churn or stochastic_heun, "
-                f"which need no derivative, or build it of plain operations, as fewstep.nets is ({error})"
+                "which need no derivative, or build it of plain operations, as fewstep.nets is "
+                f"({str(error).splitlines()[0]})"
             ) from error
         raise
     return value, derivative

@@ -81,6 +81,7 @@ class Run:
             "fixed": fixed,
             "network": {name: checkpoint.to_dict(m.net.config) for name, m in denoisers(self.method)},
             "precondition": {name: checkpoint.to_dict(m.precondition) for name, m in denoisers(self.method)},
+            "dtype": {name: str(m.dtype) for name, m in denoisers(self.method)},
             "data": {"name": self.data.data.name, "n": len(self.data.data), "sha256": self.data.data.fingerprint},
             "stream": {"seed": self.data.seed, "flip": self.data.flip},
             "optimizers": {name: describe(o) for name, o in self.optimizers.items()},
