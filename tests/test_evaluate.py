@@ -1,3 +1,5 @@
+# pyright: reportOptionalSubscript=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# Stand-ins for extractors and modules, wrong inputs on purpose: these tests are not typed more closely.
 """One pass for all metrics: names, protocols, references, sources, ranks, interruptions, and the mistakes it names."""
 
 from __future__ import annotations
