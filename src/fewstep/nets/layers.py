@@ -226,12 +226,12 @@ class GroupNorm(nn.Module):
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if not forward_mode():
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-        # few passes over the pixels, since each costs two or three as a dual number
-        groups = x.reshape(len(x), self.num_groups, -1)
-        centred = groups - groups.mean(-1, keepdim=True)
-        scale = (torch.linalg.vecdot(centred, centred) / centred.shape[-1] + self.eps).rsqrt()
-        scale = scale.repeat_interleave(len(weight) // self.num_groups, dim=1) * weight
-        return torch.addcmul(bias[:, None, None], centred.reshape(x.shape), scale[..., None, None])
+        # few passes and few copies of the pixels, since each costs two or three as a dual number
+        variance, mean = torch.var_mean(x.reshape(len(x), self.num_groups, -1), -1, correction=0)
+        channels = len(weight) // self.num_groups
+        scale = (variance + self.eps).rsqrt().repeat_interleave(channels, dim=1) * weight
+        shift = bias - mean.repeat_interleave(channels, dim=1) * scale
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None])
 
 
 class PositionalEmbedding(nn.Module):
