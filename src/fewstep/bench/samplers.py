@@ -166,16 +166,25 @@ def characteristic(x: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, Any]]:
-    """A row for each sampler and budget: the Frechet distance in pixel space of as many images as there are real ones."""
+    """A row for each sampler and budget: the Frechet distance in pixel space of as many images as there are real ones,
+    of the same classes.
+    """
     about, weights = card(model), sha256(model_folder(model) / "model.safetensors")
     seeds = range(len(real))
+    label = torch.from_numpy(real.labels) if denoiser.num_classes and real.labels is not None else None
     jobs = [(c, plan) for c in CONTENDERS for plan in plans(c, denoiser)]
     for contender, plan in track(jobs, total=len(jobs), description=about.name, unit="runs"):
         spent = cost(partial(plan.sampler, **plan.options), plan.sigmas)
         began = time.perf_counter()
-        made = [image.transpose(2, 0, 1) for image in generate(denoiser, seeds, plan=plan, batch_size=256)]
+        made = [image.transpose(2, 0, 1) for image in generate(denoiser, seeds, label=label, plan=plan, batch_size=256)]
         seconds = time.perf_counter() - began
-        described = {"model": about.name, "weights": weights, **plan.describe(), "sampler": contender.name}
+        described = {
+            "model": about.name,
+            "weights": weights,
+            "labels": "drawn from the seeds" if label is None else "of the reference",
+            **plan.describe(),
+            "sampler": contender.name,
+        }
         (result, *_) = evaluate(made, real, protocol=described)
         yield {
             "model": about.name,
