@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from fewstep.convert import features
-from fewstep.convert.features import check_asset, fetch_asset, read_published
+from fewstep.convert.features import fetch_asset, read_published
 from fewstep.convert.references import open_reference
+from fewstep.convert.source import cache_name
 from fewstep.convert.torchscript import is_torchscript, read_torchscript
 from fewstep.convert.unpickle import UnsafePickle, read
 from fewstep.metrics.networks.inception import Conv
 from fewstep.metrics.networks.lpips import LPIPS
-from fewstep.metrics.weights import ALEX, CLIP, INCEPTION, LPIPS_ALEX, VGG, content_hash, read_weights
+from fewstep.metrics.weights import ALEX, ASSETS, CLIP, INCEPTION, LPIPS_ALEX, VGG, content_hash, read_weights
 from tests.test_networks import randomise
 
 LAYERS = {"first": "conv", "second": "conv_1"}
@@ -132,7 +133,6 @@ def test_the_four_containers_are_one_network(small, kind, tmp_path, monkeypatch)
     assert written.name == "inception-2015-12-05.safetensors"
     assert about["sha256"] == content_hash(expected) == content_hash(state)
     assert about["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert check_asset(INCEPTION, tmp_path / "assets") is None
 
 
 def test_wrong_files_are_named(small, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_wrong_files_are_named(small, tmp_path, monkeypatch):
     fetch_asset(INCEPTION.name, source=path, sha256_prefix=digest[:12].upper(), folder=tmp_path)
     with pytest.raises(ValueError, match=f"has the sha256 {digest}; expected beef"):
         fetch_asset(INCEPTION.name, source=path, sha256_prefix="beef", folder=tmp_path)
-    # The hash that the publisher states belongs to the file's name.
+    # What is known of a file belongs to its name.
     known = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
     path.rename(known)
     with pytest.raises(ValueError, match="expected 6726825d"):
@@ -165,12 +165,31 @@ def test_wrong_files_are_named(small, tmp_path, monkeypatch):
         read_published(INCEPTION, path)
     with pytest.raises(ValueError, match="no asset is called 'x'"):
         fetch_asset("x")
-    with pytest.raises(ValueError, match="no address for clip-vit-b-32; get ViT-B-32.pt"):
-        fetch_asset(CLIP.name, folder=tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="is not in the cache"):
         fetch_asset(INCEPTION.name, offline=True)
-    assert "which are missing" in (check_asset(CLIP, tmp_path) or "")
+
+
+def test_a_download_of_another_hash_is_not_kept(small, tmp_path, monkeypatch):
+    path = tmp_path / "published"
+    write("ports", small, path, monkeypatch)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    address = INCEPTION.sources[0].address
+    cached = tmp_path / "cache" / cache_name(address)
+    cached.parent.mkdir()
+    cached.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="expected 6726825d"):
+        fetch_asset(INCEPTION.name, offline=True, folder=tmp_path)
+    assert not cached.exists()
+    cached.write_bytes(path.read_bytes())
+    fetch_asset(INCEPTION.name, sha256_prefix=hashlib.sha256(path.read_bytes()).hexdigest(), folder=tmp_path)
+
+
+def test_every_asset_has_a_source_and_a_reader():
+    assert set(features.SELECT) == set(ASSETS) == set(features.NETWORKS) | set(features.PARTS)
+    for asset in ASSETS.values():
+        assert all(source.address.startswith("https://") for source in asset.sources)
+        assert all(source.sha256 is None or len(source.sha256) == 64 for source in asset.sources)
 
 
 def test_lpips_is_put_together_from_two_files(tmp_path):

@@ -24,6 +24,7 @@ from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.protocol import (
     Result,
     check_comparable,
+    compare,
     markdown,
     read_results,
     repeat_seeds,
@@ -31,7 +32,7 @@ from fewstep.metrics.protocol import (
     write_results,
 )
 from fewstep.metrics.references import Reference, load_reference, save_reference
-from fewstep.metrics.sources import Source, from_function, from_path, open_set, prefetched
+from fewstep.metrics.sources import Source, first, from_function, from_path, open_pairs, open_set, prefetched
 
 METRICS = ("fd_tiny", "fd_tiny@100", "kd_tiny", "is_tiny/logits", "pr_tiny", "dc_tiny")
 REAL = ImageData(np.random.RandomState(0).randint(0, 256, (150, 3, 8, 8), np.uint8), name="real")
@@ -67,7 +68,7 @@ def test_all_metrics_in_one_pass():
     fake, real = (extract(torch.tensor(x))["features"] for x in (FAKE, REAL.decoded()))
     both = [Moments.of(x).compute() for x in (fake, real)]
     hundred = Moments.of(fake[:100]).compute()
-    three, five = (overlap(real, fake, k) for k in (3, 5))
+    three, five = overlap(real, fake, (3, 5)).values()
     expected = {
         "fd_tiny@120": frechet_distance(*both[0], *both[1]),
         "fd_tiny@100": frechet_distance(*hundred, *both[1]),
@@ -189,8 +190,9 @@ def test_shapes_that_do_not_fit():
     data = digits()
     with pytest.raises(ValueError, match="16 numbers, those of the reference digits 64; compare images of one size"):
         evaluate([np.zeros((1, 4, 4), np.uint8)] * 3, data)
-    with pytest.raises(ValueError, match="several shapes"):
-        evaluate([FAKE[0], FAKE[0, :, :4]], REAL, options(metrics=("fd_tiny",)))
+    for size in (1, 32):  # also where each batch is of one shape
+        with pytest.raises(ValueError, match="several shapes"):
+            evaluate([FAKE[0], FAKE[0, :, :4]], REAL, options(metrics=("fd_pixels",), batch_size=size))
     with pytest.raises(ValueError, match="needs to know the number of images"):
         evaluate(iter(FAKE), REAL, options())
     flat = User(lambda images: images.double().mean((1, 2, 3)), name="flat", sha256="")
@@ -271,7 +273,7 @@ def test_adms_reference_has_a_part_for_each_metric(tmp_path, save):
     law = torch.arange(5.0).double(), torch.eye(5).double()
     assert results["fid@120"] == pytest.approx(frechet_distance(mean, cov, *law), rel=1e-6)
     real = extract(torch.tensor(REAL.decoded()))["features"]
-    assert results["precision@120"] == overlap(real, fake, 3).precision
+    assert results["precision@120"] == overlap(real, fake, [3])[3].precision
 
 
 # Sources
@@ -304,11 +306,35 @@ def test_every_source_gives_the_same_figures(tmp_path):
         )
 
 
+def test_the_first_images_of_a_source(tmp_path):
+    source = first(from_path(folder(tmp_path / "fake", FAKE)), 100)
+    found = evaluate(source, REAL, options(metrics=("fd_tiny",)))
+    assert values(found) == values(evaluate(list(FAKE), REAL, options(metrics=("fd_tiny@100",))))
+    assert [len(list(source.make(start))) for start in (0, 30)] == [100, 70]
+    with pytest.raises(ValueError, match="121 images are asked for; there are 120"):
+        first(from_path(tmp_path / "fake"), 121)
+
+
+def test_pairs_are_found_by_name(tmp_path):
+    folder(tmp_path / "a", FAKE[:3])
+    folder(tmp_path / "b", FAKE[3:6])
+    one, other = open_pairs(tmp_path / "a", tmp_path / "b")
+    assert np.array_equal(one[1], FAKE[1]) and np.array_equal(other[1], FAKE[4])
+    (tmp_path / "b" / "002.png").rename(tmp_path / "b" / "004.png")
+    with pytest.raises(ValueError, match="only one has 002, 004"):
+        open_pairs(tmp_path / "a", tmp_path / "b")
+    np.savez(tmp_path / "c.npz", arr_0=FAKE[:2].transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"a has 3 of \(3, 8, 8\), .*c\.npz 2 of"):
+        open_pairs(tmp_path / "a", tmp_path / "c.npz")
+
+
 def test_folders_are_looked_through_first(tmp_path):
     path = folder(tmp_path / "set", FAKE[:3])
     (path / ".hidden").write_text("x")
     (path / "dataset.json").write_text('{"labels": null}')
-    assert len(open_set(path)) == 3
+    before = open_set(path).fingerprint
+    Image.fromarray(FAKE[3].transpose(1, 2, 0)).save(path / "002.png")
+    assert len(open_set(path)) == 3 and open_set(path).fingerprint != before  # of the same name and size
     (path / "notes.txt").write_text("x")
     (path / "more.csv").write_text("x")
     with pytest.raises(ValueError, match=r"files that are no images: more\.csv, notes\.txt"):
@@ -377,19 +403,33 @@ def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
     chosen = options(resume=tmp_path, batch_size=10)
     with pytest.raises(KeyboardInterrupt):
         evaluate(source(75, asked), REAL, chosen)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # of the images and of the reference
     other = evaluate(source(None, []), REAL, options(resume=tmp_path, batch_size=10, metrics=("fd_tiny",)))
     again = []
     results = evaluate(source(None, again), REAL, chosen)
     assert again == list(range(70, 120))  # what was saved is not made again
     assert values(results) == values(evaluate(source(None, []), REAL, options(batch_size=10)))
     assert values(other).items() <= values(results).items()
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(source(75, asked), REAL, chosen)
-    next(tmp_path.iterdir()).write_bytes(b"torn")
+    finished, calls = [], chosen.extractors["tiny"].calls
+    assert values(evaluate(source(None, finished), REAL, chosen)) == values(results)
+    assert (finished, chosen.extractors["tiny"].calls) == ([], calls)  # nor what was finished, nor the reference
+    for state in tmp_path.iterdir():
+        state.write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged .* remove it to begin anew"):
         evaluate(source(None, []), REAL, chosen)
+
+
+def test_a_finished_pass_is_kept(tmp_path):
+    """So that repetitions and slow distances can be interrupted too; no minute has passed here."""
+    chosen, asked = options(resume=tmp_path, batch_size=50), []
+    before = evaluate(list(FAKE), REAL, chosen)
+
+    def again(start):
+        asked.extend(FAKE[start:])
+        return FAKE[start:]
+
+    assert values(evaluate(Source(120, again), REAL, chosen)) == values(before)
+    assert (asked, chosen.extractors["tiny"].calls) == ([], 120 + 150)
 
 
 def one_of_two(rank, path, queue):
@@ -423,14 +463,27 @@ def result(value=1.0, n=50_000, **protocol):
     return Result("fid", value, n, {**common, **protocol})
 
 
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_figures_of_different_protocols_are_not_compared():
     check_comparable([result(), result(2.0, nfe=1), Result("is", 9.0, 10)])
     with pytest.warns(UserWarning, match="fid cannot be compared.*reference: .*bb.* and .*cc"):
         check_comparable([result(), result(reference={"sha256": "cc"})])
     with pytest.warns(UserWarning, match="n: 50,000 and 2,000"):
         check_comparable([result(), result(n=2000)])
-    with pytest.warns(UserWarning, match="rounding"):
+    with pytest.warns(UserWarning, match="rounding: r and other"):
         check_comparable([result(), result(rounding="other")])
+    named = [result(reference={"name": name, "sha256": "bb"}) for name in ("cifar10", "renamed")]
+    check_comparable([result(), *named])
+    table = compare({"a.json": [result(), result(2.0)], "b.json": [result(3.0), Result("is", 9.0, 10)]})
+    assert [cells(line) for line in table.splitlines()] == [
+        ["metric", "a.json", "b.json"],
+        ["-------", "--------------:", "-----:"],
+        ["fid@50k", "1.5 (mean of 2)", "3"],
+        ["is@10", "", "9"],
+    ]
 
 
 def test_repeats():
@@ -438,9 +491,13 @@ def test_repeats():
     assert repeat_seeds([5, 9], 2) == [[5, 9], [10, 14]]
     with pytest.raises(ValueError, match="at least 1 repeat"):
         repeat_seeds([1], 0)
-    [summary] = summarize([[result(v)] for v in (2.0, 1.0, 3.0)])
+    runs = [[result(v, seeds=str(i))] for i, v in enumerate((2.0, 1.0, 3.0))]
+    [summary] = summarize(runs)
     assert (summary.mean, summary.spread, summary.minimum, summary.values) == (2, 1, 1, (2, 1, 3))
-    assert "| fid@50k | 2 | 1 | 1 | 3 |" in markdown([summary])
+    heads, _, row, *_ = markdown(runs).splitlines()
+    assert cells(heads) == ["metric", "mean", "spread", "minimum", "repeats"]
+    assert cells(row) == ["fid@50k", "2", "1", "1", "3"]
+    assert "- seeds: 0\n- seeds: 1\n- seeds: 2\n" in markdown(runs)
     assert summarize([[result()]])[0].spread == 0
     with pytest.raises(ValueError, match="same metrics"):
         summarize([[result()], []])
@@ -450,8 +507,11 @@ def test_results_are_written_and_read(tmp_path):
     results = [result(1.97, note="few"), Result("is", 10.0, 2345, {"nfe": 35})]
     write_results(tmp_path / "r.json", results)
     assert read_results(tmp_path / "r.json") == results
-    table = markdown(results)
-    assert "| fid@50k | 1.97 | few |" in table and "| is@2345 | 10 |  |" in table and "- nfe: 35" in table
+    table = markdown([results])
+    assert "| fid@50k |  1.97 |" in table and "| is@2345 |    10 |" in table
+    assert (
+        "- nfe: 35\n" in table and "- note (fid@50k): few\n" in table and "- extractor (fid@50k): sha256 aa\n" in table
+    )
     (tmp_path / "r.json").write_text('[{"a": 1}]')
     with pytest.raises(ValueError, match="list of results"):
         read_results(tmp_path / "r.json")

@@ -135,7 +135,9 @@ def test_overlap_is_that_of_prdc(monkeypatch, tile):
     monkeypatch.setattr("fewstep.metrics.neighbours.ROWS", tile[0])
     monkeypatch.setattr("fewstep.metrics.neighbours.COLUMNS", tile[1])
     a, b = features()
-    three, five = overlap(a, b, 3), overlap(a, b, 5)
+    found = overlap(a, b, (3, 5))
+    three, five = found[3], found[5]
+    assert overlap(a, b, [3])[3] == three
     found = (three.precision, three.recall, five.density, five.coverage)
     expected = (0.8791666666666667, 0.6238461538461538, 1.3571666666666669, 0.9623076923076923)
     assert found == pytest.approx(expected, abs=1e-12)
@@ -145,12 +147,12 @@ def test_overlap_is_that_of_prdc(monkeypatch, tile):
 
 def test_overlap_on_a_line():
     real, fake = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[0.5], [1.5], [100.0]])
-    found = overlap(real, fake, 1)  # radii: 1, 1, 1, 8 and 1, 1, 98.5
+    found = overlap(real, fake, [1])[1]  # radii: 1, 1, 1, 8 and 1, 1, 98.5
     assert found.precision == pytest.approx(2 / 3)  # 100 is in no ball
     assert found.recall == 1  # the ball of 100 reaches from 1.5 on
     assert found.density == pytest.approx((2 + 2) / 3)  # 1.5 - 10 is 8.5
     assert found.coverage == pytest.approx(3 / 4)
-    same = overlap(real, real, 1)
+    same = overlap(real, real, [1])[1]
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
 
 

@@ -171,7 +171,7 @@ def test_the_networks_have_their_published_sizes():
 def test_weights_files(tmp_path, monkeypatch):
     state = {"lin0": torch.arange(3.0), "lin1": torch.ones(2, dtype=torch.float16)}
     asset = weights.LPIPS_VGG
-    with pytest.raises(ValueError, match=r"lpips-vgg\.safetensors, which are missing; get .* fewstep assets fetch"):
+    with pytest.raises(ValueError, match=r"lpips-vgg\.safetensors, which are missing; run: .* fewstep assets fetch"):
         weights.read_weights(asset, tmp_path)
     with pytest.raises(ValueError, match=r"inception.*sha256 6726825d.*fewstep assets fetch inception-2015-12-05"):
         weights.read_weights(weights.INCEPTION, tmp_path)

@@ -21,7 +21,7 @@ from fewstep.metrics.networks.clip import CLIP
 from fewstep.metrics.networks.dinov2 import DINOv2
 from fewstep.metrics.networks.inception import Conv, Inception
 from fewstep.metrics.networks.lpips import WIDTHS, alex_layers, vgg_layers
-from fewstep.metrics.weights import ASSETS, Asset, Source, assets_folder, fill, how_to_get, read_weights, save_weights
+from fewstep.metrics.weights import ASSETS, Asset, fill, save_weights
 
 NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
@@ -146,44 +146,26 @@ def fetch_asset(
 ) -> Path:
     """Download or read the published weights of an asset, check their hash, and write them for `read_weights`.
 
-    source: a file or address; what the asset's table has if left out. sha256_prefix: the hash, or its beginning, that
-    the file must have; where it is left out and the publisher states one for the file of this name, that one.
+    source: a file or address; the asset's first if left out. sha256_prefix: the hash, or its beginning, that the file
+    must have; if left out, what is known of the file of this address or name, if anything is.
     """
     asset = find_asset(name)
-    known = next((s for s in asset.sources if s.address), None) if source is None else known_source(asset, source)
-    if source is None and known is None:
-        raise ValueError(f"there is no address for {asset.name}; {how_to_get(asset)}")
-    chosen = source if source is not None else known.address if known else ""
-    path = fetch(str(chosen), offline=offline)
+    chosen = asset.sources[0].address if source is None else source
+    expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
+    path = fetch(chosen, offline=offline)
     digest = sha256(path)
-    expected = (sha256_prefix or (known.sha256 if known else None) or "").lower()
     if not digest.startswith(expected):
+        if "://" in str(chosen):
+            path.unlink()  # of the cache, so that the next call downloads it again
         raise ValueError(
-            f"{path} has the sha256 {digest}; expected {expected}...: it is damaged or another file; fetch it again"
+            f"{chosen} has the sha256 {digest}; expected {expected}: it is damaged or another file; fetch it again"
         )
     return save_weights(asset, read_published(asset, path), digest, folder)
 
 
-def known_source(asset: Asset, source: str | Path) -> Source | None:
-    """The entry of the asset's table whose address, or name of file where no two share it, is that of `source`."""
+def known_hash(asset: Asset, source: str | Path) -> str | None:
+    """The hash of the asset's file of this address, or of this name where no two share it."""
     by_address = [s for s in asset.sources if s.address == str(source)]
     by_file = [s for s in asset.sources if s.file == str(source).rsplit("/", 1)[-1]]
     found = by_address or by_file
-    return found[0] if len(found) == 1 else None
-
-
-def check_asset(asset: Asset, folder: Path | None = None) -> str | None:
-    """What is wrong with the weights of an asset in the folder; None if they are there and whole."""
-    try:
-        read_weights(asset, folder)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def list_assets(folder: Path | None = None) -> list[tuple[str, str, str, str]]:
-    """Of each asset: name, metrics that need it, license, and where it lies or that it is missing."""
-    folder = folder or assets_folder()
-    paths = {asset.name: folder / asset.file for asset in ASSETS.values()}
-    where = {name: str(path) if path.is_file() else "missing" for name, path in paths.items()}
-    return [(asset.name, asset.purpose, asset.license, where[asset.name]) for asset in ASSETS.values()]
+    return found[0].sha256 if len(found) == 1 else None

@@ -14,6 +14,8 @@ from fewstep.distributed import device, rank, sum_over_ranks, world_size
 SMALL_SIDE = 512
 """Up to here all singular values are computed from the matrix itself, above from its Gram matrix, in half of the time."""
 ROWS = 4096
+SUBSETS, SUBSET = 100, 1000
+"""Of a kernel distance: how many subsets of how many images."""
 
 
 def add_ranks(tensor: Tensor) -> None:
@@ -26,12 +28,12 @@ def add_ranks(tensor: Tensor) -> None:
 
 
 class Moments:
-    """Running mean and covariance of features (N, D): memory is independent of N."""
+    """Running mean and covariance of features (N, D), on this process's device: memory is independent of N."""
 
     def __init__(self, dim: int) -> None:
-        self.n = torch.zeros((), dtype=torch.float64)
-        self.sum = torch.zeros(dim, dtype=torch.float64)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+        self.n = torch.zeros((), dtype=torch.float64, device=device())
+        self.sum = torch.zeros(dim, dtype=torch.float64, device=device())
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device())
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
@@ -58,8 +60,9 @@ class Moments:
         """Mean (D,) and unbiased covariance (D, D)."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 images; got {int(self.n)}")
-        mean = self.sum / self.n
-        return mean, (self.outer - self.n * mean.outer(mean)) / (self.n - 1)
+        n, total, outer = (t.cpu() for t in (self.n, self.sum, self.outer))
+        mean = total / n
+        return mean, (outer - n * mean.outer(mean)) / (n - 1)
 
 
 class Samples:
@@ -179,7 +182,7 @@ def frechet_at_infinity(features: Tensor, mean: Tensor, cov: Tensor, points: int
 
 
 def kernel_distance(
-    a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 2020
+    a: Tensor, b: Tensor, *, subsets: int = SUBSETS, size: int = SUBSET, seed: int = 2020
 ) -> tuple[float, float]:
     """Kernel distance of features (n, D) and (m, D): mean and standard deviation over random subsets.
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.distributed import barrier, sum_over_ranks, world_size
-from fewstep.metrics.catalog import SPLITS, Metric, Need, parse
-from fewstep.metrics.distribution import frechet_at_infinity, frechet_distance, kernel_distance
+from fewstep.metrics.catalog import NEIGHBOURS, SPLITS, Metric, Need, parse
+from fewstep.metrics.distribution import SUBSET, SUBSETS, frechet_at_infinity, frechet_distance, kernel_distance
 from fewstep.metrics.extractors import Extractor, extractor
-from fewstep.metrics.neighbours import overlap
+from fewstep.metrics.neighbours import Overlap, overlap
 from fewstep.metrics.protocol import SMALL, Result
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images, Source, from_images
@@ -25,7 +25,7 @@ from fewstep.metrics.statistics import Pass, Saved, Statistics
 BATCH = 64
 SETTINGS: dict[str, dict[str, Any]] = {
     "frechet": {"covariance": "unbiased, float64"},
-    "kernel": {"kernel": "(x y / D + 1)^3", "subsets": 100, "size": 1000, "draw": "NumPy RandomState(2020)"},
+    "kernel": {"kernel": "(x y / D + 1)^3", "subsets": SUBSETS, "draw": "NumPy RandomState(2020)"},
     "score": {"splits": SPLITS, "logits": "without bias", "deviation": "over splits, not corrected"},
     "overlap": {"distance": "Euclidean, exact"},
     "cover": {"distance": "Euclidean, exact"},
@@ -36,8 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Options:
     """How to measure. metrics: names as `catalog.parse` reads them. extractors: by name, instead of the built-in ones.
 
-    batch_size: images at a time in a feature network. resume: folder in which an interrupted pass is kept, to continue
-    from. extrapolate: add the Frechet distances' values at infinitely many images (Chong & Forsyth, 2020).
+    batch_size: images at a time in a feature network. resume: folder in which the state of a pass is kept; the same
+    evaluation continues from there, until the folder is removed. extrapolate: add the Frechet distances' values at
+    infinitely many images (Chong & Forsyth, 2020).
     """
 
     metrics: Sequence[str] = ("fd_pixels",)
@@ -81,21 +82,9 @@ def evaluate(
         check_extractor(used, real, name)
 
     made = {**source.protocol, **(protocol or {})}
-    needs = fake_needs(metrics, extrapolate=options.extrapolate)
-    saved = Saved(
-        options.resume,
-        {
-            "needs": needs,
-            "n": source.n,
-            "protocol": made,
-            "extractors": {name: e.sha256 for name, e in extractors.items()},
-            "batch_size": options.batch_size,
-        },
-    )
-    current = Pass(source, needs, extractors, batch_size=options.batch_size, saved=saved)
-    current.begin()
+    current = start(source, fake_needs(metrics, extrapolate=options.extrapolate), extractors, options, made)
     check_dims(current.statistics, real)
-    real = complete(real, metrics, extractors, options.batch_size)
+    real = complete(real, metrics, extractors, options)
     check_dims(current.statistics, real)
     fake = current.finish("eval" if isinstance(images, Source) else None)
     seen = torch.tensor(fake.seen)
@@ -103,15 +92,20 @@ def evaluate(
     fake.merge_ranks()
 
     results = []
+    overlaps: dict[Need, dict[int, Overlap]] = {}
     for metric in metrics:
         n = metric.limit or int(seen)
         about = {
             **made,
-            **measured_by(metric, extractors[metric.extractor], real),
+            **measured_by(metric, extractors[metric.extractor], real, n),
             "fewstep": version("fewstep"),
             **note(metric, n),
         }
-        results += [Result(name, value, n, about) for name, value in compute(metric, fake, real).items()]
+        if metric.kind in NEIGHBOURS and metric.need not in overlaps:  # of all k at once
+            ks = sorted({other.k for other in metrics if other.k and other.need == metric.need})
+            overlaps[metric.need] = overlap(real.samples[metric.extractor, metric.part], fake[metric.need], ks)
+        figures = compute(metric, fake, real, overlaps.get(metric.need, {}))
+        results += [Result(name, value, n, about) for name, value in figures.items()]
         if options.extrapolate and metric.kind == "frechet":
             samples = fake[metric.need._replace(of="samples")]
             value = frechet_at_infinity(samples, *real.moments[metric.extractor, metric.part])
@@ -120,8 +114,27 @@ def evaluate(
             }
             results.append(Result(f"{metric.name}_infinity", value, n, extrapolated))
     barrier()
-    saved.remove()
     return results
+
+
+def start(
+    source: Source,
+    needs: Sequence[Need],
+    extractors: Mapping[str, Extractor],
+    options: Options,
+    protocol: Mapping[str, Any],
+) -> Pass:
+    """A pass that has looked at its first images, or is back where it was interrupted."""
+    identity = {
+        "needs": needs,
+        "n": source.n,
+        "protocol": protocol,
+        "extractors": {name: e.sha256 for name, e in extractors.items()},
+        "batch_size": options.batch_size,
+    }
+    current = Pass(source, needs, extractors, batch_size=options.batch_size, saved=Saved(options.resume, identity))
+    current.begin()
+    return current
 
 
 def from_iterable(images: Iterable[NDArray[np.uint8]]) -> Source:
@@ -183,7 +196,7 @@ def lacking(metric: Metric, real: Reference) -> bool:
 
 
 def complete(
-    real: Reference, metrics: Sequence[Metric], extractors: Mapping[str, Extractor], batch_size: int = BATCH
+    real: Reference, metrics: Sequence[Metric], extractors: Mapping[str, Extractor], options: Options
 ) -> Reference:
     """The reference with all arrays that the metrics need; what is missing is computed from its images.
 
@@ -200,17 +213,15 @@ def complete(
             "fewstep eval reference DATA out.npz"
         )
     source = from_images(real.images)
-    current = Pass(source, list(needs), extractors, batch_size=batch_size, saved=Saved(None, {}))
-    current.begin()
-    found = current.finish("reference")
+    found = start(source, list(needs), extractors, options, source.protocol).finish("reference")
     found.merge_ranks()
     moments = {n[:2]: found[n] for n in needs if n.of == "moments"}
     samples = {n[:2]: found[n] for n in needs if n.of == "samples"}
     hashes = {name: e.sha256 for name, e in extractors.items()}
     return replace(
         real,
-        moments={**dict(real.moments), **moments},
-        samples={**dict(real.samples), **samples},
+        moments={**real.moments, **moments},
+        samples={**real.samples, **samples},
         extractors={**hashes, **{k: v for k, v in real.extractors.items() if v is not None}},
     )
 
@@ -220,33 +231,34 @@ def make_reference(images: Images, options: Options) -> Reference:
     metrics = options.parsed()
     for metric in metrics:
         metric.check(len(images), "reference")
-    return complete(Reference.of(images), metrics, options.open_extractors(metrics), options.batch_size)
+    return complete(Reference.of(images), metrics, options.open_extractors(metrics), options)
 
 
-def compute(metric: Metric, fake: Statistics, real: Reference) -> dict[str, float]:
-    """The figures of one metric by name."""
+def compute(metric: Metric, fake: Statistics, real: Reference, overlaps: Mapping[int, Overlap]) -> dict[str, float]:
+    """The figures of one metric by name. overlaps: by k, of metrics of nearest neighbours."""
     features, name = (metric.extractor, metric.part), metric.name
-    found: Any = fake[metric.need]
     match metric.kind:
         case "frechet":
-            (mean, cov), (real_mean, real_cov) = found, real.moments[features]
-            return {name: frechet_distance(mean, cov, real_mean, real_cov)}
+            mean, cov = fake[metric.need]
+            return {name: frechet_distance(mean, cov, *real.moments[features])}
         case "kernel":
-            distance, deviation = kernel_distance(found, real.samples[features])
+            distance, deviation = kernel_distance(fake[metric.need], real.samples[features])
             return {name: distance, f"{name}_std": deviation}
         case "score":
-            return {name: found[0], f"{name}_std": found[1]}
-    both = overlap(real.samples[features], found, metric.k)
-    suffix = name[2:]  # of pr5_dinov2: 5_dinov2
+            score, deviation = fake[metric.need]
+            return {name: score, f"{name}_std": deviation}
+    found, suffix = overlaps[metric.k], name[2:]  # of pr5_dinov2: 5_dinov2
     if metric.kind == "overlap":
-        return {f"precision{suffix}": both.precision, f"recall{suffix}": both.recall}
-    return {f"density{suffix}": both.density, f"coverage{suffix}": both.coverage}
+        return {f"precision{suffix}": found.precision, f"recall{suffix}": found.recall}
+    return {f"density{suffix}": found.density, f"coverage{suffix}": found.coverage}
 
 
-def measured_by(metric: Metric, used: Extractor, real: Reference) -> dict[str, Any]:
+def measured_by(metric: Metric, used: Extractor, real: Reference, n: int) -> dict[str, Any]:
     """The part of a protocol that another measurement must share."""
     extractor = {"name": used.name, "sha256": used.sha256, "part": metric.part, "resize": used.resize}
     settings = SETTINGS[metric.kind] | ({"k": metric.k} if metric.k else {})
+    if metric.kind == "kernel":
+        settings["size"] = min(SUBSET, n, len(real.samples[metric.extractor, metric.part]))
     about: dict[str, Any] = {"extractor": extractor, "settings": settings}
     if metric.kind == "score":
         return about

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,31 +37,35 @@ def tiles(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of each of x (n, D) to its k-th nearest neighbour, itself not counted; (n,) float64."""
+    """Squared distances of each of x (n, D) to its k nearest neighbours, itself first; (n, k + 1) float64, ascending."""
     if len(x) <= k:
         raise ValueError(f"the {k}-th neighbour needs more than {k} images; got {len(x)}")
     nearest = torch.full((len(x), k + 1), torch.inf, dtype=torch.float64, device=device())
     for rows, _, square in tiles(x, x):
         joined = torch.cat([nearest[rows], square], dim=1)
         nearest[rows] = joined.topk(k + 1, dim=1, largest=False).values
-    return nearest.amax(1)  # the nearest of the k + 1 is the point itself
+    return nearest
 
 
-def overlap(real: Tensor, fake: Tensor, k: int) -> Overlap:
-    """Overlap of features (n, D) and (m, D), from balls around each image that reach to its k-th neighbour.
+def overlap(real: Tensor, fake: Tensor, ks: Sequence[int]) -> dict[int, Overlap]:
+    """Overlap of features (n, D) and (m, D) for each k, from balls around each image that reach to its k-th neighbour.
 
     precision: share of fake in a ball of a real image; recall: of real in a ball of a fake one; density: balls of real
     images that a fake image is in, per k; coverage: share of real whose ball has a fake image. Balls are closed.
     """
     if real.shape[1] != fake.shape[1]:
         raise ValueError(f"the features of the two sets have {real.shape[1]} and {fake.shape[1]} dimensions")
-    around_real, around_fake = radii(real, k), radii(fake, k)
-    in_real = torch.zeros(len(fake), dtype=torch.int64, device=device())
-    covered, recalled = (torch.zeros(len(real), dtype=torch.bool, device=device()) for _ in range(2))
+    around_real, around_fake = radii(real, max(ks)), radii(fake, max(ks))
+    counts = {k: torch.zeros(len(fake), dtype=torch.float64, device=device()) for k in ks}
+    covered, recalled = ({k: torch.zeros(len(real), dtype=torch.bool, device=device()) for k in ks} for _ in range(2))
     for rows, columns, square in tiles(real, fake):
-        inside = square <= around_real[rows, None]
-        in_real[columns] += inside.sum(0)
-        covered[rows] |= inside.any(1)
-        recalled[rows] |= (square <= around_fake[columns]).any(1)
-    shares = (in_real > 0, recalled, in_real.double() / k, covered)
-    return Overlap(*(float(share.double().mean()) for share in shares))
+        for k in ks:
+            inside = square <= around_real[rows, k, None]
+            counts[k][columns] += inside.sum(0)
+            covered[k][rows] |= inside.any(1)
+            recalled[k][rows] |= (square <= around_fake[columns, k]).any(1)
+
+    def share(hits: Tensor) -> float:
+        return float(hits.double().mean())
+
+    return {k: Overlap(share(n > 0), share(recalled[k]), share(n / k), share(covered[k])) for k, n in counts.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -55,7 +55,32 @@ def differences(a: Result, b: Result) -> list[str]:
     found = [f"metric: {a.metric} and {b.metric}"] if a.metric != b.metric else []
     found += [f"n: {a.n:,} and {b.n:,}"] if a.n != b.n else []
     pairs = ((name, a.protocol.get(name), b.protocol.get(name)) for name in MEASURE)
-    return found + [f"{name}: {one} and {other}" for name, one, other in pairs if one != other]
+    return found + [
+        f"{name}: {words(one)} and {words(other)}" for name, one, other in pairs if bare(one) != bare(other)
+    ]
+
+
+def bare(value: Any) -> Any:
+    """What counts in a comparison: a file may have been renamed."""
+    return {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) else value
+
+
+def words(value: Any) -> str:
+    """A part of a protocol on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {words(v)}" for k, v in value.items()) or "none"
+    return str(value)
+
+
+def show_seeds(seeds: Sequence[int]) -> str:
+    """Seeds as ranges: 0-49999."""
+    parts: list[str] = []
+    start = 0
+    for i in range(1, len(seeds) + 1):
+        if i == len(seeds) or seeds[i] != seeds[i - 1] + 1:
+            parts.append(f"{seeds[start]}-{seeds[i - 1]}" if i - start > 1 else f"{seeds[start]}")
+            start = i
+    return ",".join(parts)
 
 
 def check_comparable(results: Sequence[Result]) -> None:
@@ -92,31 +117,58 @@ def summarize(runs: Sequence[Sequence[Result]]) -> list[Summary]:
     return summaries
 
 
-def rows(results: Sequence[Result] | Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table."""
-    if results and isinstance(results[0], Summary):
-        heads = ["metric", "mean", "spread", "minimum", "repeats"]
-        return heads, [
-            [key(r.metric, r.n), f"{r.mean:.6g}", f"{r.spread:.2g}", f"{r.minimum:.6g}", str(len(r.values))]
-            for r in results
-            if isinstance(r, Summary)
-        ]
-    heads = ["metric", "value", "note"]
-    found = [r for r in results if isinstance(r, Result)]
-    return heads, [[r.key, f"{r.value:.6g}", str(r.protocol.get("note", ""))] for r in found]
+def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, in columns of equal width."""
+    widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in body
+    ]
+    head = [name.ljust(w) for name, w in zip(heads, widths, strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *padded))
 
 
-def markdown(results: Sequence[Result] | Sequence[Summary]) -> str:
-    """A table in Markdown; for results with the protocol that they share below it."""
-    heads, body = rows(results)
-    lines = [" | ".join(heads), " | ".join("---" if i == 0 else "---:" for i in range(len(heads)))]
-    lines += [" | ".join(row) for row in body]
-    table = "\n".join(f"| {line} |" for line in lines)
-    shared = [r.protocol for r in results if isinstance(r, Result)]
-    if not shared:
-        return f"{table}\n"
-    common = {k: v for k, v in shared[0].items() if all(p.get(k) == v for p in shared)}
-    return f"{table}\n\n" + "".join(f"- {name}: {value}\n" for name, value in common.items())
+def markdown(runs: Sequence[Sequence[Result]]) -> str:
+    """The figures of one evaluation, or of repeated ones their mean, spread and minimum; below it their protocols."""
+    if len(runs) == 1:
+        found = table(["metric", "value"], [[r.key, f"{r.value:.6g}"] for r in runs[0]])
+    else:
+        found = table(
+            ["metric", "mean", "spread", "minimum", "repeats"],
+            [
+                [key(s.metric, s.n), f"{s.mean:.6g}", f"{s.spread:.2g}", f"{s.minimum:.6g}", str(len(s.values))]
+                for s in summarize(runs)
+            ],
+        )
+    return f"{found}\n{protocols([result for run in runs for result in run])}"
+
+
+def protocols(results: Sequence[Result]) -> str:
+    """A line for each thing that the protocols say, with the metrics that it is said of where it is not of all."""
+    everything = list(dict.fromkeys(r.key for r in results))
+    lines = []
+    for name in dict.fromkeys(name for r in results for name in r.protocol):
+        said: dict[str, list[str]] = {}
+        for r in results:
+            if name in r.protocol:
+                said.setdefault(words(r.protocol[name]), []).append(r.key)
+        for value, keys in said.items():
+            of = list(dict.fromkeys(keys))
+            whose = "" if of == everything else f" ({', '.join(of)})"
+            lines.append(f"- {name}{whose}: {value}\n")
+    return "".join(lines)
+
+
+def compare(named: Mapping[str, Sequence[Result]]) -> str:
+    """A table of the results of several files, a column each; of repeated measurements the mean. Warns as above."""
+    check_comparable([result for results in named.values() for result in results])
+    keys = dict.fromkeys(r.key for results in named.values() for r in results)
+    body = []
+    for k in keys:
+        found = [[r.value for r in results if r.key == k] for results in named.values()]
+        several = [f" (mean of {len(values)})" if len(values) > 1 else "" for values in found]
+        body.append([k, *(f"{mean(v):.6g}{more}" if v else "" for v, more in zip(found, several, strict=True))])
+    return table(["metric", *named], body)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

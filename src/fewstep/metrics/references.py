@@ -8,8 +8,11 @@ pickles.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +30,10 @@ FORMAT = "fewstep reference 1"
 
 
 class Lazy(Mapping[Features, V]):
-    """Arrays by extractor and part, read when they are asked for."""
+    """Arrays by extractor and part, read when they are first asked for, and kept."""
 
     def __init__(self, readers: Mapping[Features, Callable[[], V]]) -> None:
-        self.readers = readers
+        self.readers = {key: cache(reader) for key, reader in readers.items()}
 
     def __getitem__(self, key: Features) -> V:
         return self.readers[key]()
@@ -102,12 +105,15 @@ def load_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as data:
             names = set(data.files)
             about = json.loads(str(data["about"])) if "about" in names else None
-    except (OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
         ) from error
     if isinstance(about, dict) and about.get("format") == FORMAT:
-        return own(path, names, about)
+        try:
+            return own(path, names, about)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path}: its description does not fit its arrays ({error!r}); make it anew") from error
     digest = sha256(path)
     moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
     for part, mean, cov in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import queue
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -100,7 +103,7 @@ def member(path: Path, name: str) -> NDArray[Any]:
             return data[name]
     except KeyError as error:
         raise ValueError(f"{path}: expected an array {name}; {error}") from error
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: expected an npz file with an array {name}; {error}") from error
 
 
@@ -121,8 +124,11 @@ def open_set(path: Path) -> Images:
         return ArrayImages(path)
     files = open_files(path)
     check_strangers(path)
-    check_headers(files)
-    return open_images(path)
+    digest = check_headers(files)
+    images = open_images(path, memory=0)  # each is read once
+    if path.is_dir():
+        images.fingerprint = digest  # of a folder the data's own has names and sizes only; a zip has check sums
+    return images
 
 
 def check_strangers(path: Path) -> None:
@@ -142,13 +148,14 @@ def check_strangers(path: Path) -> None:
         )
 
 
-def check_headers(files: Files) -> None:
-    """Refuse a set of images of several sizes or kinds, from their headers alone."""
-    first = None
+def check_headers(files: Files) -> str:
+    """Refuse a set of images of several sizes or kinds, from their headers alone; returns a hash of names and contents."""
+    first, digest = None, hashlib.sha256()
     for name in files.names:
-        where = f"{files.path}/{name}"
+        where, content = f"{files.path}/{name}", files.read(name)
+        digest.update(f"{name} {len(content)}\n".encode() + content)
         try:
-            with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 kind = (image.width, image.height, image.mode)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{where}: expected an image; {error}; fetch or remove it") from error
@@ -159,6 +166,7 @@ def check_headers(files: Files) -> None:
                 f"{where} is {w}x{h} {m}, and {first[0]} {w0}x{h0} {m0}; images of one set have one size and one kind: "
                 "fewstep data pack makes them so"
             )
+    return digest.hexdigest()
 
 
 def from_images(images: Images, name: Callable[[int], str] = "image {}".format) -> Source:
@@ -178,6 +186,37 @@ def from_path(path: Path) -> Source:
         return from_images(images, f"{path}, image {{}}".format)
     names = open_files(path).names
     return from_images(images, lambda i: f"{path}/{names[i]}")
+
+
+def open_pairs(a: Path, b: Path) -> tuple[Images, Images]:
+    """Two sets of images that belong together one by one: as many, of one size and, as files, of the same names."""
+    one, other = open_set(a), open_set(b)
+    if not isinstance(one, ArrayImages) and not isinstance(other, ArrayImages):
+        names = [[str(PurePath(name).with_suffix("")) for name in open_files(path).names] for path in (a, b)]
+        if alone := sorted(set(names[0]) ^ set(names[1])):
+            more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
+            raise ValueError(
+                f"{a} and {b} must hold images of the same names; only one has {', '.join(alone[:LISTED])}{more}"
+            )
+    if len(one) != len(other) or one.shape != other.shape:
+        raise ValueError(
+            f"pairs need two sets of as many images of one size; {a} has {len(one)} of {one.shape}, {b} {len(other)} of "
+            f"{other.shape} (C, H, W)"
+        )
+    return one, other
+
+
+def first(source: Source, n: int) -> Source:
+    """The first `n` images of a source."""
+    if source.n is None or source.n < n:
+        raise ValueError(
+            f"{n:,} images are asked for; there are {'an unknown number' if source.n is None else source.n}"
+        )
+
+    def make(start: int) -> Iterator[NDArray[np.uint8]]:
+        return islice(source.make(start), len(range(rank(), n, world_size())) - start)
+
+    return replace(source, n=n, make=make)
 
 
 def from_function(
@@ -204,9 +243,11 @@ def from_function(
 def batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[Tensor]:
     """Images (C, H, W) in batches (B, C, H, W), the last one shorter; ValueError if shapes are mixed."""
     batch: list[NDArray[np.uint8]] = []
+    shape = None
     for image in images:
-        if batch and image.shape != batch[0].shape:
-            raise ValueError(f"images have several shapes: {batch[0].shape} and {image.shape} (C, H, W)")
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise ValueError(f"images have several shapes: {shape} and {image.shape} (C, H, W)")
         batch.append(image)
         if len(batch) == size:
             yield torch.from_numpy(np.stack(batch))

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,13 @@ def check_finite(features: Mapping[str, Features], index: Tensor, source: Source
 
 
 class Saved:
-    """The state of an unfinished pass in a file of this rank; nothing at all without a folder.
+    """The state of a pass in a file of this rank; nothing at all without a folder.
 
     identity: all that decides the statistics; a file that was written under another identity is not touched.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        said = {**identity, "rank": rank(), "world": world_size()}
+        said = {**identity, "fewstep": version("fewstep"), "rank": rank(), "world": world_size()}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
         self.path = None if folder is None else folder / f"evaluation-{digest[:16]}-{rank()}.safetensors"
         self.time = time.monotonic()
@@ -148,17 +149,13 @@ class Saved:
                 f"{self.path}, the state of an interrupted evaluation, is damaged ({error}); remove it to begin anew"
             ) from error
 
-    def save(self, statistics: Statistics) -> None:
-        """Write the state, if the last time was SAVE_SECONDS ago."""
-        if self.path is None or time.monotonic() - self.time < SAVE_SECONDS:
+    def save(self, statistics: Statistics, *, every: float = 0.0) -> None:
+        """Write the state, if the last time was `every` seconds ago."""
+        if self.path is None or time.monotonic() - self.time < every:
             return
         with new_file(self.path) as partial:
             save_file(statistics.state(), partial, metadata={"done": str(statistics.seen)})
         self.time = time.monotonic()
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def restore(statistics: Statistics, state: Mapping[str, Tensor], done: int) -> None:
@@ -214,9 +211,11 @@ class Pass:
         with progress or nullcontext():
             for images in self.batches:
                 self.add(images)
-                self.saved.save(self.statistics)
+                self.saved.save(self.statistics, every=SAVE_SECONDS)
                 if progress:
                     progress.update(self.statistics.seen)
         if n is not None and self.statistics.seen != total:
             raise ValueError(f"expected {total} images on this rank; the source gave {self.statistics.seen}")
+        if self.statistics.seen != seen:
+            self.saved.save(self.statistics)
         return self.statistics

@@ -22,10 +22,10 @@ from fewstep.files import new_file
 
 @dataclass(frozen=True)
 class Source:
-    """One published file. sha256: the beginning of its hash as far as its publisher states it; None if not at all."""
+    """One published file. sha256: what the file of that name has; None if nobody states it."""
 
     file: str
-    address: str | None = None
+    address: str
     sha256: str | None = None
 
 
@@ -43,6 +43,8 @@ class Asset:
         return f"{self.name}.safetensors"
 
 
+PORT = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
 INCEPTION = Asset(
     "inception-2015-12-05",
     "fid, sfid, kid, is, pr, dc",
@@ -51,12 +53,12 @@ INCEPTION = Asset(
         Source(
             "weights-inception-2015-12-05-6726825d.pth",
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-            "6726825d",
+            PORT,
         ),
         Source(
             "pt_inception-2015-12-05-6726825d.pth",
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-            "6726825d",
+            PORT,
         ),
         Source(
             "inception-2015-12-05.pkl",
@@ -65,6 +67,7 @@ INCEPTION = Asset(
         Source(
             "inception-2015-12-05.pt",
             "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+            "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
         ),
         Source(
             "inception-2015-12-05.pt",
@@ -72,7 +75,19 @@ INCEPTION = Asset(
         ),
     ),
 )
-CLIP = Asset("clip-vit-b-32", "clip_fid", "MIT (OpenAI)", (Source("ViT-B-32.pt"),))
+CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+CLIP = Asset(
+    "clip-vit-b-32",
+    "clip_fid",
+    "MIT (OpenAI)",
+    (
+        Source(
+            "ViT-B-32.pt",
+            f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-B-32.pt",
+            CLIP_SHA256,
+        ),
+    ),
+)
 DINOV2 = Asset(
     "dinov2-vitl14",
     "fd_dinov2",
@@ -84,10 +99,42 @@ DINOV2 = Asset(
         ),
     ),
 )
-VGG = Asset("vgg16", "lpips_vgg", "BSD-3 (torchvision)", (Source("vgg16.pth of torchvision"),))
-ALEX = Asset("alexnet", "lpips_alex", "BSD-3 (torchvision)", (Source("alexnet.pth of torchvision"),))
-LPIPS_VGG = Asset("lpips-vgg", "lpips_vgg", "BSD-2 (Zhang et al.)", (Source("lpips/weights/v0.1/vgg.pth"),))
-LPIPS_ALEX = Asset("lpips-alex", "lpips_alex", "BSD-2 (Zhang et al.)", (Source("lpips/weights/v0.1/alex.pth"),))
+VGG = Asset(
+    "vgg16",
+    "lpips_vgg",
+    "BSD-3 (torchvision)",
+    (
+        Source(
+            "vgg16-397923af.pth",
+            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        ),
+    ),
+)
+ALEX = Asset(
+    "alexnet",
+    "lpips_alex",
+    "BSD-3 (torchvision)",
+    (
+        Source(
+            "alexnet-owt-7be5be79.pth",
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        ),
+    ),
+)
+LPIPS_VGG = Asset(
+    "lpips-vgg",
+    "lpips_vgg",
+    "BSD-2 (Zhang et al.)",
+    (Source("vgg.pth", f"{LPIPS}/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),),
+)
+LPIPS_ALEX = Asset(
+    "lpips-alex",
+    "lpips_alex",
+    "BSD-2 (Zhang et al.)",
+    (Source("alex.pth", f"{LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),),
+)
 ASSETS = {asset.name: asset for asset in (INCEPTION, CLIP, DINOV2, VGG, ALEX, LPIPS_VGG, LPIPS_ALEX)}
 
 
@@ -144,9 +191,7 @@ def read_weights(asset: Asset, folder: Path | None = None) -> tuple[dict[str, Te
 
 def how_to_get(asset: Asset) -> str:
     first = asset.sources[0]
-    known = f"sha256 {first.sha256}..." if first.sha256 else "its publisher states no hash"
-    if first.address is None:
-        return f"get {first.file} ({known}) and run: fewstep assets fetch {asset.name} --source FILE"
+    known = f"sha256 {first.sha256}" if first.sha256 else "its publisher states no hash"
     return (
         f"run: fewstep assets fetch {asset.name}; without network copy {first.file} ({known}) from {first.address} and "
         f"run: fewstep assets fetch {asset.name} --source FILE"

@@ -1,0 +1,313 @@
+"""`fewstep eval` and `fewstep assets`: figures with their protocols, references, pairs of images, weights of networks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from fewstep.cli.arguments import parse_seeds
+from fewstep.cli.sampling import Sampling
+
+if TYPE_CHECKING:
+    from fewstep.metrics.evaluate import Options
+    from fewstep.metrics.references import Reference
+    from fewstep.metrics.sources import Source
+
+Json = Annotated[Path | None, arg(name="json")]
+USUAL = 50_000
+"""Images that figures are reported of."""
+
+
+def evaluate(
+    source: Positional[Path],
+    *,
+    reference: str,
+    metrics: str = "fid",
+    num: int | None = None,
+    seeds: str | None = None,
+    repeats: int = 1,
+    extractor: str | None = None,
+    extrapolate: bool = False,
+    batch: int = 64,
+    json_file: Json = None,
+    markdown: Path | None = None,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),
+) -> None:
+    """Measure a model or images against a reference; every figure carries its protocol.
+
+    The same command again continues an evaluation that was interrupted.
+
+    Args:
+        source: model or run folder; or images as folder, zip or npz (arr_0).
+        reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl); or images as folder or zip, or the built-in digits.
+        metrics: separated by commas: fid, sfid, kid, is, pr, dc (3 and 5 neighbours; pr5, dc3), clip_fid, and fd_, kd_,
+            pr_, dc_ with an extractor, such as fd_dinov2 or fd_pixels; each with @ and a number of images, such as
+            fid@50k; also fid50k_full, is50k, pr50k3_full.
+        num: images to measure, the first of them; of a model 50,000 if left out, or as many as the metrics' names ask
+            for, or as the reference has if it is fewer images; of a folder all.
+        seeds: of the images of a model, such as 0-49999; from 0 on if left out.
+        repeats: measure so often, each time with the next seeds; the table has mean, spread and minimum.
+        extractor: features of your own, mine.py:features, for metrics such as fd_features; several by commas.
+        extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
+        batch: images at a time.
+        json_file: file for all figures, each with its protocol.
+        markdown: file for the table.
+        sampling: how a model makes images.
+    """
+    from fewstep.convert.references import open_reference
+    from fewstep.distributed import process_group, rank
+    from fewstep.metrics.evaluate import Options
+    from fewstep.metrics.evaluate import evaluate as measure
+    from fewstep.metrics.protocol import markdown as table
+    from fewstep.metrics.protocol import write_results
+    from fewstep.metrics.sources import first, from_path
+
+    state = state_folder(source, reference, metrics, num, seeds, repeats, extractor, extrapolate, batch, sampling)
+    options = Options(metrics.split(","), user_extractors(extractor), batch, state, extrapolate)
+    options.parsed()
+    real = open_reference(reference)
+    with process_group():
+        if is_model(source):
+            chosen = choose_seeds(seeds, num, options, real)
+            sources = model_sources(source, chosen, repeats, batch, sampling)
+        else:
+            if seeds is not None or repeats != 1 or sampling != Sampling():
+                raise ValueError(
+                    f"{source} holds images, not a model: --seeds, --repeats and the sampler's options do not apply"
+                )
+            sources = [from_path(source) if num is None else first(from_path(source), num)]
+        runs = [measure(images, real, options) for images in sources]
+        if rank() == 0:
+            text = table(runs)
+            if json_file is not None:
+                write_results(json_file, [result for results in runs for result in results])
+            write_text(markdown, text)
+            shutil.rmtree(state, ignore_errors=True)
+            print(text, end="")
+
+
+def state_folder(*command: Any) -> Path:
+    """Where the state of a command is kept while it runs."""
+    from fewstep.convert.source import cache_folder
+
+    digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
+    return cache_folder() / "evaluations" / digest[:16]
+
+
+def user_extractors(names: str | None) -> dict[str, Any]:
+    """Extractors of a user's own by the name that metrics have for them."""
+    from fewstep.metrics.extractors import user
+
+    found = [user(name) for name in names.split(",")] if names is not None else []
+    return {extractor.name: extractor for extractor in found}
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path means a model or a run rather than images."""
+    return (path / "config.json").is_file() or (path / "run.json").is_file()
+
+
+def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Reference) -> list[int]:
+    if seeds is not None:
+        chosen = parse_seeds(seeds)
+        if num is not None and num > len(chosen):
+            raise ValueError(f"--num {num} are more than the {len(chosen)} seeds of --seeds")
+        return chosen[:num]
+    asked = max((metric.limit or 0 for metric in options.parsed()), default=0)
+    there = USUAL if real.images is None else min(USUAL, len(real.images))
+    return list(range(num or asked or there))
+
+
+def model_sources(path: Path, seeds: list[int], repeats: int, batch: int, sampling: Sampling) -> list[Source]:
+    """The images of a model as sources, one for each repetition."""
+    from dataclasses import replace
+
+    from fewstep.checkpoint import card, load, model_folder
+    from fewstep.distributed import device
+    from fewstep.files import sha256
+    from fewstep.generate import generated
+    from fewstep.metrics.protocol import repeat_seeds
+
+    model = load(path, device=device())
+    plan = sampling.plan(model)
+    plan.check(model)
+    about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}
+    if sampling.guide is not None:
+        about["guide"] = sha256(model_folder(sampling.guide) / "model.safetensors")
+    found = [generated(model, chosen, plan=plan, batch_size=batch) for chosen in repeat_seeds(seeds, repeats)]
+    return [replace(source, protocol={**about, **source.protocol}) for source in found]
+
+
+def write_text(path: Path | None, text: str) -> None:
+    from fewstep.files import new_file
+
+    if path is not None:
+        with new_file(path) as partial:
+            partial.write_text(text)
+
+
+def reference(
+    data: Positional[str],
+    out: Positional[Path],
+    *,
+    metrics: str = "fid,kid,pr",
+    extractor: str | None = None,
+    batch: int = 64,
+) -> None:
+    """Compute once what metrics need of the real images, and write it to a file that says what each array is for.
+
+    Args:
+        data: images as folder, zip or npz (arr_0), or the built-in digits.
+        out: npz file to write.
+        metrics: that the reference is to serve; see fewstep eval.
+        extractor: features of your own, mine.py:features; several by commas.
+        batch: images at a time.
+    """
+    from fewstep.convert.references import open_reference
+    from fewstep.distributed import process_group, rank
+    from fewstep.metrics.evaluate import Options, make_reference
+    from fewstep.metrics.references import save_reference
+
+    if out.suffix.lower() != ".npz":
+        raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
+    state = state_folder("reference", data, metrics, extractor, batch)
+    options = Options(metrics.split(","), user_extractors(extractor), batch, state)
+    options.parsed()
+    images = open_reference(data).images
+    if images is None:
+        raise ValueError(f"{data} has no images to make a reference from")
+    with process_group():
+        made = make_reference(images, options)
+        if rank() == 0:
+            save_reference(made, out)
+            shutil.rmtree(state, ignore_errors=True)
+            print(f"{out}: {made.contents()} of {made.n:,} images")
+
+
+def pairs(
+    a: Positional[Path],
+    b: Positional[Path],
+    *,
+    metrics: str = "psnr,ssim,lpips",
+    batch: int = 16,
+    json_file: Json = None,
+    markdown: Path | None = None,
+) -> None:
+    """Measure how close images are to the ones they should be, pair by pair; the mean of each measure.
+
+    Args:
+        a: images as folder, zip or npz (arr_0).
+        b: the ones they should be, under the same names.
+        metrics: separated by commas: psnr, ssim, lpips (lpips_vgg), lpips_alex.
+        batch: pairs at a time.
+        json_file: file for all figures, each with its protocol.
+        markdown: file for the table.
+    """
+    from importlib.metadata import version
+
+    from fewstep.metrics.image import evaluate_pairs, measures
+    from fewstep.metrics.protocol import markdown as table
+    from fewstep.metrics.protocol import write_results
+    from fewstep.metrics.sources import batches, open_pairs
+    from fewstep.progress import track
+
+    ours, theirs = open_pairs(a, b)
+    named = measures(metrics.split(","))
+    n = len(ours)
+    both = zip(*(batches(map(images.__getitem__, range(n)), batch) for images in (ours, theirs)), strict=True)
+    shown = track(both, total=-(-n // batch), description="eval pairs", unit="batches")
+    protocol = {"images": ours.name, "sha256": ours.fingerprint}
+    protocol |= {
+        "reference": {"name": theirs.name, "n": n, "sha256": theirs.fingerprint},
+        "fewstep": version("fewstep"),
+    }
+    results = evaluate_pairs(((x, y) for x, y in shown), named, protocol=protocol)
+    text = table([results])
+    if json_file is not None:
+        write_results(json_file, results)
+    write_text(markdown, text)
+    print(text, end="")
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as lines for a reader, without the place in the source."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+
+
+def compare(files: Positional[tuple[Path, ...]]) -> None:
+    """One table of the results of several evaluations; warns of figures that were not measured in the same way.
+
+    Args:
+        files: as fewstep eval --json writes them.
+    """
+    from fewstep.metrics.protocol import compare as compare_results
+    from fewstep.metrics.protocol import read_results
+
+    if len(files) < 2:
+        raise ValueError("a comparison needs at least two files of results")
+    with plain_warnings():
+        print(compare_results({str(path): read_results(path) for path in files}), end="")
+
+
+def assets_list() -> None:
+    """List the weights of feature networks: what needs them, their licence, where they lie."""
+    from fewstep.metrics.weights import ASSETS, assets_folder
+
+    folder = assets_folder()
+    print(f"in {folder}:")
+    for asset in ASSETS.values():
+        place = asset.file if (folder / asset.file).is_file() else "missing"
+        print(f"{asset.name:21} {asset.purpose:26} {asset.license:23} {place}")
+
+
+def assets_fetch(
+    name: Positional[str],
+    *,
+    source: str | None = None,
+    sha256: str | None = None,
+    offline: bool = False,
+) -> None:
+    """Download or read the published weights of one network, check them, and keep them as safetensors.
+
+    Args:
+        name: as fewstep assets list has it.
+        source: file or address, if not the usual one.
+        sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
+        offline: never touch the network.
+    """
+    from fewstep.convert.features import fetch_asset
+    from fewstep.metrics.weights import ASSETS, read_weights
+
+    path = fetch_asset(name, source=source, sha256_prefix=sha256, offline=offline)
+    about = read_weights(ASSETS[name])[1]
+    print(f"{path}: weights {about['sha256']}, from a file {about['source_sha256']}")
+
+
+def assets_check(name: Positional[str | None] = None) -> None:
+    """Check the weights of one network, or of all that are there, against their hashes.
+
+    Args:
+        name: as fewstep assets list has it; all that are there if left out.
+    """
+    from fewstep.convert.features import find_asset
+    from fewstep.metrics.weights import ASSETS, assets_folder, read_weights
+
+    there = [asset for asset in ASSETS.values() if (assets_folder() / asset.file).is_file()]
+    for asset in there if name is None else [find_asset(name)]:
+        print(f"{asset.name}: weights {read_weights(asset)[1]['sha256']}, as they should be")
+    if name is None and not there:
+        print(f"there are no weights in {assets_folder()}; fewstep assets fetch gets them")
