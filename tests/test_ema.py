@@ -123,6 +123,16 @@ def test_reconstruction_ends_at_a_snapshot(folder, tmp_path):
         reconstruct(folder, [0.1], nimg=100)
 
 
+def test_later_snapshots_do_not_count(folder, tmp_path):
+    (whole,) = reconstruct(folder, [0.07], nimg=512, out=tmp_path / "whole")
+    for path in [*folder.glob("snapshots/*"), *folder.glob("averages/*/*")]:
+        if int(path.name) <= 512:
+            shutil.copytree(path, tmp_path / "early" / path.relative_to(folder))
+    (early,) = reconstruct(tmp_path / "early", [0.07])
+    assert torch.equal(parameters(whole), parameters(early))
+    assert checkpoint.card(whole).ema["snapshots"] == 4
+
+
 def test_snapshots_of_edm2(tmp_path):
     """A folder of foreign snapshots: the same network twice, whose every average is itself."""
     for kimg in (8388, 16777):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.cli import main
+from fewstep.data import ImageData
 from fewstep.data.codec import StabilityVAE
-from fewstep.data.latents import LatentData, LatentStream
+from fewstep.data.latents import LatentData, LatentStream, encode_images
+from fewstep.data.prepare import pack
 
 
 def pack_latents(path, shape, n=6, classes=3, **changed):
@@ -94,3 +97,74 @@ def test_other_files_are_refused(tmp_path, data):
         LatentData(pack_latents(tmp_path / "odd.zip", (7, 4, 4)))
     with pytest.raises(ValueError, match="expected latents of 4 channels"):
         LatentStream(LatentData(pack_latents(tmp_path / "two.zip", (4, 4, 4))), StabilityVAE())
+
+
+# --- from images
+
+
+class Stand:
+    """An encoder of 8x8 blocks: their mean, four times, and a deviation of 0.1."""
+
+    def __init__(self):
+        self.batches = []
+
+    def moments(self, image):
+        self.batches.append(len(image))
+        mean = torch.nn.functional.avg_pool2d(image.double() / 255, 8).mean(1, keepdim=True).expand(-1, 4, -1, -1)
+        return torch.cat([mean, torch.full_like(mean, 0.1)], dim=1)
+
+
+def coloured(n=5, side=16, **options):
+    array = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), dtype=np.uint8)
+    return ImageData(array, np.arange(n) % 3, name="colours", class_names=("a", "b", "c", "d"), **options)
+
+
+def test_images_become_latents(tmp_path):
+    images, stand = coloured(), Stand()
+    assert encode_images(images, tmp_path / "a.zip", stand, batch_size=2) == 5
+    assert stand.batches == [2, 2, 1]
+    data = LatentData(tmp_path / "a.zip")
+    assert (len(data), data.shape, data.num_classes) == (5, (4, 2, 2), 4)
+    assert data.labels is not None and data.labels.tolist() == [0, 1, 2, 0, 1]
+    expected = images.decoded().reshape(5, 3, 2, 8, 2, 8).mean((1, 3, 5)) / 255
+    moments = data.gather(np.arange(5))
+    assert np.allclose(moments[:, :4], expected[:, None], atol=1e-6) and np.allclose(moments[:, 4:], 0.1)
+    encode_images(images, tmp_path / "b.zip", Stand(), batch_size=3)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist()[0] == "00000/img-mean-std-00000000.npy"
+    plain = ImageData(images.decoded(), name="plain")
+    encode_images(plain, tmp_path / "c.zip", Stand())
+    assert LatentData(tmp_path / "c.zip").labels is None
+
+
+def test_a_failure_leaves_no_latents(tmp_path):
+    class Broken(Stand):
+        def moments(self, image):
+            if len(self.batches) == 2:
+                raise OSError(28, "No space left on device")
+            return super().moments(image)
+
+    with pytest.raises(OSError, match="No space left"):
+        encode_images(coloured(), tmp_path / "a.zip", Broken(), batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_encoded_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="multiples of 8; got 3 x 12 x 12"):
+        encode_images(coloured(side=12), tmp_path / "a.zip", Stand())
+    with pytest.raises(ValueError, match="must be a .zip"):
+        encode_images(coloured(), tmp_path / "a.tar", Stand())
+    with pytest.raises(ValueError, match="at least 1 image; got 0"):
+        encode_images(coloured(), tmp_path / "a.zip", Stand(), batch_size=0)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", coloured().decoded().transpose(0, 2, 3, 1))
+    pack(tmp_path / "a.npy", tmp_path / "a.zip")
+    stand = Stand()
+    monkeypatch.setattr(StabilityVAE, "moments", lambda self, image: stand.moments(image))
+    out = tmp_path / "latents.zip"
+    assert main(["data", "latents", str(tmp_path / "a.zip"), str(out), "--encoder", "folder", "--batch", "4"]) == 0
+    assert "latents of 5 images" in capsys.readouterr().out
+    assert (len(LatentData(out)), stand.batches) == (5, [4, 1])

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fewstep.data import ImageStream
 from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
+from fewstep.diagnostics import LEVELS
 from fewstep.method import Batch, zero_nonfinite
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
 from fewstep.noise import LogNormal, LogUniform, add_noise
@@ -78,7 +80,9 @@ def test_uncertainty_weighs_the_loss_and_learns_the_error():
     u = denoiser.log_variance(torch.tensor(0.5))
     assert torch.allclose(loss, error / u.exp() + 64 * u, rtol=1e-5)
     error = error.detach()
-    assert logs["error"].item() == pytest.approx(error.mean().item(), rel=1e-6)
+    sums, counts = logs["error"]
+    assert sums[LEVELS.index("0.5")].item() == pytest.approx(error.sum().item(), rel=1e-6)
+    assert counts[LEVELS.index("0.5")] == counts.sum() == 4
     # the minimum in u is ln of the mean weighted error per pixel
     best = (error.mean() / 64).log()
     around = [(error.mean() / math.exp(b) + 64 * b).item() for b in (best - 0.1, best, best + 0.1)]
@@ -227,6 +231,56 @@ def test_resume_with_stable_target_and_augmentation_is_the_same_run(denoiser, st
         second.step()
     a, b = whole.method.state_dict(), second.method.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stable_ranks(rank, path, stream, queue):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = stable_trainer(None, stream, micro_batch=2)
+    for _ in range(3):
+        trainer.step()
+    if rank == 0:
+        queue.put({k: v.numpy() for k, v in trainer.method.state_dict().items()})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_stable_target_on_two_ranks_is_that_on_one(stream, tmp_path):
+    one = stable_trainer(None, stream, micro_batch=2)
+    for _ in range(3):
+        one.step()
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [context.Process(target=stable_ranks, args=(r, tmp_path / "store", stream, queue)) for r in range(2)]
+    for job in jobs:
+        job.start()
+    two = queue.get(timeout=60)
+    for job in jobs:
+        job.join()
+    for name, value in one.method.state_dict().items():
+        assert torch.allclose(value, torch.from_numpy(two[name]), atol=1e-6), name
+
+
+def test_every_micro_batch_draws_its_own_references(data):
+    """From the random stream of the run: anew in each, the same again on a second pass."""
+
+    class Recorded(ImageStream):
+        def sample(self, n, device):
+            drawn = super().sample(n, device)
+            seen.append(drawn.image)
+            return drawn
+
+    passes = []
+    for _ in range(2):
+        seen = []
+        trainer = stable_trainer(None, Recorded(data), micro_batch=2)
+        trainer.step()
+        trainer.step()
+        passes.append(seen)
+        torch.randn(3)
+    assert [len(images) for images in passes[0]] == 8 * [24 - 2]
+    assert len({images.sum().item() for images in passes[0]}) == 8
+    assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
 
 
 def test_samples_are_independent_draws_of_the_random_stream(data):

@@ -23,7 +23,7 @@ from PIL import Image
 import fewstep.data.prepare
 from fewstep.data import ImageData, images
 from fewstep.data.prepare import check, pack, stats
-from fewstep.data.transform import Transform, plain, png
+from fewstep.data.transform import Transform, chunk, plain, png
 
 
 def pixels(seed, height=4, width=4, channels=3):
@@ -235,6 +235,51 @@ def test_bad_files_are_errors_or_listed(tmp_path, dest):
         assert reason in text
     assert classes(dest) == [0, 0, 0, 1, 1, 1]
     refused(folder(tmp_path / "worse", {"x.png": b""}), tmp_path / "b" / "b.zip", "none of 1 images", skip_bad=True)
+
+
+BOMB = struct.pack(">IIBBBBB", 9_000, 9_000, 8, 0, 0, 0, 0)
+HOSTILE = {
+    "bomb.png": (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", BOMB) + chunk(b"IEND", b""), "9000x9000 are more than"),
+    "animated.gif": (
+        encoded(Image.new("L", (4, 4)), "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)]),
+        "it has several frames",
+    ),
+    "deep.png": (encoded(Image.new("I;16", (4, 4))), "its mode is I;16"),
+    "cmyk.jpg": (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "its mode is CMYK"),
+    "cut.png": (encoded(pixels(0, 32, 32))[:-500], "expected one intact image"),
+    "wide.png": (encoded(pixels(0, 4, 5)), "expected a square"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("pack_as", ["folder", "zip", "tar"])
+def test_hostile_images_in_the_middle(tmp_path, dest, name, pack_as):
+    content, message = HOSTILE[name]
+    entries = dict(sorted((ENTRIES | {f"cat/1{name}": content}).items()))
+    source = tar(tmp_path / "in.tar", entries) if pack_as == "tar" else folder(tmp_path / "in", entries)
+    if pack_as == "zip":
+        source = tmp_path / "in.zip"
+        with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, value in entries.items():
+                archive.writestr(key, value)
+    refused(source, dest, f"cat/1{name}: ", message)
+    packed = pack(source, dest, skip_bad=True)
+    assert packed.images == 6 and len(packed.skipped) == 1
+    assert f"cat/1{name}: " in packed.skipped[0] and message in packed.skipped[0]
+
+
+def test_empty_classes(tmp_path, dest):
+    source = folder(tmp_path / "in", ENTRIES)
+    (source / "bird").mkdir()
+    refused(source, dest, "in/bird: expected images, as in the 2 other folders, which are classes")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, data in (ENTRIES | {"bird/": b"", "bird/notes.txt": b"none yet"}).items():
+            archive.writestr(name, data)
+    refused(tmp_path / "in.zip", dest, "in.zip/bird: expected images")
+    refused(tar(tmp_path / "in.tar", ENTRIES | {"bird/a.txt": b""}), dest, "in.tar/bird: expected images")
+    (source / "dataset.json").write_text('{"labels": null}')
+    pack(source, dest)
+    assert images(dest).labels is None
 
 
 def test_a_failure_leaves_the_destination_alone(tmp_path, dest, monkeypatch):
@@ -461,6 +506,51 @@ def test_arrays(tmp_path, dest, shape, axes):
         assert classes(dest) == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((2, 9, 9, 2), (0, 3, 1, 2)), ((2, 4, 9, 9), (0, 1, 2, 3)), ((2, 9, 9, 6), (0, 3, 1, 2))],
+)
+def test_any_number_of_channels(tmp_path, dest, shape, axes):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=array, labels=np.array([1, 0]))
+    packed = pack(tmp_path / "a.npz", dest)
+    expected = array.transpose(axes)
+    assert packed.shape == expected.shape[1:]
+    data = images(dest)
+    assert np.array_equal(data.decoded(), expected) and classes(dest) == [1, 0]
+    with zipfile.ZipFile(dest) as archive:  # as EDM2 reads them
+        assert archive.namelist() == ["00000/img00000000.npy", "00000/img00000001.npy", "dataset.json"]
+        assert np.array_equal(np.load(io.BytesIO(archive.read("00000/img00000001.npy"))), expected[1])
+    assert check(dest) == [] and stats(data)["n"] == 2
+    pack(dest, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == dest.read_bytes()
+    pack(tmp_path / "a.npz", dest, resolution="3x3", resize="box")
+    means = expected.reshape(2, -1, 3, 3, 3, 3).mean((3, 5))
+    assert np.abs(images(dest).decoded() - means).max() < 1  # rounded in rows, then in columns
+    refused(
+        tmp_path / "a.npz", tmp_path / "b" / "b.zip", "makes RGB; it has", transform="center-crop", resolution="3x3"
+    )
+
+
+def test_arrays_in_archives_are_checked(tmp_path, dest):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 2), np.uint8))
+    pack(tmp_path / "a.npz", dest)
+    with zipfile.ZipFile(dest) as archive:
+        good = archive.read("00000/img00000000.npy")
+    for content, message in [
+        (good[:-1], "expected an image as uint8 (C, H, W), whole; got uint8 (2, 4, 4) in 31 bytes"),
+        (good.replace(b"|u1", b"|i1"), "got int8"),
+        (good.replace(b"(2, 4, 4)", b"(32, )   "), "got uint8 (32,)"),
+        (b"PK", "expected an array of NumPy"),
+    ]:
+        source = folder(tmp_path / "in", {"a.npy": content})
+        with pytest.raises(ValueError, match="a.npy: .*" + re.escape(message)):
+            images(source)
+        refused(source, tmp_path / "b" / "b.zip", message)
+    folder(tmp_path / "in", {"b.png": encoded(pixels(0))})
+    assert len(images(tmp_path / "in")) == 1  # beside pictures, arrays are something else
+
+
 def test_bad_arrays(tmp_path, dest):
     good = np.zeros((2, 4, 4, 3), np.uint8)
 
@@ -472,7 +562,6 @@ def test_bad_arrays(tmp_path, dest):
     refused(save(images=good.astype(float)), dest, "expected uint8", "got float64")
     refused(save(images=good[0, 0]), dest, "expected uint8", "(4, 3)")
     refused(save(images=good[:0]), dest, "expected uint8", "(0, 4, 4, 3)")
-    refused(save(images=good.repeat(2, axis=3)), dest, "expected 1 or 3 channels", "(2, 4, 4, 6)")
     refused(save(images=np.asfortranarray(good)), dest, "C order")
     refused(save(images=np.array([[[None]]])), dest, "got object")
     refused(save(images=good, labels=[0]), dest, "[labels]: expected integers (2,)")

@@ -1,4 +1,6 @@
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from fewstep.distill import SiD
 from fewstep.method import Batch, Method, Phase, sanitize
 from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.recipes import find
 from fewstep.train.ema import Average, HalfLife
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
@@ -200,3 +203,108 @@ def test_refuses_wrong_settings(denoiser, stream):
         Trainer(Pretraining(denoiser, DenoisingLoss()), stream, {"generator": ADAM}, batch_size=8)
     with pytest.raises(ValueError, match="named function"):
         Phase("denoiser", lambda batch: (batch.image, {}))
+
+
+class Factor(Method):
+    """The loss is the weight times a factor that depends on the step, 0 once."""
+
+    product = "weight"
+
+    def __init__(self, factors):
+        super().__init__()
+        self.weight = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.weight.weight)
+        self.factors = iter(factors)
+        self.phases = (Phase("weight", self.multiply),)
+
+    def multiply(self, batch):
+        weight = self.weight(torch.ones(len(batch.image), 1)).flatten()
+        return weight * next(self.factors), {}
+
+
+SCALED = Adam(0.1, loss_scale=2.0**10)
+
+
+def test_an_overflow_is_left_out_and_halves_the_scale():
+    trainer = Trainer(Factor([1.0, 3e38, 1.0]), Nothing(), {"weight": SCALED}, batch_size=1)
+    plain = Trainer(Factor([1.0, 1.0]), Nothing(), {"weight": Adam(0.1)}, batch_size=1)
+    logs, weights = [], []
+    for _ in range(3):
+        logs.append({k: v.item() for k, v in trainer.step().items()})
+        weights.append(weight(trainer.method.get_submodule("weight")))
+    for _ in range(2):
+        plain.step()
+    assert [line["loss_scale/weight"] for line in logs] == [2**10, 2**10, 2**9]
+    assert [line["nonfinite/multiply"] for line in logs] == [0, 1, 0]
+    assert logs[0]["grad_norm/multiply"] == 1  # without the scale
+    assert weights[1] == weights[0]
+    assert weights[2] == weight(plain.method.get_submodule("weight"))  # the moments did not move either
+
+
+def test_scale_grows_and_is_kept_with_the_checkpoint():
+    def trainer():
+        return Trainer(Factor([3e38, 1.0, 1.0, 1.0]), Nothing(), {"weight": SCALED}, batch_size=1)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for t in (whole, first):
+        t.scalers["weight"].set_growth_interval(2)
+    for _ in range(4):
+        logs = whole.step()
+    assert logs["loss_scale/weight"] == 2**10  # halved once, doubled once
+    for _ in range(2):
+        first.step()
+    state = first.state_dict()
+    second.load_state_dict({**copy.deepcopy(state), "scalers": json.loads(json.dumps(state["scalers"]))})
+    assert isinstance(second.method, Factor)
+    second.method.factors = iter([1.0, 1.0])
+    for _ in range(2):
+        logs = second.step()
+    assert logs["loss_scale/weight"] == 2**10
+    assert second.state_dict()["scalers"] == whole.state_dict()["scalers"]
+
+
+def test_small_gradients_survive_in_float16(denoiser, stream):
+    """With a loss of 1e-9 of its size, float16 loses the gradients that the scale keeps."""
+
+    class Small(Pretraining):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.phases = (Phase("denoiser", self.small_loss),)
+
+        def small_loss(self, batch):
+            loss, _ = self.denoising_loss(batch)
+            return 1e-9 * loss, {}
+
+    norms = {}
+    for name, dtype, scale in [
+        ("plain", torch.float16, None),
+        ("scaled", torch.float16, 2.0**24),
+        ("exact", None, None),
+    ]:
+        mine = copy.deepcopy(denoiser)
+        mine.dtype = dtype or torch.float32
+        trainer = Trainer(
+            Small(mine, DenoisingLoss()), stream, {"denoiser": Adam(1e-3, loss_scale=scale)}, batch_size=8
+        )
+        norms[name] = trainer.step()["grad_norm/small_loss"].item()
+    assert norms["scaled"] == pytest.approx(norms["exact"], rel=0.02)
+    assert norms["plain"] < 0.7 * norms["exact"]
+
+
+def test_condition_of_the_players(denoiser, stream):
+    trainer = sid(denoiser, stream)
+    trainer.settings["generator"] = Adam(1e-3, rampup=16)
+    for _ in range(2):
+        trainer.step()
+    found = trainer.condition()
+    square = sum(p.detach().double().square().sum() for p in trainer.player("fake_score").parameters())
+    assert found["weight_norm/fake_score"] == pytest.approx(float(square) ** 0.5, rel=1e-6)
+    assert (found["learning_rate/fake_score"], found["learning_rate/generator"]) == (1e-3, 5e-4)
+    assert "weight_norm/teacher" not in found
+
+
+def test_recipes_scale_the_loss_in_float16_alone():
+    for dtype, scale in (("float16", 2.0**16), ("bfloat16", None), ("float32", None)):
+        run = find("small:teacher")(Path("digits"), until=1000, dtype=dtype)
+        assert run.optimizers["denoiser"].loss_scale == scale
+        assert run.method.denoiser.dtype == getattr(torch, dtype)

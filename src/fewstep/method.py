@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""The loss per sample (B,), summed over pixels, and scalars to log (detached)."""
+"""The loss per sample (B,), summed over pixels, and what to log (detached): scalars, and figures `by_sigma`."""
 
 
 class Clean(Protocol):
@@ -92,8 +92,17 @@ class Phase:
 class Method(nn.Module):
     """Networks and losses of one algorithm; no optimizer, loop, device or file.
 
-    phases: in the order in which they move. product: the player that is averaged, evaluated and released.
+    phases: in the order in which they move. product: the player that is averaged, evaluated and released. needs_images:
+    whether it looks at the images of the data, or at their labels alone.
     """
 
     phases: tuple[Phase, ...]
     product: str
+    needs_images: bool = True
+
+    def settle(self, logs: dict[str, Tensor], images: int) -> None:
+        """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.
+
+        logs: what the step logged, the same on every rank. What is kept belongs into buffers, so that a resumed run is
+        the same run.
+        """

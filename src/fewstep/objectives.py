@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
+from fewstep.diagnostics import by_sigma
 from fewstep.method import Batch, Clean, Loss, Method, Phase, sanitize
 from fewstep.noise import LogNormal, add_noise, expand
 from fewstep.precondition import VP
@@ -143,11 +144,16 @@ class DenoisingLoss:
             batch = self.augment(batch)
         x = add_noise(batch.image, sigma)
         error = denoiser(x, sigma, batch.label, augment=batch.augment) - self.target(x, sigma, batch)
+        return self.weigh(denoiser, sigma, error)
+
+    def weigh(self, denoiser: Denoiser, sigma: Tensor, error: Tensor) -> Loss:
+        """The loss of an error D - target (B, C, H, W) that the denoiser made at `sigma` (B,)."""
         loss = self.weight(sigma, denoiser.sigma_data) * error.square().flatten(1).sum(1)
+        diagnostics = {"error": by_sigma(sigma, loss)}
         if denoiser.uncertainty is None:
-            return loss, {}
+            return loss, diagnostics
         u = denoiser.log_variance(sigma)
-        return loss / u.exp() + u * error[0].numel(), {"error": loss.mean()}
+        return loss / u.exp() + u * error[0].numel(), diagnostics
 
 
 class Pretraining(Method):

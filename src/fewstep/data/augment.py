@@ -54,7 +54,7 @@ class AugmentPipe:
     last three need RGB.
     """
 
-    p: float = 0.12
+    p: float | Tensor = 0.12
     xflip: float = 1e8
     yflip: float = 1.0
     rotate_int: float = 0.0
@@ -70,7 +70,8 @@ class AugmentPipe:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
+        # a tensor is a buffer of ADA, and would have to be waited for
+        if not isinstance(self.p, Tensor) and not 0 <= self.p <= 1:
             raise ValueError(f"p is a probability, from 0 to 1; got {self.p}")
 
     @property

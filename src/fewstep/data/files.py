@@ -1,5 +1,7 @@
 """Image files in a folder or in a zip, and the one way in which an image is decoded.
 
+Images of other than one or three channels are arrays, `.npy` files uint8 (C, H, W), as EDM2 reads them.
+
 Both are untrusted: nothing is extracted by name, nothing is allocated beyond a limit, only raster formats that Pillow
 decodes itself are opened (EPS, for one, would start another program), and every error names the file.
 """
@@ -10,9 +12,9 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +29,14 @@ PACK = "convert the set with: fewstep data pack"
 
 
 class Files(Protocol):
-    """Named files; `names` are the images, relative paths with forward slashes, sorted as strings."""
+    """Named files; `names` are the images, relative paths with forward slashes, sorted as strings.
+
+    folders: those at the top that are not hidden.
+    """
 
     path: Path
     names: list[str]
+    folders: list[str]
 
     def read(self, name: str) -> bytes: ...
     def signature(self, name: str) -> tuple[int, ...]: ...
@@ -39,8 +45,23 @@ class Files(Protocol):
 
 def is_image(name: str) -> bool:
     """Whether the extension is that of an image; hidden files and macOS's resource forks are not."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return not hidden and name.lower().endswith(EXTENSIONS)
+    return not hidden(name) and name.lower().endswith(EXTENSIONS)
+
+
+def image_names(names: Iterable[str]) -> list[str]:
+    """The images among files, sorted: those with the extension of an image, or the arrays if there are none."""
+    shown = sorted(name for name in names if not hidden(name))
+    return [name for name in shown if is_image(name)] or [name for name in shown if name.lower().endswith(".npy")]
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is that of a hidden file or of one of macOS's resource forks."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def top_folders(names: Iterable[str]) -> list[str]:
+    """The folders in which entries lie, or which are entries (with a slash at the end), at the top level."""
+    return sorted({name.partition("/")[0] for name in names if "/" in name and not hidden(name.partition("/")[0])})
 
 
 def check_name(name: str, where: str) -> None:
@@ -64,7 +85,10 @@ class Folder:
         self.path = path
         walk = os.walk(path, onerror=fail)
         found = [os.path.relpath(os.path.join(root, file), path) for root, _, files in walk for file in files]
-        self.names = sorted(name for name in (file.replace(os.sep, "/") for file in found) if is_image(name))
+        self.names = image_names(file.replace(os.sep, "/") for file in found)
+        self.folders = top_folders(
+            f"{entry.name}/" for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)
+        )
 
     def __contains__(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -93,7 +117,8 @@ class Zip:
             if info.filename in self._info:
                 raise ValueError(f"{path}: the entry {info.filename!r} is there twice; pack the zip again")
             self._info[info.filename] = info
-        self.names = sorted(name for name in self._info if is_image(name))
+        self.names = image_names(self._info)
+        self.folders = top_folders(self._info)
 
     @property
     def zip(self) -> zipfile.ZipFile:
@@ -163,9 +188,36 @@ def open_image(data: bytes, where: str) -> Image.Image:
         raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {error}") from error
 
 
+def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array of a `.npy` that begins here; its data follow."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{where}: expected an array of NumPy; {error}") from error
+    if fortran and len(shape) > 1:
+        raise ValueError(f"{where}: expected an array in C order; save it with numpy.ascontiguousarray")
+    return shape, dtype
+
+
+def read_array(data: bytes, where: str) -> NDArray[np.uint8]:
+    """The uint8 (C, H, W) of a `.npy`."""
+    file = io.BytesIO(data)
+    shape, dtype = array_header(file, where)
+    values = file.read()
+    if dtype != np.uint8 or len(shape) != 3 or 0 in shape or len(values) != np.prod(shape, dtype=object):
+        raise ValueError(
+            f"{where}: expected an image as uint8 (C, H, W), whole; got {dtype} {shape} in {len(values)} bytes"
+        )
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+
+
 def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:
-    """An image as it is trained on, uint8 (C, H, W), with one channel or three."""
+    """An image as it is trained on, uint8 (C, H, W): a picture of one channel or three, or an array of any number."""
     where = f"{files.path}/{name}"
+    if name.lower().endswith(".npy"):
+        return read_array(files.read(name), where)
     image = open_image(files.read(name), where)
     if image.mode not in ("L", "RGB") or "transparency" in image.info:
         raise ValueError(f"{where}: expected grey (L) or RGB without transparency; got {image.mode}; {PACK}")
@@ -188,21 +240,28 @@ def read_labels(files: Files) -> Labels | None:
     """
     if "dataset.json" in files:
         return parse_labels(files.read("dataset.json"), files.names, f"{files.path}/dataset.json")
-    return folder_labels(files.names, str(files.path))
+    return folder_labels(files.names, files.folders, str(files.path))
 
 
-def folder_labels(names: Sequence[str], where: str) -> Labels | None:
-    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
-    if len(folders) < 2:
+def folder_labels(names: Sequence[str], folders: Sequence[str], where: str) -> Labels | None:
+    """Classes of top-level folders; None if images lie in no more than one of `folders`."""
+    used = {name.partition("/")[0] for name in names if "/" in name}
+    if len(used) < 2:
         return None
+    if empty := [folder for folder in folders if folder not in used]:
+        raise ValueError(
+            f"{where}/{empty[0]}: expected images, as in the {len(used)} other folders, which are classes; remove it, or "
+            'write a dataset.json with {"labels": null} if the folders are no classes'
+        )
     stray = next((name for name in names if "/" not in name), None)
     if stray is not None:
         raise ValueError(
-            f"{where}/{stray}: expected every image in one of the {len(folders)} class folders; move it there, or "
+            f"{where}/{stray}: expected every image in one of the {len(used)} class folders; move it there, or "
             'write a dataset.json with {"labels": null} if the folders are no classes'
         )
-    position = {folder: i for i, folder in enumerate(folders)}
-    return Labels([position[name.partition("/")[0]] for name in names], len(folders), folders)
+    classes = sorted(used)
+    position = {folder: i for i, folder in enumerate(classes)}
+    return Labels([position[name.partition("/")[0]] for name in names], len(classes), classes)
 
 
 def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import zipfile
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,10 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data.codec import StabilityVAE
-from fewstep.data.files import Zip, parse_labels
-from fewstep.data.sources import array_header
+from fewstep.data.files import Zip, array_header, parse_labels
+from fewstep.data.images import ImageData
+from fewstep.data.prepare import fixed
 from fewstep.data.stream import locate
+from fewstep.files import new_file
 from fewstep.method import Batch
+from fewstep.progress import track
 
 
 class LatentData:
@@ -70,6 +76,49 @@ class LatentData:
         if dtype != np.float32 or shape != expected or len(data) != 4 * np.prod(shape, dtype=object):
             raise ValueError(f"{where}: expected float32 {expected}, whole; got {dtype} {shape} in {len(data)} bytes")
         return np.frombuffer(data, dtype=np.float32).reshape(shape)
+
+
+class Encoder(Protocol):
+    """Images to the moments of their latents; see `StabilityVAE`."""
+
+    def moments(self, image: Tensor, /) -> Tensor: ...
+
+
+def encode_images(
+    data: ImageData, dest: str | Path, codec: Encoder, *, batch_size: int = 8, device: torch.device | None = None
+) -> int:
+    """Write the moments of all images to the zip `dest`, which `LatentData` opens and EDM2 reads; returns how many.
+
+    batch_size: images at a time, in memory and in the encoder. The same images give the same bytes, as nothing is drawn
+    here. Raises ValueError that names the image; on any failure `dest` stays as it was.
+    """
+    dest = Path(dest)
+    if dest.suffix.lower() != ".zip":
+        raise ValueError(f"the destination must be a .zip; got {dest}")
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least 1 image; got {batch_size}")
+    channels, height, width = data.shape
+    if channels != 3 or height % 8 or width % 8:
+        raise ValueError(
+            f"{data.name}: the VAE encodes RGB images whose sides are multiples of 8; got {channels} x {height} x {width}. "
+            "First: fewstep data pack SOURCE OUT.zip --resolution 512x512 --transform center-crop-dhariwal"
+        )
+    names = [f"{i // 1000:05d}/img-mean-std-{i:08d}.npy" for i in range(len(data))]
+    starts = range(0, len(data), batch_size)
+    with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for start in track(starts, total=len(starts), description=f"encoding {data.name}", unit="batches"):
+            mine = names[start : start + batch_size]
+            images = torch.from_numpy(data.gather(np.arange(start, start + len(mine))))
+            moments = codec.moments(images.to(device)).float().cpu().numpy()
+            for name, array in zip(mine, moments, strict=True):
+                np.save(buffer := io.BytesIO(), array)
+                archive.writestr(fixed(name), buffer.getvalue())
+        labels = None if data.labels is None else [list(pair) for pair in zip(names, data.labels.tolist(), strict=True)]
+        content: dict[str, Any] = {"labels": labels}
+        if data.class_names is not None:
+            content["class_names"] = data.class_names
+        archive.writestr(fixed("dataset.json"), json.dumps(content))
+    return len(data)
 
 
 class LatentStream:

@@ -1,6 +1,7 @@
 """The dataset tool: any collection of images -> one zip of equal PNGs, the same bytes on every run.
 
 The format is that of StyleGAN and EDM: stored PNGs 00000/img00000000.png ..., and a `dataset.json` with the classes.
+Images of other than one or three channels are `.npy` files there, as EDM2 reads them.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def pack(
                 skipped.append(str(result))
                 continue
             first = first or (entry.where, result.shape)
-            name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
-            archive.writestr(fixed(name), result.png)
+            name = f"{len(labels) // 1000:05d}/img{len(labels):08d}{result.extension}"
+            archive.writestr(fixed(name), result.data)
             labels.append([name, entry.label])
         if first is None:
             raise ValueError(

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fewstep.data.files import (
     Files,
+    array_header,
     check_bytes,
     check_name,
     folder_labels,
@@ -33,6 +34,7 @@ from fewstep.data.files import (
     open_files,
     parse_labels,
     read_labels,
+    top_folders,
 )
 from fewstep.data.pickles import read_pickle
 from fewstep.data.transform import Entry
@@ -80,7 +82,15 @@ def named(path: Path) -> Iterator[None]:
     """What the readers of containers raise on damage, as a ValueError that names the file."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,  # a zip that is encrypted, or of a later version
+    ) as error:
         raise ValueError(f"{path}: damaged, or not what its name says; {error}") from error
 
 
@@ -164,7 +174,8 @@ def from_tar(path: Path) -> Source:
         if "dataset.json" in members:
             labels = parse_labels(read_member(archive, members["dataset.json"], where), names, where)
         else:
-            labels = folder_labels(names, str(path))
+            folders = top_folders(f"{n}/" if member.isdir() else n for n, member in members.items())
+            labels = folder_labels(names, folders, str(path))
 
     def entries() -> Iterator[Entry]:
         with open_tar(path) as (archive, members):
@@ -247,23 +258,19 @@ def mnist(path: Path) -> Source:
     return Source(n, entries)
 
 
-def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array of a `.npy` that begins here; its data follow."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{where}: expected an array of NumPy; {error}") from error
-    if fortran and len(shape) > 1:
-        raise ValueError(f"{where}: expected an array in C order; save it with numpy.ascontiguousarray")
-    return shape, dtype
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape are (N, C, H, W) rather than (N, H, W, C)."""
+    _, first, _, last = shape
+    if last in (1, 3) or first in (1, 3):
+        return last not in (1, 3)
+    return first < last
 
 
 def arrays(path: Path) -> Source:
-    """An array of images uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3.
+    """An array of images uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
 
-    A `.npz` has it under "images", and classes (N,) under "labels" if there are any. Images are read one at a time.
+    Channels are at the end or in front where there are 1 or 3, else where there are fewer. A `.npz` has the array under
+    "images", and classes (N,) under "labels" if there are any. Images are read one at a time.
     """
 
     @contextmanager
@@ -286,8 +293,7 @@ def arrays(path: Path) -> Source:
         shape, dtype = array_header(file, where)
     if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
         raise ValueError(f"{where}: expected uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); got {dtype} {shape}")
-    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3):
-        raise ValueError(f"{where}: expected 1 or 3 channels, which is what a PNG holds; got {shape}")
+    front = len(shape) == 4 and channels_first(shape)
     check_bytes(int(np.prod(shape[1:], dtype=object)), where)
     labels: NDArray[Any] | None = None
     with member("labels") as file:
@@ -307,10 +313,8 @@ def arrays(path: Path) -> Source:
             for i in range(shape[0]):
                 data = read_exactly(file, int(np.prod(shape[1:])), where)
                 pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape[1:])
-                if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+                if front:
                     pixels = pixels.transpose(1, 2, 0)
-                if pixels.ndim == 3 and pixels.shape[2] == 1:
-                    pixels = pixels[..., 0]
                 yield Entry(f"{where}[{i}]", None if labels is None else int(labels[i]), np.ascontiguousarray(pixels))
 
     return Source(shape[0], entries)

@@ -5,6 +5,7 @@ Worker processes import this module, hence no torch here.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.data.files import open_image
+from fewstep.data.files import open_image, read_array
 
 Crop = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
@@ -151,19 +152,31 @@ class Entry(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An image ready to be stored. shape: (channels, height, width)."""
+    """An image ready to be stored, a PNG or an array. shape: (channels, height, width)."""
 
-    png: bytes
+    data: bytes
     shape: tuple[int, int, int]
+
+    @property
+    def extension(self) -> str:
+        """PNGs hold grey and RGB; other numbers of channels are stored as EDM2 reads them."""
+        return ".png" if self.shape[0] in (1, 3) else ".npy"
 
 
 def encode(transform: Transform, entry: Entry) -> Encoded | ValueError:
-    """The entry as a PNG, or what is wrong with it, with its name."""
+    """The entry as a PNG or an array, or what is wrong with it, with its name."""
     content = entry.content
     if isinstance(content, ValueError):
         return content
     try:
-        image = Image.fromarray(content) if isinstance(content, np.ndarray) else open_image(content, entry.where)
+        if isinstance(content, bytes) and entry.where.lower().endswith(".npy"):
+            content = read_array(content, entry.where).transpose(1, 2, 0)
+        if isinstance(content, np.ndarray) and content.ndim == 3 and content.shape[2] not in (1, 3):
+            return encode_array(transform, content, entry.where)
+        if isinstance(content, np.ndarray):
+            image = Image.fromarray(np.ascontiguousarray(content[..., 0] if content.shape[2:] == (1,) else content))
+        else:
+            image = open_image(content, entry.where)
         try:
             pixels = np.asarray(transform(image))
         except ValueError as error:
@@ -171,6 +184,17 @@ def encode(transform: Transform, entry: Entry) -> Encoded | ValueError:
     except ValueError as error:
         return error
     return Encoded(png(pixels), (1 if pixels.ndim == 2 else 3, *pixels.shape[:2]))
+
+
+def encode_array(transform: Transform, pixels: NDArray[np.uint8], where: str) -> Encoded | ValueError:
+    """Pixels (H, W, C) of any number of channels as a `.npy` (C, H, W); each channel is resized as a grey image."""
+    if transform.crop not in (None, "center-crop-dhariwal"):
+        return ValueError(f"{where}: transform {transform.crop} makes RGB; it has {pixels.shape[2]} channels")
+    planes = [transform(Image.fromarray(np.ascontiguousarray(plane))) for plane in pixels.transpose(2, 0, 1)]
+    array = np.stack([np.asarray(plane) for plane in planes])
+    np.save(buffer := io.BytesIO(), array)
+    channels, height, width = array.shape
+    return Encoded(buffer.getvalue(), (channels, height, width))
 
 
 def encode_all(transform: Transform, entries: Sequence[Entry]) -> list[Encoded | ValueError]:

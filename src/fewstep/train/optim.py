@@ -16,7 +16,8 @@ class Adam:
 
     The rate at `nimg` images is lr min(nimg / rampup, 1) / sqrt(max(nimg / reference, 1)), times the share of the way
     left to `until` within the last `cooldown` images. rampup: linear warm-up, whose first step has rate 0. reference:
-    where the decay by the inverse square root begins.
+    where the decay by the inverse square root begins. loss_scale: at which the dynamic scale of losses begins, for networks
+    that compute in float16; None for no scale.
     """
 
     lr: float
@@ -26,6 +27,7 @@ class Adam:
     reference: float = math.inf
     cooldown: float = 0
     until: float = math.inf
+    loss_scale: float | None = None
 
     def rate(self, nimg: int) -> float:
         """The learning rate of the step that begins at `nimg` images."""

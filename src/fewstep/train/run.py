@@ -2,6 +2,8 @@
 
 run.json       what runs: settings, data, versions, command
 log.jsonl      one line of figures at a time
+metrics.jsonl  the results of its evaluations, with their protocols
+best/          the averaged product with the best result, a model folder; best.json says which
 snapshots/     the averaged product as model folders, by images seen
 averages/      likewise for further averages, a folder for each
 checkpoints/   the whole state of training, the newest two
@@ -14,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -26,23 +29,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
+from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
+from fewstep.diagnostics import LEVELS
 from fewstep.distributed import barrier, device, rank, world_size
 from fewstep.files import new_file, new_folder, read_json, sha256, write_json
 from fewstep.generate import generate
 from fewstep.method import Method
+from fewstep.metrics.protocol import Result
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.ema import HalfLife, Profile
+from fewstep.train.evaluation import Evaluation, keep_best
 from fewstep.train.optim import Adam
+from fewstep.train.trackers import open_trackers
 from fewstep.train.trainer import Trainer
 
 KEPT_CHECKPOINTS = 2
@@ -54,12 +63,13 @@ class Run:
 
     optimizers: for each player that moves. until: training images at the end. snapshots: how many are taken on the way
     there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
-    checkpoint_seconds: at least so much time lies between two checkpoints. name, card: for the log and the model's card;
-    the rest of the card is filled in. command: the command line that repeats this run.
+    checkpoint_seconds: at least so much time lies between two checkpoints. evaluation: how the product is measured on the
+    way, None for not at all. track: where figures go beside the folder, as `trackers.TRACKERS` has it. name, card: for the
+    log and the model's card; the rest of the card is filled in. command: the command line that repeats this run.
     """
 
     method: Method
-    data: ImageStream | LatentStream
+    data: ImageStream | LatentStream | LabelStream
     optimizers: Mapping[str, Adam]
     batch_size: int
     until: int
@@ -68,9 +78,14 @@ class Run:
     seed: int = 0
     snapshots: int = 10
     checkpoint_seconds: float = 60.0
+    evaluation: Evaluation | None = None
+    track: tuple[str, ...] = ()
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
+
+    def __post_init__(self) -> None:
+        check_data(self.method, self.data)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a resumed run must have the same."""
@@ -94,6 +109,26 @@ class Run:
 
 def denoisers(method: nn.Module) -> list[tuple[str, Denoiser]]:
     return [(name, child) for name, child in method.named_children() if isinstance(child, Denoiser)]
+
+
+def check_data(method: Method, stream: ImageStream | LatentStream | LabelStream) -> None:
+    """Refuse data of another shape or other classes than the networks', and labels alone where images are needed."""
+    data = stream.data
+    if method.needs_images and isinstance(stream, LabelStream):
+        raise ValueError(
+            f"{type(method).__name__} learns from images; this data has labels alone. Give it the data set"
+        )
+    for name, network in denoisers(method):
+        if network.shape != tuple(data.shape):
+            raise ValueError(
+                f"the {name} is made for images of shape {network.shape}; {data.name} has {tuple(data.shape)}. Give data "
+                "of the same shape, or another teacher"
+            )
+        if network.num_classes and network.num_classes != data.num_classes:
+            raise ValueError(
+                f"the {name} knows {network.num_classes} classes; {data.name} has {data.num_classes or 'none'}. Give data "
+                "with the same classes, or another teacher"
+            )
 
 
 def describe(value: Any) -> Any:
@@ -161,9 +196,9 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
     record = folder / "run.json"
     if rank() == 0:
         if fresh and record.exists():
-            for name in ("snapshots", "averages", "checkpoints", "samples"):
+            for name in ("snapshots", "averages", "checkpoints", "samples", "best"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("log.jsonl", "run.json"):
+            for name in ("log.jsonl", "metrics.jsonl", "best.json", "run.json"):
                 (folder / name).unlink(missing_ok=True)
         identity = json.loads(json.dumps(run.identity(), allow_nan=False))
         if record.exists():
@@ -213,25 +248,41 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> float:
     return 0.0
 
 
-class Log:
-    """`log.jsonl`: figures averaged since the last line. Lines beyond the state that training resumes from are dropped."""
+class Lines:
+    """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped."""
 
     def __init__(self, path: Path, nimg: int) -> None:
         self.path = path
-        kept = [line for line in self.read() if line["nimg"] <= nimg]
-        with new_file(path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.kept = [line for line in self.read() if line["nimg"] <= nimg]
+        if path.exists() or self.kept:
+            with new_file(path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
 
     def read(self) -> list[dict[str, Any]]:
         lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else []:
+        for text in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the last line, torn by a kill; the figures are written again
+                line = json.loads(text)
+                if not isinstance(line["nimg"], int):
+                    break
+            except (ValueError, LookupError, TypeError, RecursionError):  # torn by a kill; it is written again
                 break
+            lines.append(line)
         return lines
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        self.kept.append(dict(line))
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+class Log:
+    """`log.jsonl`: figures averaged since the last line."""
+
+    def __init__(self, path: Path, nimg: int) -> None:
+        self.lines = Lines(path, nimg)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, logs: dict[str, torch.Tensor]) -> None:
         for key, value in logs.items():
@@ -239,15 +290,20 @@ class Log:
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def write(self, entry: dict[str, Any]) -> dict[str, float]:
-        """Append a line; returns the averaged figures. Counts (`nonfinite/...`) are summed."""
-        figures = {
-            key: float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
-            for key, total in self.sums.items()
-        }
+        """Append a line; returns the averaged figures. Counts (`nonfinite/...`) are summed.
+
+        Figures `by_sigma` become their mean over all samples and that of each bin with samples, as `KEY@LEVEL`.
+        """
+        figures: dict[str, float] = {}
+        for key, total in self.sums.items():
+            if total.ndim == 0:
+                figures[key] = float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
+                continue
+            sums, counts = total.tolist()
+            figures[key] = sum(sums) / sum(counts) if any(counts) else np.nan
+            figures |= {f"{key}@{level}": s / n for level, s, n in zip(LEVELS, sums, counts, strict=True) if n}
         self.sums, self.counts = {}, {}
-        line = {k: checkpoint.plain(v) for k, v in (entry | figures).items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.lines.append({k: checkpoint.plain(v) for k, v in (entry | figures).items()})
         return figures
 
 
@@ -278,9 +334,12 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
 
 
 def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
-    """Train, log, take snapshots and checkpoints until the end."""
+    """Train, log, measure, take snapshots and checkpoints until the end."""
     lead = rank() == 0
+    measure = None if run.evaluation is None else run.evaluation.prepare(run.data.data)
     log = Log(folder / "log.jsonl", trainer.nimg) if lead else None
+    scores = Lines(folder / "metrics.jsonl", trainer.nimg) if lead else None
+    trackers = open_trackers(run.track, folder, run.name, run.identity(), trainer.nimg) if lead else ()
     total = -(-run.until // run.batch_size)
     log_every = min(100, max(1, total // 100))
     snapshot_every = max(1, total // max(run.snapshots, 1))
@@ -289,22 +348,41 @@ def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
     with Progress(run.name, total=run.until, done=trainer.nimg) as progress:
         try:
             while trainer.nimg < run.until:
+                begun = trainer.nimg
                 logs = trainer.step()
                 done = trainer.nimg >= run.until
                 now = time.monotonic()
+                results: list[Result] = []
+                if (
+                    run.evaluation is not None
+                    and measure is not None
+                    and (done or run.evaluation.due(begun, trainer.nimg))
+                ):
+                    assert isinstance(trainer.product, Denoiser)
+                    results = measure(trainer.product)
+                    logged += time.monotonic() - now  # images per second are those of training
+                    if scores is not None:
+                        record(results, scores, run, trainer, folder)
                 if log is not None:
                     log.add(logs)
-                    if trainer.steps % log_every == 0 or done:
+                    if trainer.steps % log_every == 0 or done or results:
+                        now = time.monotonic()
                         rate = (trainer.nimg - logged_nimg) / max(now - logged, 1e-9)
                         entry = {"nimg": trainer.nimg, "seconds": before + now - started, "images_per_second": rate}
+                        entry |= {"peak_memory_gib": peak_memory_gib(), **trainer.condition()}
+                        entry |= {r.key: r.value for r in results}
                         figures = log.write(entry)
                         check_finite(figures, trainer, folder)
-                        progress.figures(figures)
+                        for tracker in trackers:
+                            tracker.log(trainer.nimg, {k: v for k, v in (entry | figures).items() if k != "nimg"})
+                        progress.figures(figures | {r.key: r.value for r in results})
                         logged, logged_nimg = now, trainer.nimg
                     if trainer.steps % snapshot_every == 0 or done:
-                        take_snapshot(run, trainer, folder)
-                    if done or now - saved > run.checkpoint_seconds:
-                        save_checkpoint(trainer, folder, before + now - started)
+                        images = take_snapshot(run, trainer, folder)
+                        for tracker in trackers:
+                            tracker.image(trainer.nimg, "samples", images)
+                    if done or time.monotonic() - saved > run.checkpoint_seconds:
+                        save_checkpoint(trainer, folder, before + time.monotonic() - started)
                         saved = time.monotonic()
                 progress.update(trainer.nimg)
         except KeyboardInterrupt:
@@ -315,30 +393,54 @@ def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
                     file=sys.stderr,
                 )
             raise
+        finally:
+            for tracker in trackers:
+                tracker.close()
     barrier()
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process had at once, in GiB: on a GPU its tensors, else all of it."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
+
+
+def record(results: list[Result], scores: Lines, run: Run, trainer: Trainer, folder: Path) -> None:
+    """Append results to `metrics.jsonl`, and keep the product if they are the best so far."""
+    assert run.evaluation is not None and isinstance(trainer.product, Denoiser)
+    earlier = [[Result(**r) for r in line["results"]] for line in scores.kept]
+    if run.evaluation.best(results, earlier):
+        about = dataclasses.replace(card_of(run, trainer), ema=describe(trainer.averages[0].profile))
+        keep_best(results, trainer.product, folder, about)
+    scores.append({"nimg": trainer.nimg, "results": [r.asdict() for r in results]})
 
 
 def check_finite(figures: dict[str, float], trainer: Trainer, folder: Path) -> None:
     """Stop a run whose loss is lost, before its checkpoint overwrites a good one."""
     lost = [key for key, value in figures.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
     if lost:
+        names = [key for key in lost if "/" not in key] or lost  # the losses, rather than all that is told of them
         raise ValueError(
-            f"{', '.join(lost)} became infinite or undefined before {trainer.nimg:,} images; the last good checkpoint is in "
+            f"{', '.join(names)} became infinite or undefined before {trainer.nimg:,} images; the last good checkpoint is in "
             f"{folder / 'checkpoints'}. Lower the learning rate and use another folder"
         )
 
 
-def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> None:
-    """Save the averaged product as a model folder, with its other averages, and a grid of images of fixed seeds."""
-    product = trainer.product
-    assert isinstance(product, Denoiser)
+def card_of(run: Run, trainer: Trainer) -> Card:
+    """The card of a model that the run saves now."""
     data = run.data.data
-    card = dataclasses.replace(
-        run.card,
-        name=run.card.name or run.name,
-        nimg=trainer.nimg,
-        data={"name": data.name, "n": len(data), "sha256": data.fingerprint},
-    )
+    about = {"name": data.name, "n": len(data), "sha256": data.fingerprint}
+    return dataclasses.replace(run.card, name=run.card.name or run.name, nimg=trainer.nimg, data=about)
+
+
+def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> Image.Image:
+    """Save the averaged product as a model folder, with its other averages, and a grid of images of fixed seeds.
+
+    Returns the grid.
+    """
+    product, card = trainer.product, card_of(run, trainer)
+    assert isinstance(product, Denoiser)
     for average in reversed(trainer.averages):  # the product last: where it is, the others are
         first = average is trainer.averages[0]
         place = folder / ("snapshots" if first else f"averages/{average.profile.name}") / f"{trainer.nimg:012d}"
@@ -347,5 +449,11 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> None:
     n = max(1, product.num_classes)
     columns = min(n, 10)
     label = torch.arange(4 * columns) % n if product.num_classes else None
-    images = list(generate(product, range(4 * columns), label=label))
-    save_png(grid(np.stack(images), columns=columns), folder / "samples" / f"{trainer.nimg:012d}.png")
+    images = np.stack(list(generate(product, range(4 * columns), label=label)))
+    channels = images.shape[3]
+    if channels not in (1, 3):  # a tile for each channel
+        images = images.transpose(0, 3, 1, 2).reshape(-1, *images.shape[1:3], 1)
+        columns *= channels
+    result = grid(images, columns=columns)
+    save_png(result, folder / "samples" / f"{trainer.nimg:012d}.png")
+    return result

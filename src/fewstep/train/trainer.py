@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
-from fewstep.nets.edm2 import MPConv, project_weights_
 from fewstep.train.ema import HalfLife, Profile, averages
 
 
@@ -23,8 +22,13 @@ class Stream(Protocol):
 
 
 class Optimizer(Protocol):
-    """Settings that make an optimizer and tell its learning rate at a number of images."""
+    """Settings that make an optimizer and tell its learning rate at a number of images.
 
+    loss_scale: at which the dynamic scale of losses begins, for networks that compute in float16; None for no scale.
+    """
+
+    @property
+    def loss_scale(self) -> float | None: ...
     def __call__(self, params: Iterable[nn.Parameter], /) -> torch.optim.Optimizer: ...
     def rate(self, nimg: int) -> float: ...
 
@@ -34,9 +38,29 @@ def reseed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def moves_on_sphere(layer: nn.Module) -> bool:
-    """Whether a layer trains weights of fixed length, which every optimizer step must restore (EDM2)."""
-    return isinstance(layer, MPConv) and layer.weight.requires_grad
+@runtime_checkable
+class Constrained(Protocol):
+    """A layer whose `project_` brings its weights back to their set, after every optimizer step if `forced`: EDM2's to
+    unit length, those of a control branch to [0, 1].
+    """
+
+    forced: bool
+
+    def project_(self) -> None: ...
+
+
+def constrained(module: nn.Module) -> list[Constrained]:
+    """The layers of `module` that must be projected because they train."""
+    training = (m for m in module.modules() if any(p.requires_grad for p in m.parameters()))
+    return [m for m in training if isinstance(m, Constrained) and m.forced]
+
+
+def loss_scaler(device: torch.device, scale: float | None) -> torch.amp.GradScaler:
+    """Multiplies a loss so that its gradients neither vanish nor overflow in float16; without a scale it does nothing.
+
+    A step whose gradients overflow is left out and halves the scale; 2,000 steps without overflow double it.
+    """
+    return torch.amp.GradScaler(device.type, init_scale=scale or 1.0, enabled=scale is not None)
 
 
 class Trainer:
@@ -76,9 +100,10 @@ class Trainer:
         self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
         self.nimg = self.steps = self.position = 0
         self.params = {name: [p for p in self.player(name).parameters() if p.requires_grad] for name in players}
-        self.projected = {name: [m for m in self.player(name).modules() if moves_on_sphere(m)] for name in players}
+        self.projected = {name: constrained(self.player(name)) for name in players}
         self.settings = dict(optimizers)
         self.optimizers = {name: make(self.params[name]) for name, make in optimizers.items()}
+        self.scalers = {name: loss_scaler(self.device, settings.loss_scale) for name, settings in optimizers.items()}
         method.requires_grad_(False).eval()
         self.averages = averages(self.player(method.product), ema)
 
@@ -91,11 +116,15 @@ class Trainer:
         return self.averages[0].module
 
     def step(self) -> dict[str, Tensor]:
-        """Move every player that is due; returns scalars to log, without waiting for the device."""
+        """Move every player that is due; returns what to log, without waiting for the device.
+
+        Scalars are means over the batch; of figures `by_sigma` (2, BINS), sums and counts.
+        """
         logs: dict[str, Tensor] = {}
         for index, phase in enumerate(self.method.phases):
             if phase.due(self.steps, self.nimg):
                 logs |= self.move(index, phase)
+        self.method.settle(logs, self.batch_size)
         for average in self.averages:
             average.update(self.nimg, self.batch_size)
         self.steps += 1
@@ -105,6 +134,7 @@ class Trainer:
     def move(self, index: int, phase: Phase) -> dict[str, Tensor]:
         """One step of one player's optimizer, over one batch."""
         params, optimizer = self.params[phase.player], self.optimizers[phase.player]
+        scaler = self.scalers[phase.player]
         rounds = self.batch_size // self.micro_batch
         logs: dict[str, Tensor] = {}
         with self.thawed(phase.player):
@@ -112,22 +142,28 @@ class Trainer:
                 batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
                 loss, diagnostics = phase.loss(batch.to(self.device))
-                (loss.sum() / self.batch_size).backward()
-                scalars = {phase.name: loss.detach().mean()}
-                scalars |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
-                for key, value in scalars.items():
-                    logs[key] = logs.get(key, 0) + value.float() / rounds
+                scaler.scale(loss.sum() / self.batch_size).backward()
+                figures = {phase.name: loss.detach().mean()}
+                figures |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
+                for key, value in figures.items():
+                    # a scalar is the mean of a micro-batch; sums and counts (2, BINS) add up
+                    share = value.float() / rounds if value.ndim == 0 else value
+                    logs[key] = logs[key] + share if key in logs else share
         self.position += self.batch_size
         gradients = [p.grad for p in params if p.grad is not None]
         sum_over_ranks([*gradients, *logs.values()])
+        scaler.unscale_(optimizer)
         logs[f"nonfinite/{phase.name}"] = phase.clean(gradients)
         logs[f"grad_norm/{phase.name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
         for group in optimizer.param_groups:
             group["lr"] = self.settings[phase.player].rate(self.nimg)
-        optimizer.step()
+        if scaler.is_enabled():
+            logs[f"loss_scale/{phase.player}"] = scaler.scale(torch.ones((), device=self.device))
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         for layer in self.projected[phase.player]:
-            project_weights_(layer)
+            layer.project_()
         return logs
 
     @contextmanager
@@ -145,14 +181,16 @@ class Trainer:
             module.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, beside the settings: tensors under dotted names, and counters."""
+        """Everything that the next step depends on, beside the settings: tensors under dotted names, counters, scales."""
         tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
         for average in self.averages:
             tensors |= {f"average.{average.profile.name}/{k}": v for k, v in average.module.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in entries.items()}
-        return {"nimg": self.nimg, "steps": self.steps, "position": self.position, "tensors": tensors}
+        scalers = {name: s.state_dict() for name, s in self.scalers.items() if s.is_enabled()}
+        counters = {"nimg": self.nimg, "steps": self.steps, "position": self.position}
+        return {**counters, "scalers": scalers, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, into a Trainer of the same settings; strict."""
@@ -172,4 +210,14 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
+        for name, values in state["scalers"].items():
+            self.scalers[name].load_state_dict(values)
         self.nimg, self.steps, self.position = state["nimg"], state["steps"], state["position"]
+
+    def condition(self) -> dict[str, float]:
+        """Figures of the present: for each player the norm of all weights that move, and the rate of its last step."""
+        figures: dict[str, float] = {}
+        for name, optimizer in self.optimizers.items():
+            figures[f"weight_norm/{name}"] = float(torch.stack(torch._foreach_norm([*self.params[name]])).norm())
+            figures[f"learning_rate/{name}"] = float(optimizer.param_groups[0]["lr"])
+        return figures

@@ -1,0 +1,102 @@
+"""Where the figures of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+PROJECT = "fewstep"
+
+
+class Tracker(Protocol):
+    """Takes figures and images of a run at a number of training images; `close` when the run ends or is interrupted."""
+
+    def log(self, nimg: int, figures: Mapping[str, float]) -> None: ...
+    def image(self, nimg: int, name: str, image: Image.Image) -> None: ...
+    def close(self) -> None: ...
+
+
+def load(package: str, tracker: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f'--track {tracker} needs the package {tracker}: pip install "fewstep[{tracker}]"') from error
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run's folder. What a resumed run repeats replaces what was there."""
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> None:
+        load("tensorboard", "tensorboard")
+        package = load("torch.utils.tensorboard", "tensorboard")
+        self.writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1 if nimg else None)
+
+    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
+        for key, value in figures.items():
+            self.writer.add_scalar(key, value, nimg)
+        self.writer.flush()
+
+    def image(self, nimg: int, name: str, image: Image.Image) -> None:
+        self.writer.add_image(name, np.asarray(image.convert("RGB")), nimg, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Hosted:
+    """A run of the project fewstep in a service with the calls of wandb, by the number of training images."""
+
+    def __init__(self, package: Any, run: Any) -> None:
+        self.package, self.run = package, run
+
+    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
+        self.run.log(dict(figures), step=nimg)
+
+    def image(self, nimg: int, name: str, image: Image.Image) -> None:
+        self.run.log({name: self.package.Image(image.convert("RGB"))}, step=nimg)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
+    """Weights & Biases; with WANDB_MODE=offline everything stays in the run's folder."""
+    package = load("wandb", "wandb")
+    run = package.init(
+        project=PROJECT, name=name, id=identifier(folder), resume="allow", dir=str(folder), config=dict(config)
+    )
+    return Hosted(package, run)
+
+
+def trackio(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
+    """trackio's local database; a run is known by its name there, hence the identifier in it."""
+    package = load("trackio", "trackio")
+    unique = f"{name}-{identifier(folder)}"
+    return Hosted(package, package.init(project=PROJECT, name=unique, resume="allow", config=dict(config)))
+
+
+TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": wandb,
+    "trackio": trackio,
+}
+
+
+def identifier(folder: Path) -> str:
+    """The same for every resume of the run in `folder`: a hash of its record, `run.json`."""
+    return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()[:8]
+
+
+def open_trackers(
+    names: Sequence[str], folder: Path, name: str, config: Mapping[str, Any], nimg: int
+) -> tuple[Tracker, ...]:
+    """The trackers called `names` for the run `name` in `folder`, which begins or resumes at `nimg` images."""
+    if unknown := [n for n in names if n not in TRACKERS]:
+        raise ValueError(f"there is no tracker {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+    return tuple(TRACKERS[n](folder, name, config, nimg) for n in dict.fromkeys(names))
