@@ -1,17 +1,37 @@
-"""SiD against exact scores: the generator's gradient vanishes where fake equals real, and equals the paper's elsewhere."""
+"""SiD against exact scores: the generator's gradient vanishes where fake equals real, and equals the paper's elsewhere.
+
+And the data and recipes that it shares with SiDA and SiD2A.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import fewstep as fs
+from fewstep.checkpoint import Card, card, save, to_dict
+from fewstep.data import ImageStream
+from fewstep.data.codec import StabilityVAE
+from fewstep.data.labels import LabelData, LabelStream
 from fewstep.denoiser import Denoiser
-from fewstep.distill import SiD, sid_loss
+from fewstep.distill import SiD, SiDA, sid_loss
 from fewstep.method import Batch
-from fewstep.noise import add_noise, expand
+from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.edm2 import EDM2UNet, Uncertainty
+from fewstep.nets.sizes import EDM_SIZES, edm2
+from fewstep.nets.song import SongUNet
+from fewstep.noise import KarrasUniform, LogNormal, add_noise, expand
+from fewstep.recipes import find
+from fewstep.recipes._sid import EDM2_ROWS
+from fewstep.train.optim import Adam
+from fewstep.train.run import Run, fit
 from tests.conftest import tiny_net
 
 
@@ -76,7 +96,7 @@ def test_gradients_flow_through_both_scores_to_the_generator_alone(denoiser):
     batch = Batch(torch.zeros(4, 1, 8, 8), torch.arange(4))
     loss, logs = method.generator_loss(batch)
     assert loss.shape == (4,)
-    assert logs["gap"] > 0
+    assert logs["gap"][0].sum() > 0
     loss.sum().backward()
     assert all(p.grad is not None for p in method.generator.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.generator.parameters())
@@ -116,3 +136,194 @@ def test_teacher_without_copying_is_untouched(denoiser):
     assert all(torch.equal(v, before[k]) for k, v in denoiser.state_dict().items())
     assert not any(p.requires_grad for p in method.teacher.parameters())
     assert denoiser.levels is None
+
+
+# Data, and the recipes of the family
+
+
+def classes(batch: Batch) -> list[int]:
+    assert batch.label is not None
+    return batch.label.tolist()
+
+
+def test_labels_alone_are_enough(denoiser, tmp_path):
+    """Data-free: every class equally often, in an order of the seed; the run trains, resumes, and its card says so."""
+    stream = LabelStream(LabelData(denoiser.shape, 10), seed=3)
+    first = stream.batch(0, 20)
+    assert first.image.shape == (20, 1, 8, 8)
+    assert first.image.abs().sum() == 0
+    labels = classes(first)
+    assert sorted(labels) == sorted([*range(10)] * 2)
+    assert labels[5:] == classes(stream.batch(5, 15))
+    assert labels != classes(LabelStream(stream.data, seed=4).batch(0, 20))
+    assert LabelStream(LabelData(denoiser.shape, 0)).batch(0, 2).label is None
+    with pytest.raises(ValueError, match="must not be negative"):
+        LabelStream(stream.data, seed=-1)
+
+    def run():
+        adam = {"fake_score": Adam(1e-4), "generator": Adam(1e-4)}
+        return Run(SiD(denoiser), stream, adam, batch_size=4, until=8, snapshots=1)
+
+    student = fit(run(), tmp_path / "run")
+    assert student.levels == (2.5,)
+    assert torch.equal(next(fit(run(), tmp_path / "run").parameters()), next(student.parameters()))
+    assert card(tmp_path / "run").data["name"] == "no images"
+
+
+def test_data_that_do_not_fit_are_refused_before_training(denoiser, data):
+    def run(method, stream):
+        return Run(method, stream, {}, batch_size=4, until=8)
+
+    with pytest.raises(ValueError, match="SiDA learns from images; this data has labels alone"):
+        run(SiDA(denoiser), LabelStream(LabelData(denoiser.shape, 10)))
+    with pytest.raises(ValueError, match=r"teacher is made for images of shape \(1, 8, 8\); no images has \(3, 8, 8\)"):
+        run(SiD(denoiser), LabelStream(LabelData((3, 8, 8), 10)))
+    with pytest.raises(ValueError, match="teacher knows 10 classes; no images has none"):
+        run(SiD(denoiser), LabelStream(LabelData(denoiser.shape, 0)))
+    with pytest.raises(ValueError, match="teacher knows 5 classes; digits has 10"):
+        run(SiD(Denoiser(tiny_net(label_dim=5))), ImageStream(data))
+    assert run(SiD(Denoiser(tiny_net(label_dim=0))), ImageStream(data)).until == 8  # labels may be left unused
+
+
+SIZES = {"cifar10": "cifar10-32x32-cond-vp", "ffhq": "ffhq-64x64-uncond-vp", "afhqv2": "afhqv2-64x64-uncond-vp"}
+SIZES |= {"imagenet64": "imagenet-64x64-cond-adm"}
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Recipes of published teachers, whose networks have no memory: `build(name, ...) -> Run`."""
+
+    def build(name, width="s", **options):
+        with torch.device("meta"):
+            if name.startswith("imagenet512"):
+                net = EDM2UNet(edm2(width, img_channels=4, label_dim=1000))
+                model = Denoiser(net, uncertainty=Uncertainty(), codec=StabilityVAE())
+            else:
+                config = EDM_SIZES[f"edm-{SIZES[name.split(':')[0]]}"]
+                augmented = 0 if "imagenet" in name else 9
+                config = dataclasses.replace(config, dropout=0.2, augment_dim=augmented)
+                model = Denoiser(ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config))
+            monkeypatch.setattr(fs, "load", lambda path: copy.deepcopy(model))
+            monkeypatch.setattr(fs, "card", lambda path: Card(name="teacher", license="its own"))
+            monkeypatch.setattr("fewstep.checkpoint.read_config", lambda path: {"network": to_dict(model.net.config)})
+            data = LabelStream(LabelData(model.shape, model.num_classes))
+            monkeypatch.setattr("fewstep.recipes._sid.stream", lambda *_: data)
+            monkeypatch.setattr(SiD, "needs_images", False)
+            monkeypatch.setattr(SiDA, "needs_images", False)
+            where = [Path("teacher")] + [Path("student")] * name.endswith("sid2a")
+            return find(name)(*where, Path("data"), **options)
+
+    return build
+
+
+EDM_TABLE = {
+    # alpha, lr, batch, micro-batch, beta1, eps, dropout, augment, half-life, duration in millions
+    "cifar10:sid": (1.2, 1e-5, 256, 16, 0, 1e-8, 0.13, 0.12, 0.5, 800),
+    "ffhq:sid": (1.2, 1e-5, 512, 32, 0.9, 1e-6, 0.05, 0.15, 0.5, 500),
+    "afhqv2:sid": (1.0, 5e-6, 512, 32, 0, 1e-6, 0.05, 0.15, 0.5, 500),
+    "imagenet64:sid": (1.2, 4e-6, 8192, 16, 0, 1e-6, 0.10, None, 2.0, 1000),
+    "cifar10:sida": (1.0, 1e-5, 256, 32, 0, 1e-8, 0.13, 0.12, 0.5, 300),
+    "ffhq:sida": (1.0, 1e-5, 512, 64, 0, 1e-6, 0.05, 0.15, 0.5, 200),
+    "afhqv2:sida": (1.0, 5e-6, 512, 64, 0, 1e-6, 0.05, 0.15, 0.5, 200),
+    "imagenet64:sida": (1.0, 4e-6, 8192, 32, 0, 1e-6, 0.10, None, 2.0, 300),
+    "cifar10:sid2a": (1.0, 1e-5, 256, 32, 0, 1e-8, 0.13, 0.12, 0.5, 100),
+    "ffhq:sid2a": (1.0, 1e-5, 512, 64, 0, 1e-6, 0.05, 0.15, 0.5, 100),
+    "afhqv2:sid2a": (1.0, 5e-6, 512, 64, 0, 1e-6, 0.05, 0.15, 0.5, 100),
+    "imagenet64:sid2a": (1.0, 4e-6, 8192, 32, 0, 1e-6, 0.10, None, 2.0, 100),
+}
+
+
+def documented(name):
+    recipe = find(name)
+    return all(f"{option}: " in str(recipe.__doc__) for option in inspect.signature(recipe).parameters)
+
+
+@pytest.mark.parametrize("name", EDM_TABLE)
+def test_the_tables_of_the_papers(published, name):
+    """Zhou et al. (2024, 2025), the published scripts: Sec. 6.1 and 6.2 of their settings."""
+    run = published(name)
+    method, adam = run.method, run.optimizers["generator"]
+    pipe = method.objective.augment
+    dropout = {
+        m.dropout for player in (method.generator, method.fake_score) for m in player.modules() if hasattr(m, "dropout")
+    }
+    found = (method.alpha, adam.lr, run.batch_size, run.micro_batch, adam.betas[0], adam.eps)
+    found += (dropout.pop(), pipe and pipe.p, run.ema.nimg / 1e6, run.until / 1e6)
+    assert found == EDM_TABLE[name]
+    assert not dropout
+    assert run.optimizers["fake_score"].betas == (0.0, 0.999)
+    assert run.optimizers["fake_score"].lr == adam.lr
+    assert (method.objective.noise, method.noise, method.levels) == (LogNormal(-1.2, 1.2), KarrasUniform(0.8), (2.5,))
+    assert (method.loss_scale, run.ema.rampup, documented(name)) == (100, 0.05, True)
+    if isinstance(method, SiDA):
+        assert (method.disc_weight, method.gan_weight, method.gates) == (1, 0.01, (100_000, 200_000))
+        assert (method.clip, method.average) == (1.0, "micro_batch")
+    else:
+        assert "sid:" not in name or isinstance(method, SiD)
+    kind = {"sid": "SiD, alpha", "sida": "SiDA, alpha", "sid2a": "SiD2A, alpha"}[name.split(":")[1]]
+    assert run.card.method.startswith(kind)
+    assert run.card.license == "its own"
+
+
+def test_cifar10_without_classes_is_trained_less(published, monkeypatch):
+    monkeypatch.setitem(SIZES, "cifar10", "cifar10-32x32-uncond-vp")
+    assert published("cifar10:sid").until == 500_000_000
+
+
+EDM2_TABLE = {
+    # micro-batch, duration of SiD and SiDA, of SiD2A, in millions
+    "xs": (64, 200, 30),
+    "s": (64, 200, 80),
+    "m": (32, 200, 200),
+    "l": (32, 200, 55),
+    "xl": (16, 200, 50),
+    "xxl": (2, 100, 30),
+}
+
+
+@pytest.mark.parametrize("method_name", ["sid", "sida", "sid2a"])
+@pytest.mark.parametrize("size", ["xs", "s", "m"])
+def test_the_table_of_edm2_students(published, size, method_name):
+    """Sec. 6.3 of the published settings."""
+    run = published(f"imagenet512:{method_name}", width=size, size=size)
+    method, adam = run.method, run.optimizers["generator"]
+    micro_batch, until, sid2a = EDM2_TABLE[size]
+    assert (run.micro_batch, run.until) == (micro_batch, (sid2a if method_name == "sid2a" else until) * 1e6)
+    assert (run.batch_size, adam.lr, adam.eps, adam.betas) == (2048, 5e-5, 1e-6, (0.0, 0.999))
+    assert (method.alpha, method.objective.noise, run.ema.nimg) == (1.0, LogNormal(-0.4, 1.0), 2_000_000)
+    weighed = method_name == "sid" or size != "s"
+    assert (method.fake_score.uncertainty is not None) == weighed
+    assert method.loss_scale == (50 if (method_name, size) == ("sid2a", "m") else 100)
+    assert method.generator.net.config.dropout == (0.1 if size == "m" else 0.0)
+    if method_name != "sid":
+        assert (method.disc_weight, method.clip, method.gan_weight) == (100, None, 0.01)
+    assert documented(f"imagenet512:{method_name}")
+
+
+def test_all_sizes_of_edm2_have_their_row():
+    assert {size: (r.micro_batch, r.until / 1e6, r.sid2a / 1e6) for size, r in EDM2_ROWS.items()} == EDM2_TABLE
+
+
+def test_steps_and_sizes_of_edm2(published):
+    assert published("imagenet512:sid", steps=4).method.generator.levels == (2.5, 1.875, 1.25, 0.625)
+    with pytest.raises(ValueError, match="192 channels wide, EDM2-XS 128; give the --size of the teacher"):
+        published("imagenet512:sida", width="s", size="xs")
+
+
+def test_a_teacher_of_other_images_is_refused(denoiser, tmp_path):
+    save(denoiser, tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"models of images of shape \(3, 32, 32\); this one makes \(1, 8, 8\)"):
+        find("cifar10:sid")(tmp_path / "teacher")
+
+
+def test_recipes_of_the_digits_train(denoiser, tmp_path):
+    save(denoiser, tmp_path / "teacher")
+    settings = {"batch_size": 4, "until": 8}
+    fit(find("digits:sida")(tmp_path / "teacher", warmup=4, **settings), tmp_path / "sida")
+    student = fit(
+        find("digits:sid2a")(tmp_path / "teacher", tmp_path / "sida", warmup=4, **settings), tmp_path / "sid2a"
+    )
+    assert student.levels == (2.5,)
+    run = find("digits:dmd2")(tmp_path / "teacher", levels=(80.0, 2.5), **settings)
+    assert fit(run, tmp_path / "dmd2").levels == (80.0, 2.5)
+    assert card(tmp_path / "sid2a").method == "SiD2A, alpha 1.2"

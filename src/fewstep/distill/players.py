@@ -1,4 +1,4 @@
-"""The players of distillation: copies of a teacher, and one step of a generator."""
+"""The players of distillation: copies of a teacher, and how a generator makes images while it trains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.method import Batch
+from fewstep.noise import add_noise
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
@@ -21,6 +22,65 @@ def trainable(denoiser: Denoiser) -> Denoiser:
     return copy.deepcopy(denoiser).requires_grad_(True)
 
 
+def check_teacher(teacher: Denoiser) -> None:
+    """Refuse a generator in the place of a teacher."""
+    if teacher.levels is not None:
+        raise ValueError(
+            f"the teacher must denoise at every noise level; this model is a generator made for sigma = "
+            f"{', '.join(f'{s:g}' for s in teacher.levels)}. Give the teacher it was distilled from"
+        )
+
+
+def student(teacher: Denoiser, generator: Denoiser | None, levels: tuple[float, ...]) -> Denoiser:
+    """A generator of these levels that moves: a copy of `generator`, or of the teacher if None, without a log-variance head.
+
+    Refuses a generator that makes other images than the teacher, or makes them from other noise levels.
+    """
+    if not levels or any(a <= b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
+        raise ValueError(f"a generator needs decreasing noise levels above 0, such as (2.5,); got {levels}")
+    if generator is not None:
+        mine, theirs = ((d.shape, d.num_classes) for d in (generator, teacher))
+        if mine != theirs:
+            raise ValueError(
+                f"the generator makes images of shape {mine[0]} in {mine[1]} classes, the teacher {theirs[0]} in "
+                f"{theirs[1]}; give a student of this teacher"
+            )
+        if generator.levels not in (None, levels):
+            raise ValueError(
+                f"this generator makes images from sigma = {generator.levels}; got levels={levels}. Pass its own levels"
+            )
+    result = trainable(generator or teacher)
+    result.levels, result.uncertainty = levels, None
+    return result
+
+
+def uniform_levels(sigma: float, steps: int) -> tuple[float, ...]:
+    """sigma (N - s) / N for s = 0 ... N - 1: the levels of SiDA's N-step generators."""
+    return tuple(sigma * (steps - s) / steps for s in range(steps))
+
+
 def one_step(generator: Denoiser, batch: Batch, sigma: float) -> Tensor:
     """Images (B, C, H, W) made from noise in one evaluation, G(sigma z; sigma), with the labels of the batch."""
     return generator(sigma * torch.randn_like(batch.image), sigma, batch.label)
+
+
+def few_steps(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
+    """Images made from noise over the levels, as `samplers.multistep` makes them, with gradients through every step."""
+    x0 = one_step(generator, batch, levels[0])
+    for sigma in levels[1:]:
+        x0 = generator(add_noise(x0, sigma), sigma, batch.label)
+    return x0
+
+
+def simulated(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
+    """Images of one of the steps of a generator, with gradients through that step alone.
+
+    The step is drawn for the batch; its input is what the generator itself makes of the levels before, so that training
+    sees what sampling does ("backward simulation", Yin et al., 2024b, Sec. 4.5).
+    """
+    k = int(torch.randint(len(levels), ()))
+    if k == 0:
+        return one_step(generator, batch, levels[0])
+    with torch.no_grad():
+        x0 = few_steps(generator, batch, levels[:k])
+    return generator(add_noise(x0, levels[k]), levels[k], batch.label)

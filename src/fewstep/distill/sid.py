@@ -6,37 +6,81 @@ difference of the teacher's and the fake score's denoised images, with gradients
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.denoiser import Denoiser
-from fewstep.distill.players import frozen, one_step, trainable
+from fewstep.diagnostics import by_sigma
+from fewstep.distill.players import check_teacher, few_steps, frozen, student, trainable
 from fewstep.method import Batch, Loss, Method, Phase
 from fewstep.noise import KarrasUniform, add_noise
 from fewstep.objectives import DenoisingLoss, NoiseLevels
+
+
+def deviation(x0: Tensor, real: Tensor) -> Tensor:
+    """w = mean |x0 - real| per sample (B,), at least 1e-5: the teacher's error, which scales the loss of a generator.
+
+    In float32 at least, without gradient.
+    """
+    error = (x0 - real).detach()
+    return error.to(torch.promote_types(error.dtype, torch.float32)).abs().flatten(1).mean(1).clamp_min(1e-5)
 
 
 def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
     """(real - fake) . ((real - x0) - alpha (real - fake)) / w per sample, summed over pixels (Zhou et al., 2024, Eq. 23).
 
     x0: generated images (B, C, H, W). real, fake: what teacher and fake score make of their noisy versions, with
-    gradients. w = mean |x0 - real|, at least 1e-5, carries none. The loss is signed.
+    gradients. w is their `deviation`. The loss is signed.
     """
-    scale = (x0 - real).detach().float().abs().flatten(1).mean(1).clamp_min(1e-5)
     gap = real - fake
-    return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / scale
+    return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / deviation(x0, real)
+
+
+def relative_gap(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """|real - fake| / |real - x0| per sample (B,): how far the fake score is from the teacher, against the teacher's error."""
+    gap, error = (v.detach().float().flatten(1).norm(dim=1) for v in (real - fake, real - x0))
+    return gap / error.clamp_min(1e-12)
+
+
+def confidence(denoiser: Denoiser, sigma: Tensor) -> Tensor | float:
+    """e^-u(sigma) (B,), the weight that a denoiser's log-variance head gives to a noise level; 1 without a head."""
+    return 1.0 if denoiser.uncertainty is None else (-denoiser.log_variance(sigma)).exp()
+
+
+def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
+    """A fake score that starts from the teacher. uncertainty: with its log-variance head; None for as the teacher is."""
+    if uncertainty and teacher.uncertainty is None:
+        raise ValueError(
+            "uncertainty=True needs a teacher with a log-variance head, as EDM2's have; leave it out for this teacher"
+        )
+    result = trainable(teacher)
+    if uncertainty is False:
+        result.uncertainty = None
+    return result
+
+
+def evaluated(function: Callable[..., Any], *args: Any, recompute: bool) -> Any:
+    """`function(*args)`; recompute: keep its inputs alone, and compute the rest again in the backward pass."""
+    return checkpoint(function, *args, use_reentrant=False) if recompute else function(*args)
 
 
 class SiD(Method):
     """Players: teacher (fixed), fake_score and generator, all from the teacher unless `generator` is given.
 
     alpha: 1 keeps the projected score matching term alone, 1.2 subtracts 0.2 |real - fake|^2 (the paper's two choices).
-    sigma_init: the noise level from which the generator starts. noise: the levels at which the scores are compared.
-    objective: the fake score's training. loss_scale: the paper's factor of the generator's loss (100); Adam is nearly
-    blind to it.
+    levels: the noise levels from which the generator makes images, one for one step. noise: the levels at which the
+    scores are compared. objective: the fake score's training. uncertainty: weigh both losses by the fake score's
+    log-variance head (EDM2); None for if the teacher has one. loss_scale: the paper's factor of the generator's loss
+    (100); Adam is nearly blind to it. recompute: less memory for more time, by computing both scores again in the
+    generator's backward pass.
     """
 
     product = "generator"
+    needs_images = False
 
     def __init__(
         self,
@@ -44,35 +88,33 @@ class SiD(Method):
         *,
         generator: Denoiser | None = None,
         alpha: float = 1.2,
-        sigma_init: float = 2.5,
+        levels: tuple[float, ...] = (2.5,),
         noise: NoiseLevels = KarrasUniform(t_max=0.8),
         objective: DenoisingLoss | None = None,
+        uncertainty: bool | None = None,
         loss_scale: float = 100.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        if teacher.levels is not None:
-            raise ValueError(
-                f"the teacher must denoise at every noise level; this model is a generator made for sigma = "
-                f"{', '.join(f'{s:g}' for s in teacher.levels)}. Give the teacher it was distilled from"
-            )
+        check_teacher(teacher)
         self.teacher = frozen(teacher)
-        self.fake_score = trainable(teacher)
-        self.generator = trainable(generator or teacher)
-        self.generator.levels = (sigma_init,)
-        self.alpha, self.sigma_init, self.noise, self.loss_scale = alpha, sigma_init, noise, loss_scale
+        self.fake_score = learner(teacher, uncertainty)
+        self.generator = student(teacher, generator, levels)
+        self.alpha, self.levels, self.noise, self.loss_scale = alpha, levels, noise, loss_scale
         self.objective = objective or DenoisingLoss()
+        self.recompute = recompute
         self.phases = (Phase("fake_score", self.fake_score_loss), Phase("generator", self.generator_loss))
 
     def fake_score_loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
-            x0 = one_step(self.generator, batch, self.sigma_init)
+            x0 = few_steps(self.generator, batch, self.levels)
         return self.objective(self.fake_score, Batch(x0, batch.label))
 
     def generator_loss(self, batch: Batch) -> Loss:
-        x0 = one_step(self.generator, batch, self.sigma_init)
+        x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
-        real = self.teacher(x, sigma, batch.label)
-        fake = self.fake_score(x, sigma, batch.label)
-        loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha)
-        return loss, {"gap": (real - fake).detach().square().mean().sqrt()}
+        real = evaluated(self.teacher, x, sigma, batch.label, recompute=self.recompute)
+        fake = evaluated(self.fake_score, x, sigma, batch.label, recompute=self.recompute)
+        loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * confidence(self.fake_score, sigma)
+        return loss, {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}

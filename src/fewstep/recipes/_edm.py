@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Arch = Literal["ddpmpp", "ncsnpp"]
 Precond = Literal["edm", "vp", "ve"]
-Dtype = Literal["auto", "bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def open_images(data: Path, resolution: int, channels: int, *, cond: bool) -> fs.ImageData:
@@ -39,6 +39,11 @@ def chosen_dtype(name: Dtype) -> torch.dtype:
     from fewstep.distributed import fast_dtype
 
     return fast_dtype() if name == "auto" else getattr(torch, name)
+
+
+def loss_scale(name: Dtype) -> float | None:
+    """Where the dynamic loss scale begins: float16 alone needs one."""
+    return 2.0**16 if name == "float16" else None
 
 
 def network(name: str, arch: Arch | Literal["adm"] = "adm") -> SongConfig | ADMConfig:
@@ -101,7 +106,7 @@ def train(
     return fs.Run(
         fs.Pretraining(denoiser, fs.DenoisingLoss(noise, weight=weight, target=target, augment=pipe)),
         stream,
-        {"denoiser": fs.Adam(lr, rampup=10_000_000)},
+        {"denoiser": fs.Adam(lr, rampup=10_000_000, loss_scale=loss_scale(dtype))},
         batch_size=batch_size,
         micro_batch=micro_batch,
         until=until,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype
+from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
 
 if TYPE_CHECKING:
     from fewstep.data.codec import Codec
@@ -75,7 +75,13 @@ def train(
     torch.manual_seed(seed)
     net = EDM2UNet(sizes.edm2(size, img_channels=images.shape[0], label_dim=images.num_classes if cond else 0))
     denoiser = fs.Denoiser(net, dtype=chosen_dtype(dtype), uncertainty=Uncertainty(), codec=codec)
-    adam = fs.Adam(lr or reference.lr, betas=(0.9, 0.99), rampup=10_000_000, reference=DECAY[kind] * batch_size)
+    adam = fs.Adam(
+        lr or reference.lr,
+        betas=(0.9, 0.99),
+        rampup=10_000_000,
+        reference=DECAY[kind] * batch_size,
+        loss_scale=loss_scale(dtype),
+    )
     return fs.Run(
         fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(*NOISE[kind])), mend=zero_nonfinite),
         stream,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import fewstep as fs
+from fewstep.recipes import _gdd
+
+Features = Literal["classifier", "encoder"]
 
 
 def teacher(
@@ -53,6 +57,36 @@ def teacher(
     )
 
 
+def _student(
+    method: fs.Method,
+    teacher: Path,
+    data: str,
+    words: str,
+    *,
+    rates: dict[str, float],
+    batch_size: int,
+    until: int,
+    seed: int,
+) -> fs.Run:
+    """A distillation whose rates warm up, then fall to 0 in the second half. words: for the card."""
+
+    def adam(rate: float) -> fs.Adam:
+        return fs.Adam(rate, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
+
+    return fs.Run(
+        method,
+        fs.ImageStream(fs.images(data), seed=seed),
+        {name: adam(rate) for name, rate in rates.items()},
+        batch_size=batch_size,
+        until=until,
+        ema=fs.HalfLife(8_000, rampup=0.25),
+        seed=seed,
+        snapshots=4,
+        name="student",
+        card=fs.card(teacher).student(words),
+    )
+
+
 def sid(
     teacher: Path,
     data: str = "digits",
@@ -76,19 +110,280 @@ def sid(
         until: training images in all.
         seed: of data order and noise.
     """
-
-    def adam(rate: float) -> fs.Adam:
-        return fs.Adam(rate, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
-
-    return fs.Run(
+    return _student(
         fs.distill.SiD(fs.load(teacher), alpha=alpha),
+        teacher,
+        data,
+        f"SiD, alpha {alpha:g}",
+        rates={"fake_score": fake_lr, "generator": lr},
+        batch_size=batch_size,
+        until=until,
+        seed=seed,
+    )
+
+
+def sida(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    alpha: float = 1.2,
+    gan_weight: float = 0.5,
+    warmup: int = 6_400,
+    lr: float = 3e-4,
+    fake_lr: float = 1e-3,
+    batch_size: int = 128,
+    until: int = 57_600,
+    seed: int = 0,
+) -> fs.Run:
+    """A one-step student by adversarial score identity distillation, whose fake score also tells real from generated images.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        alpha: of the SiD loss.
+        gan_weight: of the adversarial term, against 100 of SiD's.
+        warmup: training images before the adversarial term enters.
+        lr: learning rate of the generator.
+        fake_lr: learning rate of the fake score, which has to keep up with the generator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of data order and noise.
+    """
+    method = fs.distill.SiDA(fs.load(teacher), alpha=alpha, gan_weight=gan_weight, gates=(0, warmup))
+    return _student(
+        method,
+        teacher,
+        data,
+        f"SiDA, alpha {alpha:g}",
+        rates={"fake_score": fake_lr, "generator": lr},
+        batch_size=batch_size,
+        until=until,
+        seed=seed,
+    )
+
+
+def sid2a(
+    teacher: Path,
+    student: Path,
+    data: str = "digits",
+    *,
+    alpha: float = 1.2,
+    gan_weight: float = 0.5,
+    warmup: int = 2_560,
+    lr: float = 3e-4,
+    fake_lr: float = 1e-3,
+    batch_size: int = 128,
+    until: int = 25_600,
+    seed: int = 0,
+) -> fs.Run:
+    """SiD2A: as `digits:sida`, from a student by SiD.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        student: model or run folder of a student by SiD, where the generator starts.
+        data: image zip or folder, or the built-in digits.
+        alpha: of the SiD loss.
+        gan_weight: of the adversarial term, against 100 of SiD's.
+        warmup: training images before the generator moves, by both terms.
+        lr: learning rate of the generator.
+        fake_lr: learning rate of the fake score, which has to keep up with the generator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of data order and noise.
+    """
+    generator, gates = fs.load(student), (warmup, warmup)
+    method = fs.distill.SiDA(fs.load(teacher), generator=generator, alpha=alpha, gan_weight=gan_weight, gates=gates)
+    return _student(
+        method,
+        teacher,
+        data,
+        f"SiD2A, alpha {alpha:g}",
+        rates={"fake_score": fake_lr, "generator": lr},
+        batch_size=batch_size,
+        until=until,
+        seed=seed,
+    )
+
+
+def dmd2(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    levels: tuple[float, ...] = (2.5,),
+    ratio: int = 2,
+    lr: float = 3e-4,
+    fake_lr: float = 1e-3,
+    batch_size: int = 128,
+    until: int = 76_800,
+    seed: int = 0,
+) -> fs.Run:
+    """A one- or few-step student by improved distribution matching distillation.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        levels: noise levels from which the student makes images, largest first; one for each step.
+        ratio: steps of the fake score for one of the generator.
+        lr: learning rate of the generator.
+        fake_lr: learning rate of the fake score and its discriminator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of new weights, data order and noise.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    method = fs.distill.DMD2(fs.load(teacher), levels=levels, ratio=ratio)
+    return _student(
+        method,
+        teacher,
+        data,
+        f"DMD2, {len(levels)} step(s)",
+        rates={"fake_score": fake_lr, "generator": lr},
+        batch_size=batch_size,
+        until=until,
+        seed=seed,
+    )
+
+
+def ncvsd(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    gan_weight: float = 0.1,
+    gan_start: int = 0,
+    lr: float = 5e-4,
+    fake_lr: float = 2e-3,
+    discriminator_lr: float = 5e-4,
+    batch_size: int = 64,
+    until: int = 38_400,
+    seed: int = 0,
+) -> fs.Run:
+    """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        gan_weight: of the adversarial term.
+        gan_start: training images before the adversarial term enters.
+        lr: learning rate of the generator.
+        fake_lr: learning rate of the fake score, which has to keep up with the generator.
+        discriminator_lr: learning rate of the discriminator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of new weights, data order and noise.
+    """
+    import torch
+
+    def adam(rate: float, beta: float) -> fs.Adam:
+        return fs.Adam(rate, betas=(beta, 0.99), rampup=0.1 * until, cooldown=0.5 * until, until=until)
+
+    torch.manual_seed(seed)
+    method = fs.distill.NCVSD(
+        fs.load(teacher),
+        levels=(2.5,),
+        noise=fs.LogNormal(-0.4, 1.0),
+        gan_weight=gan_weight,
+        gan_start=gan_start,
+    )
+    return fs.Run(
+        method,
         fs.ImageStream(fs.images(data), seed=seed),
-        {"fake_score": adam(fake_lr), "generator": adam(lr)},
+        {"fake_score": adam(fake_lr, 0.5), "discriminator": adam(discriminator_lr, 0.5), "generator": adam(lr, 0.0)},
         batch_size=batch_size,
         until=until,
         ema=fs.HalfLife(8_000, rampup=0.25),
         seed=seed,
         snapshots=4,
         name="student",
-        card=fs.card(teacher).student(f"SiD, alpha {alpha:g}"),
+        card=fs.card(teacher).student("NCVSD"),
+    )
+
+
+def gdd(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    features: Features = "classifier",
+    innate: bool = False,
+    lr: float = 3e-4,
+    disc_lr: float = 5e-4,
+    batch_size: int = 64,
+    until: int = 76_800,
+    seed: int = 0,
+) -> fs.Run:
+    """A one-step student by a GAN loss alone, which starts from the teacher and learns from the data.
+
+    Its discriminator sees through features that need no download, where GDD has networks trained on ImageNet.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        features: of the discriminator: a small classifier of the data, trained first, or the encoder of the teacher.
+        innate: freeze most convolutions, as GDD-I does.
+        lr: learning rate of the generator.
+        disc_lr: learning rate of the discriminator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of new weights, data order and noise.
+    """
+    import torch
+
+    from fewstep.distill.gdd import GDD, INNATE
+    from fewstep.nets.projected import EncoderFeatures, ProjectedDiscriminator
+
+    denoiser, images = _gdd.matching(teacher, data)
+    stream = fs.ImageStream(images, seed=seed)
+    classify = features == "classifier"
+    network = _gdd.trained_classifier(stream, seed=seed) if classify else EncoderFeatures(denoiser, 0.2)
+    torch.manual_seed(seed)
+    judge = ProjectedDiscriminator([network], num_classes=denoiser.num_classes, width=32, seed=seed)
+    schedule = {"rampup": 0.02 * until, "cooldown": 0.5 * until, "until": until}
+    return fs.Run(
+        GDD(denoiser, judge, freeze=INNATE if innate else ()),
+        stream,
+        {"generator": fs.Adam(lr, betas=(0.0, 0.99), **schedule), "discriminator": _gdd.lazy(disc_lr, **schedule)},
+        batch_size=batch_size,
+        until=until,
+        ema=fs.HalfLife(8_000, rampup=0.25),
+        seed=seed,
+        snapshots=4,
+        name="student",
+        card=fs.card(teacher).student(f"{'GDD-I' if innate else 'GDD'}, discriminator on {judge.sees}"),
+    )
+
+
+def gddi(
+    teacher: Path,
+    data: str = "digits",
+    *,
+    features: Features = "classifier",
+    lr: float = 1e-3,
+    disc_lr: float = 5e-4,
+    batch_size: int = 64,
+    until: int = 64_000,
+    seed: int = 0,
+) -> fs.Run:
+    """As `digits:gdd`, with most convolutions of the generator frozen.
+
+    Args:
+        teacher: model or run folder of the teacher.
+        data: image zip or folder, or the built-in digits.
+        features: of the discriminator: a small classifier of the data, trained first, or the encoder of the teacher.
+        lr: learning rate of the generator.
+        disc_lr: learning rate of the discriminator.
+        batch_size: images per step.
+        until: training images in all.
+        seed: of new weights, data order and noise.
+    """
+    return gdd(
+        teacher,
+        data,
+        features=features,
+        innate=True,
+        lr=lr,
+        disc_lr=disc_lr,
+        batch_size=batch_size,
+        until=until,
+        seed=seed,
     )

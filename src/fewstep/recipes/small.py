@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype
+from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
 
 NETWORKS = {
     16: {"model_channels": 64, "channel_mult": (1, 2), "num_blocks": 2, "attn_resolutions": (8,)},
@@ -42,7 +42,8 @@ def teacher(
         batch_size: images per step.
         micro_batch: images at a time on a device; all of its share if left out.
         until: training images in all.
-        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
+        dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; float16 comes with a dynamic loss
+            scale; weights stay in float32.
         seed: of weights, data order and noise.
     """
     import torch
@@ -79,7 +80,7 @@ def teacher(
     return fs.Run(
         fs.Pretraining(denoiser, objective),
         fs.ImageStream(images, seed=seed),
-        {"denoiser": fs.Adam(lr, rampup=until / 20, cooldown=until / 5, until=until)},
+        {"denoiser": fs.Adam(lr, rampup=until / 20, cooldown=until / 5, until=until, loss_scale=loss_scale(dtype))},
         batch_size=batch_size,
         micro_batch=micro_batch,
         until=until,

@@ -1,0 +1,153 @@
+"""Improved distribution matching distillation (DMD2; Yin et al., 2024b, arXiv 2405.14867), the comparison that users know.
+
+The generator follows the difference of teacher and fake score, without gradients through them; the fake score, which
+moves more often, carries a small discriminator on its bottleneck.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser, Encoded
+from fewstep.diagnostics import by_sigma
+from fewstep.distill.adversarial import ClipNorm, as_fake, as_real, verdicts
+from fewstep.distill.players import check_teacher, frozen, simulated, student, trainable
+from fewstep.distill.sid import deviation, relative_gap
+from fewstep.method import Batch, Loss, Method, Phase
+from fewstep.noise import KarrasUniform, add_noise, expand, karras_ramp
+from fewstep.objectives import DenoisingLoss, NoiseLevels
+
+
+def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """|x0 - (x0 + (real - fake) / w)|^2 / 2 per sample, summed over pixels, whose target is held (Yin et al., 2024, Eq. 7).
+
+    x0: generated images (B, C, H, W). real, fake: what teacher and fake score make of their noisy versions. The gradient
+    in x0 is -(real - fake) / w with w = mean |x0 - real|, that of `sid_loss` if no gradient flows through the scores.
+    """
+    target = x0 + (real - fake) / expand(deviation(x0, real), x0)
+    return (x0 - target.detach()).square().flatten(1).sum(1) / 2
+
+
+def level(step: int) -> float:
+    """Level `step` of DMD2's thousand, from 0.002 at 0 to 80 at 999, on EDM's ramp."""
+    return float(karras_ramp(torch.tensor(step / 999, dtype=torch.float64), 0.002, 80.0, 7.0))
+
+
+class Head(nn.Module):
+    """A discriminator on a bottleneck (B, C, n, n): two convolutions down to one pixel, one to a logit; (B, 1, 1, 1).
+
+    For n = 8 as published: kernel 4 by stride 2, kernel 4 by stride 4, each with GroupNorm and SiLU.
+    """
+
+    def __init__(self, channels: int, n: int) -> None:
+        super().__init__()
+        first = nn.Conv2d(channels, channels, 4, 2, 1) if n > 1 else nn.Conv2d(channels, channels, 1)
+        rest = max(n // 2, 1)
+        groups = math.gcd(32, channels, max(channels // 8, 1))  # of 8 channels at least, as one pixel is left
+        self.conv0, self.norm0 = first, nn.GroupNorm(groups, channels)
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, rest, rest), nn.GroupNorm(groups, channels)
+        self.conv2 = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, bottleneck: Tensor) -> Tensor:
+        h = F.silu(self.norm0(self.conv0(bottleneck.to(self.conv0.weight.dtype))))
+        return self.conv2(F.silu(self.norm1(self.conv1(h))))
+
+
+class Critic(nn.Module):
+    """The fake score and the discriminator on its bottleneck, which move together."""
+
+    def __init__(self, score: Denoiser) -> None:
+        super().__init__()
+        self.score = score
+        place = next(score.parameters())
+        with torch.no_grad():
+            x = torch.zeros(1, *score.shape, device=place.device)
+            _, channels, height, width = score.encode(x, 1.0).features.bottleneck.shape
+        if height != width or height & (height - 1):
+            raise ValueError(
+                f"the head needs a square bottleneck of 1, 2, 4, 8 ... pixels a side; got {height}x{width}"
+            )
+        self.head = Head(channels, height).to(place.device)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        return self.head(encoded.features.bottleneck)
+
+
+class DMD2(Method):
+    """Players: teacher (fixed), fake_score (with the head) and generator, all from the teacher.
+
+    Losses are means over pixels, as published:
+
+    generator: dmd_loss / (C H W) + gan_weight softplus(-d(x0 + t n)),
+    fake score: lambda(sigma) mean |D(x0 + sigma eps) - x0|^2 + disc_weight (softplus(-d(image + t n)) + softplus(d(x0 + t' n'))).
+
+    levels: from which the generator makes images, largest first; with several, a step of it is trained at a time, on
+    what the steps before made ("backward simulation"). noise: the levels at which the scores are compared. fake_noise:
+    those of the fake score and of what the discriminator sees. ratio: steps of the fake score for one of the generator.
+    adversarial: without it neither head nor data are used. clip: largest norm of the gradients.
+    """
+
+    product = "generator"
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        *,
+        generator: Denoiser | None = None,
+        levels: tuple[float, ...] = (80.0,),
+        noise: NoiseLevels = KarrasUniform(sigma_min=level(20), sigma_max=level(980)),
+        fake_noise: NoiseLevels = KarrasUniform(),
+        gan_weight: float = 3e-3,
+        disc_weight: float = 1e-2,
+        ratio: int = 5,
+        adversarial: bool = True,
+        clip: float = 10.0,
+    ) -> None:
+        super().__init__()
+        check_teacher(teacher)
+        self.teacher = frozen(teacher)
+        score = trainable(teacher)
+        score.uncertainty = None
+        self.fake_score = Critic(score)
+        self.generator = student(teacher, generator, levels)
+        self.levels, self.noise, self.objective = levels, noise, DenoisingLoss(fake_noise)
+        self.gan_weight, self.disc_weight, self.ratio, self.clip = gan_weight, disc_weight, ratio, clip
+        self.adversarial = self.needs_images = adversarial
+        self.phases = (
+            Phase("generator", self.generator_loss, every=ratio, clean=ClipNorm(clip)),
+            Phase("fake_score", self.fake_score_loss, clean=ClipNorm(clip)),
+        )
+
+    def judged(self, image: Tensor, label: Tensor | None) -> Tensor:
+        """Logits of images at noise levels of their own."""
+        t = self.objective.noise(image)
+        return self.fake_score.logits(self.fake_score.score.encode(add_noise(image, t), t, label))
+
+    def generator_loss(self, batch: Batch) -> Loss:
+        x0 = simulated(self.generator, batch, self.levels)
+        sigma = self.noise(x0)
+        with torch.no_grad():
+            x = add_noise(x0, sigma)
+            real = self.teacher(x, sigma, batch.label)
+            fake = self.fake_score.score(x, sigma, batch.label)
+        loss = dmd_loss(x0, real, fake) / x0[0].numel()
+        logs = {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
+        if not self.adversarial:
+            return loss, logs
+        gan = as_real(self.judged(x0, batch.label))
+        return loss + self.gan_weight * gan, logs | {"dmd": loss.detach().mean(), "gan": gan.detach().mean()}
+
+    def fake_score_loss(self, batch: Batch) -> Loss:
+        with torch.no_grad():
+            x0 = simulated(self.generator, batch, self.levels)
+        loss, logs = self.objective(self.fake_score.score, batch._replace(image=x0))
+        loss = loss / x0[0].numel()
+        if not self.adversarial:
+            return loss, logs
+        real, fake = self.judged(batch.image, batch.label), self.judged(x0, batch.label)
+        disc = as_real(real) + as_fake(fake)
+        return loss + self.disc_weight * disc, logs | {"disc": disc.detach().mean()} | verdicts(real, fake)

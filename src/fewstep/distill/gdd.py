@@ -1,0 +1,168 @@
+"""GDD and GDD-I (Zheng & Yang, 2024, arXiv 2405.20750): a teacher becomes a one-step generator by a GAN loss alone.
+
+What is distilled is the initialisation: the generator starts as the teacher at its highest noise level, and a projected
+discriminator compares its images with data. No score is involved. GDD-I ("innate") freezes most convolutions, so that
+what is learnt is how the teacher's layers are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fewstep.data.diffaugment import ADA
+from fewstep.denoiser import Denoiser
+from fewstep.distill.adversarial import as_fake, as_real, verdicts
+from fewstep.distill.players import check_teacher, one_step
+from fewstep.method import Batch, Loss, Method, Phase
+from fewstep.nets.layers import UNetBlock
+from fewstep.nets.projected import Classifier
+from fewstep.precondition import EDM, Boundary
+
+Role = Literal["conv0", "conv1", "proj", "qkv", "skip"]
+"""What a layer does in its U-Net block: the two convolutions, attention's output and input, the shortcut."""
+
+INNATE: tuple[Role, ...] = ("conv0", "conv1", "proj")
+"""What GDD-I freezes: 84 % of NCSN++'s parameters, 79 % of ADM's."""
+
+
+def freeze_layers(net: nn.Module, roles: tuple[Role, ...]) -> int:
+    """Take the layers of these roles out of training, in every U-Net block; returns how many parameters they have.
+
+    Input and output convolutions, the residual encoder's, norms and embeddings belong to no role and stay trainable.
+    """
+    layers = [getattr(block, role, None) for block in net.modules() if isinstance(block, UNetBlock) for role in roles]
+    fixed = [p for layer in layers if layer is not None for p in layer.parameters()]
+    if roles and not fixed:
+        raise ValueError(
+            f"freezing knows the U-Net blocks of DDPM++, NCSN++ and ADM; {type(net).__name__} has none of them with a "
+            f"layer {' or '.join(roles)}. Distil it without: freeze=()"
+        )
+    for p in fixed:
+        p.requires_grad_(False)
+    return sum(p.numel() for p in fixed)
+
+
+def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
+    """The teacher as a generator from `sigma`: its weights, without dropout and augmentation labels, as the identity at
+    `eps`.
+    """
+    if not isinstance(teacher.precondition, EDM):
+        raise ValueError(
+            f"GDD starts from a teacher with EDM's preconditioning; this one has {type(teacher.precondition).__name__}'s, "
+            "under which the network does not predict an image"
+        )
+    config = teacher.net.config
+    off = {name: 0 for name in ("dropout", "label_dropout", "augment_dim") if getattr(config, name, 0)}
+    net: Any = type(teacher.net)(dataclasses.replace(config, **off))
+    known = net.state_dict().keys()
+    net.load_state_dict({k: v.clone() for k, v in teacher.net.state_dict().items() if k in known}, assign=True)
+    boundary = Boundary(teacher.sigma_data, eps, teacher.sigma_min, teacher.sigma_max)
+    return Denoiser(net, precondition=boundary, levels=(sigma,), dtype=teacher.dtype, codec=teacher.codec)
+
+
+class GDD(Method):
+    """Players: generator, from the teacher, and discriminator.
+
+    discriminator: `(x, label) -> [logits (B, K), ...]`, a tensor for each feature network; normally a
+    `ProjectedDiscriminator`. freeze: the roles of layers that stay the teacher's, `INNATE` for GDD-I. sigma_init, eps: the
+    noise level from which the generator starts, and the one where it is the identity. r1, r1_every: gamma of the penalty
+    on real images, and how many steps lie between its moves, whose strength is multiplied by it. augment: of what the
+    discriminator sees, `DiffAugment` or `ADA`, except in the penalty; the published runs have none. loss_scale: of the
+    adversarial losses; the papers' sum over the images of a GPU is that number here, to which Adam is nearly blind.
+    """
+
+    product = "generator"
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        discriminator: nn.Module,
+        *,
+        freeze: tuple[Role, ...] = (),
+        sigma_init: float = 80.0,
+        eps: float = 0.002,
+        r1: float = 1e-4,
+        r1_every: int = 16,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_teacher(teacher)
+        classes = getattr(discriminator, "num_classes", 0)
+        if classes not in (0, teacher.num_classes):
+            raise ValueError(
+                f"the discriminator judges images of {classes} classes, the teacher makes {teacher.num_classes or 'none'}; "
+                "give it the teacher's number, or none"
+            )
+        self.generator = generator_of(teacher, sigma_init, eps)
+        self.frozen = freeze_layers(self.generator.net, freeze)
+        self.freeze, self.sigma_init = freeze, sigma_init
+        self.discriminator = discriminator
+        self.sees = getattr(discriminator, "sees", type(discriminator).__name__)
+        self.r1, self.r1_every, self.loss_scale = r1, r1_every, loss_scale
+        self.augment, self.augmentation = augment, repr(augment)  # the words, for the run's record
+        self.phases = (
+            Phase("generator", self.generator_loss),
+            Phase("discriminator", self.discriminator_loss),
+            Phase("discriminator", self.r1_penalty, every=r1_every, start=1),  # not before the first moves
+        )
+
+    def judge(self, x: Tensor, label: Tensor | None) -> list[Tensor]:
+        """The discriminator's logits on augmented images."""
+        return self.discriminator(x if self.augment is None else self.augment(x), label)
+
+    def generator_loss(self, batch: Batch) -> Loss:
+        logits = self.judge(one_step(self.generator, batch, self.sigma_init), batch.label)
+        return self.loss_scale * total(as_real, logits), {}
+
+    def discriminator_loss(self, batch: Batch) -> Loss:
+        with torch.no_grad():
+            x0 = one_step(self.generator, batch, self.sigma_init)
+        fake, real = self.judge(x0, batch.label), self.judge(batch.image, batch.label)
+        loss = self.loss_scale * (total(as_fake, fake) + total(as_real, real))
+        return loss, verdicts(torch.cat(real, dim=1), torch.cat(fake, dim=1))
+
+    def r1_penalty(self, batch: Batch) -> Loss:
+        """every gamma / 2 |d(sum of all logits of an image) / d image|^2 (Mescheder et al., 2018), on images as they are."""
+        image = batch.image.detach().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be differentiated twice
+            logits = self.discriminator(image, batch.label)
+        [slope] = torch.autograd.grad(torch.cat(logits, dim=1).sum(), image, create_graph=True)
+        return self.r1_every * self.r1 / 2 * slope.square().flatten(1).sum(1), {}
+
+    def settle(self, logs: dict[str, Tensor], images: int) -> None:
+        """The spectral norms follow the heads, and the strength of adaptive augmentation the discriminator."""
+        if hasattr(self.discriminator, "settle"):
+            cast(Any, self.discriminator).settle()
+        if isinstance(self.augment, ADA):
+            self.augment.follow(logs["discriminator_loss/sign_real"], images)
+
+
+def total(term: Callable[[Tensor], Tensor], logits: list[Tensor]) -> Tensor:
+    """A term (B,) of the game, summed over feature networks; within each it is a mean over its logits."""
+    return torch.stack([term(each) for each in logits]).sum(0)
+
+
+class Classification(Method):
+    """Trains a classifier on images and their classes, so that its features can be a discriminator's (see `Classifier`)."""
+
+    product = "classifier"
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.phases = (Phase("classifier", self.cross_entropy),)
+
+    def cross_entropy(self, batch: Batch) -> Loss:
+        assert batch.label is not None
+        logits = self.classifier.logits(batch.image)
+        return F.cross_entropy(logits, batch.label, reduction="none"), {
+            "accuracy": (logits.argmax(1) == batch.label).float().mean()
+        }

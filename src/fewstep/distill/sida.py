@@ -1,0 +1,122 @@
+"""Adversarial score identity distillation (SiDA; Zhou et al., 2025, arXiv 2410.14919): SiD that also sees real images.
+
+The encoder of the fake score is the discriminator, so that the game between real and fake costs no network: where SiD
+evaluates the fake score, the same pass gives the logits. SiD2A is the same with a generator that SiD made.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Denoiser
+from fewstep.diagnostics import by_sigma
+from fewstep.distill.adversarial import ClipValue, as_fake, as_real, encoder_logits, verdicts
+from fewstep.distill.players import check_teacher, few_steps, frozen, student
+from fewstep.distill.sid import confidence, deviation, evaluated, learner, relative_gap, sid_loss
+from fewstep.method import Batch, Loss, Method, Phase, sanitize
+from fewstep.noise import KarrasUniform, add_noise, expand
+from fewstep.objectives import DenoisingLoss, NoiseLevels
+
+Average = Literal["micro_batch", "global"]
+
+
+class SiDA(Method):
+    """Players: teacher (fixed), fake_score, which discriminates too, and generator, all from the teacher.
+
+    With d the logits of a noisy image, their mean over its pixels, and all of SiD's terms as there,
+
+    fake score: lambda(sigma) |D(x0 + n) - x0|^2 + disc_weight lambda(sigma) (softplus(-d(image + n)) + softplus(d(x0 + n))) / 2,
+    generator: (loss_scale sid_loss + gan_weight C H W softplus(-clamp(d(x), -10, 10)) / w) / 2.
+
+    generator: what to start from instead of the teacher; a student of SiD makes it SiD2A. gates: in images: where the
+    generator begins to move, by SiD's loss alone, and where the sum above begins. average: the softplus terms are
+    those of the micro-batch, averaged, for each of its images, as published, so that the step depends on the size of the
+    micro-batch; "global" gives each image its own, and a step does not depend on how its batch is split. clip: bound of each
+    entry of the fake score's gradient (EDM; None for EDM2). disc_weight: 1 (EDM) or 100 (EDM2). The rest is SiD's.
+    """
+
+    product = "generator"
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        *,
+        generator: Denoiser | None = None,
+        alpha: float = 1.0,
+        levels: tuple[float, ...] = (2.5,),
+        noise: NoiseLevels = KarrasUniform(t_max=0.8),
+        objective: DenoisingLoss | None = None,
+        uncertainty: bool | None = None,
+        loss_scale: float = 100.0,
+        disc_weight: float = 1.0,
+        gan_weight: float = 0.01,
+        gates: tuple[int, int] = (100_000, 200_000),
+        average: Average = "micro_batch",
+        clip: float | None = 1.0,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        check_teacher(teacher)
+        self.teacher = frozen(teacher)
+        self.fake_score = learner(teacher, uncertainty)
+        self.generator = student(teacher, generator, levels)
+        self.alpha, self.levels, self.noise = alpha, levels, noise
+        self.objective = objective or DenoisingLoss()
+        self.loss_scale, self.disc_weight, self.gan_weight = loss_scale, disc_weight, gan_weight
+        self.gates, self.average, self.clip, self.recompute = gates, average, clip, recompute
+        self.phases = (
+            Phase("fake_score", self.fake_score_loss, clean=sanitize if clip is None else ClipValue(clip)),
+            Phase("generator", self.sid_alone, start=gates[0], stop=gates[1]),
+            Phase("generator", self.sid_and_gan, start=gates[1]),
+        )
+
+    def averaged(self, terms: Tensor) -> Tensor:
+        """What counts for each image of the micro-batch: their mean, or its own term."""
+        return terms.mean().expand_as(terms) if self.average == "micro_batch" else terms
+
+    def fake_score_loss(self, batch: Batch) -> Loss:
+        """Denoising of generated images, and telling them from real ones of the same classes, levels and noise."""
+        with torch.no_grad():
+            x0 = few_steps(self.generator, batch, self.levels)
+        augment = self.objective.augment or (lambda batch: batch)
+        made, real = augment(batch._replace(image=x0)), augment(batch)
+        sigma = self.objective.noise(x0)
+        n = expand(sigma, x0) * torch.randn_like(x0)
+        encoded = self.fake_score.encode(made.image + n, sigma, made.label, augment=made.augment)
+        error = self.fake_score.decode(encoded) - made.image
+        loss, logs = self.objective.weigh(self.fake_score, sigma, error)
+        fake_logits = encoder_logits(encoded)
+        real_logits = encoder_logits(self.fake_score.encode(real.image + n, sigma, real.label, augment=real.augment))
+        weight = self.objective.weight(sigma, self.fake_score.sigma_data) * confidence(self.fake_score, sigma)
+        disc = weight * self.averaged(as_real(real_logits) + as_fake(fake_logits)) / 2
+        logs |= {"disc": disc.detach().mean()} | verdicts(real_logits, fake_logits)
+        return loss + self.disc_weight * disc, logs
+
+    def judged(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the fake score makes of noisy images, and its logits, from one pass through the encoder."""
+        encoded = self.fake_score.encode(x, sigma, label)
+        return self.fake_score.decode(encoded), encoder_logits(encoded)
+
+    def terms(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """SiD's and the adversarial loss of the generator, each (B,), and figures."""
+        x0 = few_steps(self.generator, batch, self.levels)
+        sigma = self.noise(x0)
+        x = add_noise(x0, sigma)
+        real = evaluated(self.teacher, x, sigma, batch.label, recompute=self.recompute)
+        fake, logits = evaluated(self.judged, x, sigma, batch.label, recompute=self.recompute)
+        weight = confidence(self.fake_score, sigma)
+        sid = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * weight
+        scale = self.gan_weight * x0[0].numel() / deviation(x0, real) * weight
+        gan = scale * self.averaged(as_real(logits.clamp(-10, 10)))
+        return sid, gan, {"gap": by_sigma(sigma, relative_gap(x0, real, fake)), "logit": logits.detach().mean()}
+
+    def sid_alone(self, batch: Batch) -> Loss:
+        sid, _, logs = self.terms(batch)
+        return sid, logs
+
+    def sid_and_gan(self, batch: Batch) -> Loss:
+        sid, gan, logs = self.terms(batch)
+        return (sid + gan) / 2, logs | {"sid": sid.detach().mean(), "gan": gan.detach().mean()}

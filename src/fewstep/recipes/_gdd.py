@@ -1,0 +1,136 @@
+"""What the distillations by GDD and GDD-I share (Zheng & Yang, 2024, arXiv 2405.20750).
+
+The settings are those of the published scripts, in which these were corrected or are without effect: the random projections
+of the discriminator differed between GPUs and were drawn anew after a resume, together with the discriminator and its
+optimizer; micro-batches smaller than a GPU's share were not accumulated; the average of ImageNet, of 50 million images,
+never binds, since its ramp-up is shorter; augmentation is off, though GDD-I's scripts leave a strength behind. They ran on
+4 GPUs, whose share of a batch is what batch norm and the sum over images see.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import fewstep as fs
+from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+
+if TYPE_CHECKING:
+    from fewstep.nets.projected import Classifier
+
+GPUS = 4
+BETA = 0.99
+R1_EVERY = 16
+CLASSIFIER_IMAGES = 25_600
+"""On which a classifier is trained on the spot."""
+
+
+class Row(NamedTuple):
+    """Of a data set. backbones: of the discriminator, beside EfficientNet-Lite0. half_life: of the average, in images."""
+
+    shape: tuple[int, int, int]
+    backbone: Literal["vgg", "deit"]
+    half_life: float
+
+
+ROWS = {
+    "cifar10": Row((3, 32, 32), "vgg", 500_000),
+    "afhqv2": Row((3, 64, 64), "deit", 500_000),
+    "ffhq": Row((3, 64, 64), "deit", 500_000),
+    "imagenet64": Row((3, 64, 64), "deit", 50_000_000),
+}
+
+
+def distil(
+    row: str,
+    teacher: Path,
+    data: Path,
+    *,
+    innate: bool,
+    weights: str,
+    lr: float,
+    disc_lr: float,
+    batch_size: int,
+    micro_batch: int | None,
+    until: int,
+    dtype: Dtype,
+    seed: int,
+) -> fs.Run:
+    """A run of GDD, or of GDD-I if `innate`; with classes, in generator and discriminator, if the teacher has them.
+
+    weights: of the feature networks, a folder of NAME.safetensors, or "hub".
+    """
+    import torch
+
+    from fewstep.distill.gdd import GDD, INNATE
+    from fewstep.nets.projected import DEIT, EFFICIENTNET, VGG, PretrainedFeatures, ProjectedDiscriminator
+
+    shape, backbone, half_life = ROWS[row]
+    denoiser, images = matching(teacher, data)
+    if denoiser.shape != shape:
+        raise ValueError(
+            f"{teacher}: this recipe is for models of images of shape {shape}; this one makes {denoiser.shape}"
+        )
+    denoiser.dtype = chosen_dtype(dtype)
+    place = "hub" if weights == "hub" else Path(weights)
+    backbones = ({"vgg": VGG, "deit": DEIT}[backbone], EFFICIENTNET)
+    torch.manual_seed(seed)
+    judge = ProjectedDiscriminator(
+        [PretrainedFeatures(each, place, seed=seed) for each in backbones], num_classes=denoiser.num_classes, seed=seed
+    )
+    method = GDD(denoiser, judge, freeze=INNATE if innate else (), loss_scale=batch_size / GPUS)
+    words = "GDD-I" if innate else "GDD"
+    return fs.Run(
+        method,
+        fs.ImageStream(images, seed=seed),
+        {"generator": fs.Adam(lr, betas=(0.0, BETA), loss_scale=loss_scale(dtype)), "discriminator": lazy(disc_lr)},
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        until=until,
+        ema=fs.HalfLife(half_life),
+        seed=seed,
+        snapshots=max(1, until // 250_000),
+        checkpoint_seconds=600.0,
+        name=f"{row}-{'gddi' if innate else 'gdd'}",
+        card=fs.card(teacher).student(f"{words}, discriminator on {judge.sees}"),
+    )
+
+
+def lazy(lr: float, **schedule: float) -> fs.Adam:
+    """The discriminator's Adam, corrected for a penalty that moves in every 16th step alone: its rate times 16/17, its
+    beta to that power (Karras et al., 2020, App. B).
+    """
+    share = R1_EVERY / (R1_EVERY + 1)
+    return fs.Adam(lr * share, betas=(0.0, BETA**share), **schedule)
+
+
+def matching(teacher: Path, data: Path | str) -> tuple[fs.Denoiser, fs.ImageData]:
+    """The teacher and the images, if the one could have been trained on the other."""
+    denoiser, images = fs.load(teacher), fs.images(data)
+    if denoiser.shape != images.shape:
+        raise ValueError(
+            f"{teacher} makes images of shape {denoiser.shape}, {data} has {images.shape}; give the images that the teacher "
+            "was trained on"
+        )
+    if denoiser.num_classes and (images.labels is None or images.num_classes != denoiser.num_classes):
+        raise ValueError(
+            f"{teacher} knows {denoiser.num_classes} classes, {data} has {images.num_classes or 'none'}; give the images "
+            "that the teacher was trained on, or a teacher without classes"
+        )
+    return denoiser, images
+
+
+def trained_classifier(stream: fs.ImageStream, *, seed: int) -> Classifier:
+    """A small classifier of the data, trained here and now: a function of the data and the seed."""
+    import torch
+
+    from fewstep.distill.gdd import Classification
+    from fewstep.nets.projected import Classifier
+
+    torch.manual_seed(seed)
+    method = Classification(Classifier(stream.data.shape, stream.data.num_classes))
+    adam = fs.Adam(2e-3, betas=(0.9, 0.99), cooldown=CLASSIFIER_IMAGES / 2, until=CLASSIFIER_IMAGES)
+    trainer = fs.Trainer(method, stream, {"classifier": adam}, batch_size=128, seed=seed)
+    while trainer.nimg < CLASSIFIER_IMAGES:
+        trainer.step()
+    return method.classifier
