@@ -342,6 +342,17 @@ def runs(tmp_path):
     return tmp_path
 
 
+def test_figures_by_noise_level_share_a_chart(tmp_path):
+    write_run(tmp_path / "run")
+    with (tmp_path / "run/log.jsonl").open("w") as file:
+        for i in range(1, 9):
+            levels = {"loss/gap@0.1": 1.0 * i, "loss/gap@1": 2.0} | ({"loss/gap@10": 3.0} if i > 4 else {})
+            file.write(json.dumps({"nimg": i, "loss": 1.0, "loss/gap": 1.5} | levels) + "\n")
+    page = page_of(tmp_path)
+    assert page.tags.count("svg") == 3  # the loss, the gap, and the gap over noise
+    assert {"to 2 images", "to 4 images", "to 6 images", "to 8 images"} <= set(page.text["text"])
+
+
 def test_page_shows_all(runs):
     page = page_of(runs, title="Two runs")
     assert page.text["h1"] == ["Two runs"]
@@ -352,8 +363,8 @@ def test_page_shows_all(runs):
         "fewstep train digits:teacher --seed 3\nfewstep train digits:student --seed 3",
     ]
     assert page.tags.count("img") == 1 + 4 + 4
-    # FD over NFE and over training; loss, FD, gradient norm of each run. What is zero throughout has no chart.
-    assert page.tags.count("svg") == 2 + 3 + 3
+    # FD over NFE, over training and over time; loss, FD, gradient norm of each run. What is zero throughout has no chart.
+    assert page.tags.count("svg") == 3 + 3 + 3
     assert "Zero throughout: nonfinite/denoiser." in page.text["p"]
     assert {"after 0 images", "after 320 images", "n 1,797, seeds 0-1796"} <= set(page.text["figcaption"])
     assert {"Pretraining", "6400", "1 min 40 s", "3"} <= set(page.text["b"])

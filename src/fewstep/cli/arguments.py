@@ -23,17 +23,6 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def show_seeds(seeds: Sequence[int]) -> str:
-    """The inverse of `parse_seeds`."""
-    parts: list[str] = []
-    start = 0
-    for i in range(1, len(seeds) + 1):
-        if i == len(seeds) or seeds[i] != seeds[i - 1] + 1:
-            parts.append(f"{seeds[start]}-{seeds[i - 1]}" if i - start > 1 else f"{seeds[start]}")
-            start = i
-    return ",".join(parts)
-
-
 def with_config(argv: Sequence[str]) -> list[str]:
     """Replace `--config FILE` by the options in that YAML file, put first: of an option given twice the last counts."""
     rest: list[str] = []

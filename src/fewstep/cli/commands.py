@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli.arguments import command_line, joined, parse_seeds, show_seeds, with_config
+from fewstep.cli import evaluation, restoration
+from fewstep.cli.arguments import command_line, joined, parse_seeds, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
+
+if TYPE_CHECKING:
+    from fewstep.train.run import Run
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
 
 
-def demo(*, out: Path = Path("runs/demo"), minutes: float = 5.0, fresh: bool = False, seed: int = 0) -> None:
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    minutes: float = 5.0,
+    all_methods: bool = False,
+    fresh: bool = False,
+    seed: int = 0,
+) -> None:
     """The whole path on a laptop: teacher, one-step student, samples, measurements, report.
 
     Args:
         out: where everything is written; a second call continues or reuses what is there.
-        minutes: about how long training may take on two cores; more is better.
+        minutes: about how long training of teacher and one student may take on two cores; more is better.
+        all_methods: a student by every method of distillation, about three minutes each.
         fresh: start over.
         seed: of weights, data order and noise.
     """
     from fewstep.demo import demo as run_demo
 
-    run_demo(out, minutes=minutes, fresh=fresh, seed=seed)
+    run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
 
 
 def pack(
@@ -66,6 +79,31 @@ def pack(
     )
     print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
     print(f"{dest}: {packed.images:,} images, {'x'.join(map(str, packed.shape))}, {len(packed.skipped)} left out")
+
+
+def data_latents(
+    source: Positional[Path],
+    dest: Positional[Path],
+    *,
+    encoder: str = "stabilityai/sd-vae-ft-mse",
+    batch: int = 8,
+) -> None:
+    """Encode images with Stable Diffusion's VAE, as EDM2 trains on them at 512x512; needs fewstep[vae].
+
+    Args:
+        source: image zip or folder, RGB of one size.
+        dest: the zip of latents to write.
+        encoder: folder of diffusers' AutoencoderKL, or its name on the hub.
+        batch: images at a time; more are faster and need more memory.
+    """
+    from fewstep.data import images as open_images
+    from fewstep.data.codec import StabilityVAE
+    from fewstep.data.latents import encode_images
+    from fewstep.distributed import device
+
+    codec = StabilityVAE(encoder, batch_size=batch)
+    n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
+    print(f"{dest}: latents of {n:,} images; next: fewstep recipes imagenet512:teacher")
 
 
 def data_stats(data: Positional[str]) -> None:
@@ -116,13 +154,44 @@ def ema(run: Positional[Path], *, std: str, nimg: int | None = None, out: Path |
         print(path)
 
 
-def fitting(*, out: Path, fresh: bool = False) -> None:
+def fitting(
+    *,
+    out: Path,
+    fresh: bool = False,
+    track: str | None = None,
+    eval_every: int | None = None,
+    eval_metrics: str = "fd_pixels",
+    eval_images: int = 10_000,
+    eval_reference: str | None = None,
+) -> None:
     """What `train` and `distill` add to a recipe.
 
     Args:
         out: the run's folder; the same command again resumes it.
         fresh: start over.
+        track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
+        eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
+        eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
+        eval_images: how many images are made for it.
+        eval_reference: images or statistics, as of fewstep eval; the training images if left out.
     """
+
+
+def monitored(run: Run, given: Mapping[str, Any]) -> None:
+    """Add trackers and evaluations to a run."""
+    from fewstep.convert.references import open_reference
+    from fewstep.train.evaluation import Evaluation
+
+    if given["track"] is not None:
+        run.track = tuple(given["track"].split(","))
+    if given["eval_every"] is not None:
+        reference = None if given["eval_reference"] is None else open_reference(given["eval_reference"])
+        names = tuple(given["eval_metrics"].split(","))
+        run.evaluation = Evaluation(given["eval_every"], names, reference, given["eval_images"])
+        return
+    for name, option in inspect.signature(fitting).parameters.items():
+        if name.startswith("eval_") and given[name] != option.default:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect without --eval-every IMAGES")
 
 
 def fit_recipe(argv: Sequence[str], command: str) -> None:
@@ -142,6 +211,7 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     from fewstep.train.run import fit
 
     run.command = command_line([command, *argv])
+    monitored(run, given)
     with process_group():
         fit(run, given["out"], fresh=given["fresh"])
     print(f"{given['out']}: trained to {run.until:,} images; next: fewstep sample {given['out']} --grid grid.png")
@@ -208,69 +278,6 @@ def sample(
                 np.savez(file, arr_0=np.stack(images))
 
 
-def evaluate(
-    source: Positional[Path],
-    *,
-    reference: str,
-    seeds: str | None = None,
-    batch: int = 64,
-    out: Path | None = None,
-    sampling: OmitArgPrefixes[Sampling] = Sampling(),
-) -> None:
-    """Measure a model, or images in a folder or zip, against real images; the result carries its protocol.
-
-    Args:
-        source: model or run folder, or images.
-        reference: image zip or folder, or the built-in digits.
-        seeds: of the images of a model; as many as the reference has if left out.
-        batch: images at a time; it does not change the result.
-        out: JSON file to write the results to.
-        sampling: how a model makes images.
-    """
-    import json
-
-    from fewstep.checkpoint import load
-    from fewstep.data import images as open_images
-    from fewstep.distributed import device, process_group, rank, world_size
-    from fewstep.files import write_json
-    from fewstep.generate import generate
-    from fewstep.metrics.evaluate import evaluate as measure
-    from fewstep.progress import track
-
-    real = open_images(reference)
-    with process_group():
-        if is_model(source):
-            model = load(source, device=device())
-            plan = sampling.plan(model)
-            if tuple(model.shape) != tuple(real.shape):
-                raise ValueError(
-                    f"{source} makes images of shape {model.shape}; those of {reference} have {real.shape}"
-                )
-            chosen = parse_seeds(seeds) if seeds is not None else list(range(len(real)))
-            made = (x.transpose(2, 0, 1) for x in generate(model, chosen, plan=plan, batch_size=batch))
-            protocol = {"model": str(source), "seeds": show_seeds(chosen), **plan.describe()}
-            total = len(chosen[rank() :: world_size()])
-        else:
-            if seeds is not None or sampling != Sampling():
-                raise ValueError(f"{source} holds images, not a model: --seeds and the sampler's options do not apply")
-            fake = open_images(source)
-            indices = range(rank(), len(fake), world_size())
-            made, total = (fake[i] for i in indices), len(indices)
-            protocol = {"images": fake.name, "sha256": fake.fingerprint}
-        results = measure(track(made, total=total, description="eval"), real, protocol=protocol)
-        if rank() == 0:
-            if out is not None:
-                write_json(out, [r.asdict() for r in results])
-            for r in results:
-                print(f"{r.metric} {r.value:.4f}  n {r.n}")
-                print(json.dumps(r.protocol, indent=2))
-
-
-def is_model(path: Path) -> bool:
-    """Whether a path means a model or a run rather than images."""
-    return (path / "config.json").is_file() or (path / "run.json").is_file()
-
-
 def convert(
     source: Positional[str],
     out: Positional[Path],
@@ -324,6 +331,52 @@ def export(model: Positional[Path], out: Positional[Path]) -> None:
     print(f"{out}: {len(tensors)} tensors")
 
 
+def compare(
+    teacher: Positional[Path],
+    methods: Positional[tuple[str, ...]],
+    *,
+    data: str,
+    out: Path,
+    until: int | None = None,
+    evaluations: int = 6,
+    metrics: str = "fd_pixels",
+    seed: int = 0,
+    fresh: bool = False,
+) -> None:
+    """Distil one teacher by several recipes at equal budget: a table, and a report with quality over NFE, images and seconds.
+
+    Args:
+        teacher: model or run folder.
+        methods: recipes such as digits:sid digits:gdd, or mine.py:recipe; what takes a student starts from that of SiD.
+        data: images for training and as the reference: zip or folder, or the built-in digits.
+        out: folder of all runs, results.json and report.html; a second call continues.
+        until: training images of every method; those of its recipe if left out.
+        evaluations: measurements of each run on its way.
+        metrics: such as fid,pr; fewstep eval explains them.
+        seed: of weights, data order and noise.
+        fresh: start over.
+    """
+    from fewstep.compare import compare as run_compare
+    from fewstep.compare import show
+
+    if not methods:
+        raise ValueError("name the recipes to compare, such as digits:sid digits:sida; fewstep recipes lists them")
+    rows = run_compare(
+        teacher,
+        methods,
+        out,
+        data=data,
+        until=until,
+        evaluations=evaluations,
+        metrics=tuple(metrics.split(",")),
+        seed=seed,
+        fresh=fresh,
+        command=command_line(["compare", str(teacher), *methods, "--data", data, "--out", str(out)]),
+    )
+    show(rows, out)
+    print(f"Look at {out / 'report.html'}")
+
+
 def report(folder: Positional[Path]) -> None:
     """Write report.html, one self-contained page, from the runs and results in a folder.
 
@@ -357,11 +410,12 @@ def bench_samplers(
     run_bench(out, model=model, reference=reference, samples=samples, seed=seed)
 
 
-def recipes(name: Positional[str | None] = None) -> None:
+def recipes(name: Positional[str | None] = None, *, method: str | None = None) -> None:
     """List the recipes, or show the options of one.
 
     Args:
         name: such as digits:teacher.
+        method: list those of one method alone, such as sida or teacher.
     """
     from fewstep.recipes import find
     from fewstep.recipes import recipes as all_recipes
@@ -370,6 +424,11 @@ def recipes(name: Positional[str | None] = None) -> None:
         tyro.cli(joined(find(name), fitting), args=["--help"], prog=f"fewstep train|distill {name}")
         return
     known = all_recipes()
+    if method is not None:
+        methods = dict.fromkeys(n.partition(":")[2] for n in known)
+        if method not in methods:
+            raise ValueError(f"there is no method {method!r}; there are {', '.join(methods)}")
+        known = {n: recipe for n, recipe in known.items() if n.endswith(f":{method}")}
     width = max(len(n) for n in known)
     for n, recipe in known.items():
         print(f"{n:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
@@ -378,15 +437,24 @@ def recipes(name: Positional[str | None] = None) -> None:
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "the whole path on a laptop, without a download"),
     "data pack": (pack, "pack images into a data set"),
+    "data latents": (data_latents, "encode images with a VAE, for training on latents"),
     "data stats": (data_stats, "measure a data set, and propose how to train on it"),
     "data check": (data_check, "find every bad file of a data set"),
     "train": (fit_recipe, "train a teacher by a recipe"),
     "distill": (fit_recipe, "distil a teacher by a recipe"),
+    "compare": (compare, "distil one teacher by several methods, side by side"),
     "sample": (sample, "make images"),
+    "restore": (restoration.restore, "solve inverse problems: inpainting, deblurring, super-resolution, ..."),
     "ema": (ema, "averages of any length after training (EDM2)"),
     "convert": (convert, "turn an upstream pickle into a model folder, safely"),
     "export": (export, "write a model's weights under their upstream names"),
-    "eval": (evaluate, "measure a model or images"),
+    "eval": (evaluation.evaluate, "measure a model or images"),
+    "eval reference": (evaluation.reference, "compute once what metrics need of real images"),
+    "eval pairs": (evaluation.pairs, "measure how close images are to those they should be"),
+    "eval compare": (evaluation.compare, "one table of several results, with warnings"),
+    "assets list": (evaluation.assets_list, "list the weights of feature networks"),
+    "assets fetch": (evaluation.assets_fetch, "get the weights of a feature network"),
+    "assets check": (evaluation.assets_check, "check the weights that are there"),
     "report": (report, "one HTML page from a folder of runs"),
     "bench samplers": (bench_samplers, "compare the samplers"),
     "recipes": (recipes, "list the recipes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from fewstep.conditional import GenerativeDenoiser
     from fewstep.denoiser import Denoiser
     from fewstep.generate import Guidance, Plan
 
@@ -23,6 +25,7 @@ class Sampling:
             way, heun or (with S_churn) churn if left out.
         steps: of the sampler; a generator's own if left out, else 18.
         levels: the noise levels themselves, largest first, such as 2.5,0.8; instead of steps and range.
+        ts: NCVSD's noise levels by index, closed by 39, such as 10,22,39 for two steps; instead of levels.
         sigma_min: lowest noise level (0.002, or that of the network).
         sigma_max: highest noise level (80, or that of the network).
         rho: exponent of the noise levels.
@@ -45,6 +48,7 @@ class Sampling:
     sampler: str | None = None
     steps: int | None = None
     levels: str | None = None
+    ts: str | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     rho: float = 7.0
@@ -85,14 +89,48 @@ class Sampling:
 
     def plan(self, denoiser: Denoiser) -> Plan:
         """The plan for one model; options that would have no effect are refused."""
-        import dataclasses
-
+        from fewstep import samplers
+        from fewstep.conditional import GenerativeDenoiser
         from fewstep.generate import default_plan
 
+        draws = isinstance(denoiser, GenerativeDenoiser)
+        if draws and self.sampler in (None, "posterior"):
+            return dataclasses.replace(self.drawn(denoiser), guidance=self.guided())
+        if draws and self.find() is not samplers.multistep and ":" not in str(self.sampler):
+            raise ValueError(
+                f"this model draws images where {self.sampler} needs their mean; use posterior, multistep, or leave the "
+                "sampler out"
+            )
+        if self.ts is not None or (self.sampler == "posterior" and not draws):
+            raise ValueError(
+                "--ts and --sampler posterior are for models that draw from the posterior (NCVSD), which this is not; "
+                "use --levels or --steps"
+            )
         ranged = (self.sigma_min, self.sigma_max, self.rho) != (None, None, 7.0)
         own = self.sampler is None and not self.general and not self.options and self.levels is None and not ranged
         plan = default_plan(denoiser, self.steps) if own else self.chosen(denoiser)
         return dataclasses.replace(plan, guidance=self.guided())
+
+    def drawn(self, denoiser: GenerativeDenoiser) -> Plan:
+        """A plan for a model that draws from the posterior: its own levels, or those given."""
+        import torch
+
+        from fewstep.generate import Plan, default_plan
+        from fewstep.samplers import indexed_sigmas, posterior
+
+        others = dataclasses.replace(self, sampler=None, steps=None, levels=None, ts=None, guidance=1.0, guide=None)
+        chosen = [name for name in ("steps", "levels", "ts") if getattr(self, name) is not None]
+        if others != Sampling() or len(chosen) > 1:
+            raise ValueError(
+                "this model draws from the posterior: it takes one of --steps, --levels and --ts, and no option of other "
+                "samplers"
+            )
+        if self.levels is not None:
+            first = torch.tensor([denoiser.sigma_init], dtype=torch.float64)
+            return Plan(posterior, torch.cat([first, levels(self.levels)]))
+        if self.ts is not None:
+            return Plan(posterior, indexed_sigmas(indices(self.ts), sigma_init=denoiser.sigma_init))
+        return default_plan(denoiser, self.steps)
 
     def chosen(self, denoiser: Denoiser) -> Plan:
         """A plan of a named sampler on chosen noise levels."""
@@ -157,6 +195,14 @@ class Sampling:
             return None
         guide = None if self.guide is None else load(self.guide, device=device())
         return Guidance(self.guidance, guide, (self.guidance_min, self.guidance_max))
+
+
+def indices(text: str) -> list[int]:
+    """Indices of noise levels such as "10,22,39"."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f'--ts are indices of noise levels, such as "10,22,39"; got {text!r}') from error
 
 
 def takes_schedule(function: Callable[..., Any]) -> bool:

@@ -140,18 +140,28 @@ def over_nfe(results: Sequence[Result], slots: dict[str, int]) -> Iterable[str]:
 
 
 def over_training(runs: Sequence[RunRecord], slots: dict[str, int]) -> Iterable[str]:
+    """Each metric over training images and, where the logs tell the time, over seconds."""
     for key in dict.fromkeys(key for run in runs for key in run.log.curves if direction(key)):
         measured = [run for run in runs if key in run.log.curves]
-        if len(measured) > 1:
-            names = [run.name.casefold() for run in measured]
-            distinct = len(set(names)) == len(names)
+        if len(measured) < 2:
+            continue
+        names = [run.name.casefold() for run in measured]
+        distinct = len(set(names)) == len(names)
+        axes = {"images seen in training": [run.log.curves[key].nimg for run in measured]}
+        if all(run.log.clock.nimg.size for run in measured):
+            axes["seconds of training"] = [
+                np.interp(run.log.curves[key].nimg, run.log.clock.nimg, run.log.clock.value) for run in measured
+            ]
+        for label, positions in axes.items():
             yield line_chart(
                 [
-                    Series(run.name, *run.log.curves[key], style="line+points", slot=slots[name] if distinct else None)
-                    for run, name in zip(measured, names, strict=True)
+                    Series(
+                        run.name, x, run.log.curves[key].value, "line+points", slot=slots[name] if distinct else None
+                    )
+                    for run, x, name in zip(measured, positions, names, strict=True)
                 ],
-                title=f"{heading(words(key))} over training",
-                x_label="images seen in training",
+                title=f"{heading(words(key))} over {'training' if 'images' in label else 'time'}",
+                x_label=label,
                 y_label=direction(key),
                 log_y=wide([run.log.curves[key] for run in measured]),
             )
@@ -168,7 +178,7 @@ def grids(results: Sequence[Result]) -> str:
         if not path.is_relative_to(result.folder.resolve()):
             raise ValueError(f"a grid lies within the folder of its results.json, {result.folder}; got {row['grid']!r}")
         model = spoken(row.get("model", path.stem))
-        how = [spoken(row["sampler"])] * bool(row.get("sampler")) + [f"NFE {count(row.get('nfe'))}"] * ("nfe" in row)
+        how = [spoken(row.get("sampler"))] * bool(row.get("sampler")) + [f"NFE {count(row.get('nfe'))}"] * ("nfe" in row)
         measured = [f"{words(name)} {human(value)}" for name, value in result.metrics.items()]
         terms = [
             f"{key} {show(row[key])}" for key, show in (("n", count), ("seeds", spoken)) if row.get(key) is not None

@@ -24,6 +24,9 @@ SNAPSHOTS = 4
 POINTS = 24
 """Points of a curve up to which each is marked; longer ones are smoothed."""
 
+QUARTERS = 4
+"""Parts of the training whose means over the noise level are compared."""
+
 
 def write_report(folder: str | Path, *, title: str | None = None) -> Path:
     """Write `folder`/report.html from all that `folder`, one run or many, holds; returns its path.
@@ -147,7 +150,8 @@ def curves(logged: dict[str, Curve]) -> Iterable[str]:
     `a/b` is a detail of the key `a` and has a chart of its own; where there is no key `a`, all `a/...` share one.
     """
     groups: dict[str, list[str]] = {}
-    for key in logged:
+    levels = [key for key in logged if "@" in key and key.partition("@")[0] in logged]
+    for key in (key for key in logged if key not in levels):
         root = re.split("[/.]", key, maxsplit=1)[0]
         groups.setdefault(key if root in logged else root, []).append(key)
 
@@ -169,6 +173,32 @@ def curves(logged: dict[str, Curve]) -> Iterable[str]:
             width=360,
             height=230,
         )
+    for key in dict.fromkeys(key.partition("@")[0] for key in levels):
+        yield over_levels(key, {float(k.partition("@")[2]): logged[k] for k in levels if k.startswith(f"{key}@")})
+
+
+def over_levels(key: str, logged: dict[float, Curve]) -> str:
+    """A figure that is logged for bins of the noise level, over it: the mean of each quarter of training."""
+    end = max(curve.nimg[-1] for curve in logged.values())
+    series = []
+    for quarter in range(QUARTERS):
+        points = []
+        for sigma, curve in sorted(logged.items()):
+            inside = np.ceil(QUARTERS * curve.nimg / end).clip(1) == quarter + 1
+            if inside.any():
+                points.append((sigma, curve.value[inside].mean()))
+        if points:
+            x, y = np.array(points).T
+            series.append(Series(f"to {human((quarter + 1) * end / QUARTERS)} images", x, y, "line+points"))
+    return line_chart(
+        series,
+        title=f"{heading(words(key))} over noise",
+        x_label="noise level sigma",
+        log_x=True,
+        log_y=wide([Curve(np.array(s.x), np.array(s.y)) for s in series]),
+        width=360,
+        height=230,
+    )
 
 
 def cards(folder: Path) -> str:

@@ -47,13 +47,19 @@ class Curve(NamedTuple):
 class Log:
     """The numbers of a log.jsonl by key, the training time, and how many lines were left out, and why.
 
-    unreadable: not JSON (torn by a kill), or without `nimg`. repeated: superseded by a resume from before them.
+    clock: seconds of training over images. unreadable: not JSON (torn by a kill), or without `nimg`. repeated: superseded
+    by a resume from before them.
     """
 
     curves: dict[str, Curve]
-    seconds: float | None
+    clock: Curve
     unreadable: int
     repeated: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all training."""
+        return float(self.clock.value[-1]) if self.clock.value.size else None
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,8 @@ def read_log(path: Path) -> Log:
             if key not in ("nimg", "seconds") and (y := figure_of(value)) is not None:
                 points.setdefault(key, []).append((float(record["nimg"]), y))
     curves = {key: Curve(*np.array(pairs).T) for key, pairs in points.items()}
-    times = [float(r["seconds"]) for r in records if is_number(r.get("seconds"))]
-    return Log(curves, times[-1] if times else None, unreadable, repeated)
+    times = [(float(r["nimg"]), float(r["seconds"])) for r in records if is_number(r.get("seconds"))]
+    return Log(curves, Curve(*np.array(times).reshape(-1, 2).T), unreadable, repeated)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -1,0 +1,251 @@
+"""`fewstep restore`: inverse problems with a model, simulated or given, with many samples of the posterior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+    from fewstep.inverse import Operator
+
+
+def restore(
+    model: Positional[Path],
+    images: Positional[str],
+    *,
+    task: str,
+    out: Path,
+    given: bool = False,
+    samples: int = 4,
+    first: int | None = None,
+    seed: int = 0,
+    sigma_y: float = 0.05,
+    solver: Literal["pnp_gd", "dps", "daps", "diffpir"] = "pnp_gd",
+    preset: Literal["published", "balanced"] = "published",
+    nfe: int = 49,
+    prior_steps: int = 3,
+    weight: float | None = None,
+    mask: Path | None = None,
+    kernel: Path | None = None,
+    factor: float | None = None,
+    label: Annotated[str | None, arg(name="class")] = None,
+    batch: int = 32,
+) -> None:
+    """Restore images: measure them and invert, or invert given measurements; every sample is one draw of the posterior.
+
+    Args:
+        model: model or run folder: an NCVSD student, or a teacher.
+        images: what is measured: a folder, zip or npz of images, or the built-in digits; with --given the measurements.
+        task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur, super_resolution, phase_retrieval,
+            colorization, quantization, jpeg, or mine.py:operator.
+        out: folder for samples, mean, deviation, measurements, sheets and metrics.json.
+        given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them.
+        samples: draws for each image.
+        first: only so many images, the first ones.
+        seed: of all noise.
+        sigma_y: deviation of the measurement's noise, where images are in [-1, 1].
+        solver: pnp_gd, or dps, daps, diffpir for a teacher.
+        preset: of pnp_gd: published (NCVSD's) or balanced (less bias; for tasks without a published one).
+        nfe: evaluations of the network for each sample, at most.
+        prior_steps: evaluations for one draw (pnp_gd) or estimate (daps) by a teacher.
+        weight: of the measurement: the step of dps, the trust in the denoiser of diffpir.
+        mask: image file for the inpainting tasks: black is missing.
+        kernel: npy file (h, w) for the deblurring tasks.
+        factor: of super_resolution.
+        label: class of all images, or data (those of the data set), or none; a model with classes needs one of them.
+        batch: samples at a time; it does not change them.
+    """
+    if samples < 1 or batch < 1 or nfe < 1 or prior_steps < 1:
+        raise ValueError(
+            f"--samples, --batch, --nfe and --prior-steps must be at least 1; got {samples}, {batch}, {nfe}, {prior_steps}"
+        )
+    if not sigma_y > 0:
+        raise ValueError(
+            f"--sigma-y must be positive; got {sigma_y}. For exact measurements take a small one, such as 0.001"
+        )
+
+    from fewstep.checkpoint import card, load, model_folder
+    from fewstep.distributed import device, process_group, rank
+    from fewstep.files import sha256
+    from fewstep.progress import Progress
+    from fewstep.restore import Solver, named_preset, pixel_shape, restore_all, write_summary
+
+    with process_group():
+        denoiser = load(model, device=device())
+        operator = build(task, pixel_shape(denoiser), mask, kernel, factor)
+        options = solver_options(solver, weight)
+        chosen = (
+            Solver(solver, named_preset(preset, task), nfe, prior_steps, options)
+            if solver == "pnp_gd"
+            else (Solver(solver, evaluations=nfe, prior_steps=prior_steps, options=options))
+        )
+        chosen.check(denoiser)
+        job = read_job(images, denoiser, operator, task, given=given, num=first, label=label)
+        job = job(sigma_y=sigma_y, samples=samples, seed=seed, batch_size=batch)
+        total = len(range(rank(), len(job.names), world())) * samples
+        protocol = {
+            "task": task,
+            "model": card(model).name or model.name,
+            "weights": sha256(model_folder(model) / "model.safetensors"),
+            "images": images,
+            "measurement": "given" if given else "simulated",
+            "sigma_y": sigma_y,
+            "seed": seed,
+            "class": label or "none",
+        }
+        with Progress("restore", total=total, unit="samples") as progress:
+            result = restore_all(denoiser, job, chosen, out, protocol=protocol, progress=progress.update)
+        if rank() == 0:
+            write_summary(result, job, out)
+            print(table(result), end="")
+            print(f"{out}: {len(job.names)} images, {samples} samples each; look at {out / 'sheet.png'}")
+
+
+def world() -> int:
+    from fewstep.distributed import world_size
+
+    return world_size()
+
+
+def build(
+    task: str, shape: tuple[int, int, int], mask: Path | None, kernel: Path | None, factor: float | None
+) -> Operator:
+    """The operator of a task, with the user's mask, kernel or factor; what has no use is refused."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from fewstep import inverse
+    from fewstep.recipes import load_file
+    from fewstep.restore import TASKS, operator_of
+
+    uses = {"mask": "inpainting", "kernel": "deblur", "factor": "super_resolution"}
+    for name, value in {"mask": mask, "kernel": kernel, "factor": factor}.items():
+        if value is not None and not task.endswith(uses[name]):
+            raise ValueError(f"--{name} has no effect on the task {task}; leave it out")
+    if mask is not None:
+        with Image.open(mask) as image:
+            pixels = torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+        return inverse.Inpainting((pixels > 0.5).float(), shape)
+    if kernel is not None:
+        return inverse.CircularBlur(torch.from_numpy(read_array(kernel)).double(), shape)
+    if factor is not None:
+        return inverse.super_resolution(shape, factor)
+    if ".py:" in task:
+        file, _, name = task.rpartition(":")
+        return operator_of(load_file(Path(file), name), shape)
+    if task not in TASKS:
+        raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}, and mine.py:operator")
+    return TASKS[task](shape)
+
+
+def solver_options(solver: str, weight: float | None) -> dict[str, Any]:
+    if weight is None:
+        return {}
+    names = {"dps": "weight", "diffpir": "trust"}
+    if solver not in names:
+        raise ValueError(f"--weight has no effect on {solver}; leave it out")
+    return {names[solver]: weight}
+
+
+def read_array(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected an npy file of numbers; {error}") from error
+
+
+def read_job(
+    images: str, denoiser: Denoiser, operator: Operator, task: str, *, given: bool, num: int | None, label: str | None
+) -> Any:
+    """A `Job` that lacks its numbers: names, truth or measurements, labels."""
+    from functools import partial
+
+    from fewstep.data import images as open_images
+    from fewstep.data.files import open_files
+    from fewstep.metrics.sources import ArrayImages
+    from fewstep.restore import Job, pixel_shape
+
+    shape = pixel_shape(denoiser)
+    truth, measurements, data = None, None, None
+    if given:
+        files = sorted(Path(images).glob("*.npy"))[:num]
+        if not files:
+            raise ValueError(f"{images}: expected a folder of measurements NAME.npy, as fewstep restore writes them")
+        names, measurements = [file.stem for file in files], [read_array(file) for file in files]
+        check_measurements(operator, files, measurements)
+    else:
+        data = ArrayImages(Path(images)) if images.endswith(".npz") else open_images(images)
+        if tuple(data.shape) != shape:
+            raise ValueError(
+                f"the model restores images of shape {shape}, and {images} has {tuple(data.shape)} (C, H, W); "
+                "fewstep data pack makes them so"
+            )
+        count = len(data) if num is None else min(num, len(data))
+        truth = [data[i] for i in range(count)]
+        named = images != "digits" and not images.endswith(".npz")
+        names = (
+            [name.replace("/", "-").rpartition(".")[0] for name in open_files(Path(images)).names[:count]]
+            if named
+            else [f"{i:06d}" for i in range(count)]
+        )
+        if len(set(names)) < len(names):
+            names = [f"{i:06d}" for i in range(count)]
+    labels = choose_labels(denoiser, data, label, len(names))
+    return partial(
+        Job, task=task, operator=operator, names=names, truth=truth, measurements=measurements, labels=labels
+    )
+
+
+def check_measurements(operator: Operator, files: list[Path], measurements: list[Any]) -> None:
+    """Refuse measurements that the operator cannot have made, by name, before anything is computed."""
+    import numpy as np
+    import torch
+
+    with torch.no_grad():
+        expected = tuple(operator.A(torch.zeros(1, *operator.shape)).shape[1:])
+    for file, y in zip(files, measurements, strict=True):
+        if y.shape != expected or not np.issubdtype(y.dtype, np.floating) or not np.isfinite(y).all():
+            raise ValueError(
+                f"{file}: this task's measurements are finite floats of shape {expected}; got {y.dtype} {y.shape}"
+            )
+
+
+def choose_labels(denoiser: Denoiser, data: Any, label: str | None, n: int) -> list[int] | None:
+    if not denoiser.num_classes:
+        if label not in (None, "none"):
+            raise ValueError("this model has no classes; leave --class out")
+        return None
+    if label is None:
+        raise ValueError(
+            f"this model has {denoiser.num_classes} classes: give --class NUMBER, or data (the labels of the data set), or "
+            "none"
+        )
+    if label == "none":
+        return None
+    if label == "data":
+        known = getattr(data, "labels", None)
+        if known is None:
+            raise ValueError("--class data needs a data set with labels; give a number, or none")
+        chosen = [int(v) for v in known[:n]]
+    elif label.isdecimal():
+        chosen = [int(label)] * n
+    else:
+        raise ValueError(f"--class is a number, data or none; got {label!r}")
+    if max(chosen) >= denoiser.num_classes:
+        raise ValueError(f"labels of this model are 0 to {denoiser.num_classes - 1}; got {max(chosen)}")
+    return chosen
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as a table for a reader; what could not be measured, below it."""
+    from fewstep.metrics.protocol import table as markdown_table
+
+    rows = [[name, k, f"{v:.4g}"] for name, of in result["figures"].items() for k, v in of.items() if k != "convention"]
+    notes = "".join(f"{name}: {note}\n" for name, note in result["notes"].items())
+    return (markdown_table(["measure", "of", "value"], rows) if rows else "") + notes

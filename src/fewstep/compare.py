@@ -1,0 +1,194 @@
+"""Methods of distillation side by side: one teacher, the same data and budget, every model measured in the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fewstep.checkpoint import card, load, model_folder
+from fewstep.conditional import GenerativeDenoiser
+from fewstep.data import images as open_images
+from fewstep.data.images import ImageData
+from fewstep.denoiser import Denoiser
+from fewstep.files import read_json, sha256, write_json
+from fewstep.generate import Plan, default_plan, generate, generated
+from fewstep.metrics.evaluate import Options, evaluate
+from fewstep.metrics.protocol import show_seeds
+from fewstep.recipes import find
+from fewstep.report.grid import grid, save_png
+from fewstep.report.page import write_report
+from fewstep.report.records import Result as Row
+from fewstep.train.evaluation import Evaluation
+from fewstep.train.run import fit
+
+MOST = 10_000
+"""Images that are made to measure a model, unless there are fewer real ones."""
+TEACHER_STEPS = (5, 9, 18)
+"""Of Heun's method: 9, 17 and 35 network evaluations."""
+GENERATIVE_STEPS = (1, 4)
+
+
+def compare(
+    teacher: Path,
+    recipes: Sequence[str],
+    out: Path,
+    *,
+    data: str,
+    until: int | None = None,
+    share: float = 1.0,
+    evaluations: int = 6,
+    metrics: tuple[str, ...] = ("fd_pixels",),
+    seed: int = 0,
+    fresh: bool = False,
+    command: str = "",
+) -> list[dict[str, Any]]:
+    """Distil `teacher` by each recipe into a folder of `out`, measure, write results.json and report.html.
+
+    data: images for training and as the reference. until: training images of every method; its recipe's own if None,
+    `share` times. evaluations: measurements of a run on its way. A second call continues, and measures only what is new.
+    A recipe that starts from a student of SiD gets the one of this comparison. Returns the rows of results.json.
+    """
+    real = open_images(data)
+    folders = {name: out / name.rpartition(":")[2] for name in recipes}
+    if len(set(folders.values())) < len(folders):
+        raise ValueError(f"every recipe gets a folder of its own name; two are alike in {', '.join(recipes)}")
+    if evaluations < 0:
+        raise ValueError(f"the number of evaluations must be 0 or more; got {evaluations}")
+    plans = {name: arguments(name, teacher, data, until, share, seed, folders) for name in recipes}
+    for name, folder in folders.items():
+        run = dataclasses.replace(find(name)(**plans[name]), name=folder.name, command=command)
+        if evaluations:
+            run.evaluation = Evaluation(every=max(1, run.until // evaluations), metrics=metrics, n=count(real))
+        fit(run, folder, fresh=fresh)
+    rows = measure({"teacher": teacher} | {f.name: f for f in folders.values()}, real, out, metrics=metrics)
+    write_report(out)
+    return rows
+
+
+def arguments(
+    name: str, teacher: Path, data: str, until: int | None, share: float, seed: int, folders: dict[str, Path]
+) -> dict[str, Any]:
+    """What a recipe is called with, by the names of its parameters."""
+    known = inspect.signature(find(name)).parameters
+    if "teacher" not in known:
+        raise ValueError(f"{name} distils no teacher; fewstep recipes lists what does")
+    until = until or round(share * known["until"].default)
+    given: dict[str, Any] = {"teacher": teacher, "data": data, "until": until, "seed": seed}
+    if "student" in known and known["student"].default is inspect.Parameter.empty:
+        start = next((folder for other, folder in folders.items() if other.endswith(":sid")), None)
+        if start is None or list(folders.values()).index(start) > list(folders).index(name):
+            raise ValueError(f"{name} starts from a student of SiD; put {name.rpartition(':')[0]}:sid before it")
+        given["student"] = start
+    return {key: value for key, value in given.items() if key in known}
+
+
+def count(real: ImageData) -> int:
+    return min(len(real), MOST)
+
+
+def measure(
+    folders: dict[str, Path], real: ImageData, out: Path, *, metrics: tuple[str, ...] = ("fd_pixels",)
+) -> list[dict[str, Any]]:
+    """A row for each model and number of steps, written to `out`/results.json; rows of an earlier call are kept where model
+    and metrics are the same.
+    """
+    known = read_json(out / "results.json") if (out / "results.json").exists() else []
+    rows = []
+    for name, folder in folders.items():
+        model = load(folder)
+        weights = sha256(model_folder(folder) / "model.safetensors")
+        for steps in step_counts(model):
+            plan = default_plan(model, steps)
+            same = (name, weights, plan.nfe, set(metrics))
+            old = [
+                r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
+            ]
+            rows.append(old[0] if old else row(name, folder, model, weights, plan, real, out, metrics))
+    write_json(out / "results.json", rows)
+    return rows
+
+
+def step_counts(model: Denoiser) -> tuple[int | None, ...]:
+    """The numbers of steps at which a model is measured; None for those that it was distilled to."""
+    if isinstance(model, GenerativeDenoiser):
+        return GENERATIVE_STEPS
+    return TEACHER_STEPS if model.levels is None else (None,)
+
+
+def row(
+    name: str,
+    folder: Path,
+    model: Denoiser,
+    weights: str,
+    plan: Plan,
+    real: ImageData,
+    out: Path,
+    metrics: tuple[str, ...],
+) -> dict[str, Any]:
+    """Make as many images as there are real ones, of the same classes, measure them, keep a grid of the first."""
+    n, about = count(real), card(folder)
+    seeds, label = range(n), None
+    if model.num_classes and real.labels is not None:  # evenly spaced, as data sets may be sorted by class
+        label = torch.from_numpy(real.labels[np.linspace(0, len(real) - 1, n).round().astype(int)])
+    protocol = {"model": about.name, "weights": weights}
+    if label is not None:
+        protocol["labels"] = "of the reference"
+    began = time.monotonic()
+    made = generated(model, seeds, label=label, plan=plan, batch_size=256)
+    results = evaluate(made, real, Options(metrics), protocol=protocol)
+    seconds = time.monotonic() - began
+    picture = out / "samples" / f"{name}-nfe{plan.nfe:03d}.png"
+    columns = min(model.num_classes, 10) or 10
+    fixed = torch.arange(5 * columns) % columns if model.num_classes else None
+    save_png(
+        grid(np.stack(list(generate(model, range(5 * columns), label=fixed, plan=plan))), columns=columns), picture
+    )
+    trained = folder / "log.jsonl"
+    return {
+        "model": name,
+        "method": about.method,
+        "sampler": plan.describe()["sampler"],
+        "nfe": plan.nfe,
+        **{r.metric: r.value for r in results},
+        "n": n,
+        "seeds": show_seeds(seeds),
+        "images_per_second": n / seconds,
+        "training_images": about.nimg,
+        "training_seconds": json.loads(trained.read_text().splitlines()[-1])["seconds"] if trained.exists() else None,
+        "grid": str(picture.relative_to(out)),
+        "protocol": results[0].protocol,
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Print the table, with what is common to its rows in the title."""
+    metrics = list(dict.fromkeys(name for r in rows for name in Row(r, out).metrics))
+    table = Table(
+        title=f"{rows[0]['n']:,} images, seeds {rows[0]['seeds']}",
+        caption="every number with its protocol: results.json",
+    )
+    for heading in ("model", "method", "sampler"):
+        table.add_column(heading)
+    for heading in ("NFE", *metrics, "images/s", "trained on", "in s"):
+        table.add_column(heading, justify="right")
+    for r in rows:
+        seconds = r["training_seconds"]
+        figures = [
+            *(f"{r[name]:.3f}" for name in metrics),
+            f"{r['images_per_second']:,.0f}",
+            f"{r['training_images']:,}",
+        ]
+        table.add_row(
+            r["model"], r["method"], r["sampler"], str(r["nfe"]), *figures, "" if seconds is None else f"{seconds:.0f}"
+        )
+    Console().print(table)
