@@ -1,4 +1,4 @@
-# Three verbs: demo, check, test. Each sets up the virtual environment that it needs.
+# Verbs: demo, check, test, and fuzz, which takes its time. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test clean
+.PHONY: demo check test fuzz clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -19,6 +19,9 @@ check: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
+
+fuzz: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --n 20000
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
 from fewstep.files import new_folder, read_json, write_json
 from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precondition import EDM, IDDPM, VE, VP, Boundary
@@ -26,6 +28,7 @@ VERSION = 1
 NETWORKS = {SongConfig: SongUNet, ADMConfig: ADMUNet, EDM2Config: EDM2UNet}
 PRECONDITIONS = (EDM, Boundary, VP, VE, IDDPM)
 CODECS = (Pixels, StabilityVAE)
+DENOISERS: dict[str, type[Denoiser]] = {c.__name__: c for c in (Denoiser, ConditionalDenoiser, GenerativeDenoiser)}
 
 
 @dataclass
@@ -91,10 +94,10 @@ def field_names(config: Any) -> set[str]:
 def from_dict(values: Any, classes: tuple[type, ...], where: Path) -> Any:
     """The configuration object that `to_dict` described; unknown kinds and options are refused."""
     known = {c.__name__: c for c in classes}
-    if not isinstance(values, dict) or values.get("kind") not in known:
-        kind = values.get("kind") if isinstance(values, dict) else values
+    kind = values.get("kind") if isinstance(values, dict) else values
+    if not isinstance(values, dict) or not isinstance(kind, str) or kind not in known:
         raise ValueError(f"{where}: expected one of {', '.join(known)}; got {kind!r}. A newer fewstep may know it")
-    cls = known[values["kind"]]
+    cls = known[kind]
     options = {k: v for k, v in values.items() if k != "kind"}
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := set(options) - set(fields):
@@ -133,6 +136,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "version": VERSION,
         "shape": list(denoiser.shape),
         "num_classes": denoiser.num_classes,
+        "denoiser": kind(denoiser),
         "network": to_dict(denoiser.net.config),
         "precondition": to_dict(denoiser.precondition),
         "uncertainty": uncertainty_channels(denoiser),
@@ -145,6 +149,24 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         write_json(partial / "config.json", config)
         (partial / "README.md").write_text((card or Card()).markdown(config))
     return folder
+
+
+def kind(denoiser: Denoiser) -> dict[str, Any]:
+    """The class of a denoiser, and the options that only that class has."""
+    options = ("gamma", "sigma_init") if isinstance(denoiser, GenerativeDenoiser) else ()
+    return {"kind": type(denoiser).__name__} | {name: getattr(denoiser, name) for name in options}
+
+
+def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser:
+    """The denoiser that `kind` described, with an empty network."""
+    if not isinstance(about, dict) or about.get("kind") not in [*DENOISERS]:
+        raise ValueError(f"{where}: expected one of {', '.join(DENOISERS)}; got {about!r}. A newer fewstep may know it")
+    cls = DENOISERS[about["kind"]]
+    more = {k: v for k, v in about.items() if k != "kind"}
+    wanted = {"gamma", "sigma_init"} if cls is GenerativeDenoiser else set()
+    if set(more) != wanted or not all(type(v) in (int, float) for v in more.values()):
+        raise ValueError(f"{where}: a {cls.__name__} has the numbers {', '.join(sorted(wanted)) or 'none'}; got {more}")
+    return cls(net if cls is Denoiser else Controlled(net), **options, **more)
 
 
 def uncertainty_channels(denoiser: Denoiser) -> int:
@@ -204,14 +226,6 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
     precondition = from_dict(config.get("precondition"), PRECONDITIONS, where)
     codec = from_dict(config.get("codec"), CODECS, where)
     levels, channels = config.get("levels"), config.get("uncertainty")
-    with torch.device("meta"):
-        denoiser = Denoiser(
-            NETWORKS[type(network)](network),
-            precondition=precondition,
-            levels=tuple(levels) if levels else None,
-            uncertainty=Uncertainty(channels) if channels else None,
-            codec=codec,
-        )
     weights = folder / "model.safetensors"
     try:
         tensors = load_file(weights, device=str(device))
@@ -219,9 +233,34 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
         raise ValueError(
             f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source"
         ) from error
+    try:
+        check_extent(network, len(tensors))
+        with torch.device("meta"):
+            denoiser = of_kind(
+                config.get("denoiser", {"kind": "Denoiser"}),
+                NETWORKS[type(network)](network),
+                where,
+                precondition=precondition,
+                levels=tuple(map(float, levels)) if levels else None,
+                uncertainty=Uncertainty(channels) if channels else None,
+                codec=codec,
+            )
+    except (TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{where}: there is no network of this configuration: {reason}") from error
     check(denoiser.state_dict(), tensors, weights)
     denoiser.load_state_dict(tensors, assign=True)
     return denoiser.eval()
+
+
+def check_extent(config: Any, n_tensors: int) -> None:
+    """Refuse the configuration of a network that is far larger than its file, before it is built."""
+    width = config.model_channels * max(config.channel_mult) * (config.channel_mult_emb or 1)
+    if config.num_blocks * len(config.channel_mult) > n_tensors or width > 2**20:
+        raise ValueError(
+            f"the file declares {config.num_blocks} blocks at each of {len(config.channel_mult)} resolutions, up to "
+            f"{width} wide, and has {n_tensors} tensors"
+        )
 
 
 def check(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
