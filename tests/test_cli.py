@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from fewstep import checkpoint
 from fewstep.cli import main
-from fewstep.cli.arguments import parse_seeds, show_seeds
+from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.commands import COMMANDS
+from fewstep.metrics.protocol import show_seeds
 
 
 @pytest.fixture
@@ -75,8 +76,9 @@ def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     assert main(["sample", "runs/sid", "--seeds", "9", "--out", "again", "--class", "3"]) == 0
     assert np.array_equal(pixels("images/000009.png"), pixels("again/000009.png"))
 
-    assert main(["eval", "runs/sid", "--reference", "digits", "--seeds", "0-19", "--out", "result.json"]) == 0
-    assert main(["eval", "images", "--reference", "digits"]) == 0
+    measure = ["eval", "runs/sid", "--reference", "digits", "--metrics", "fd_pixels", "--seeds", "0-19"]
+    assert main([*measure, "--json", "result.json"]) == 0
+    assert main(["eval", "images", "--reference", "digits", "--metrics", "fd_pixels"]) == 0
     [result] = json.loads((tmp_path / "result.json").read_text())
     assert (result["metric"], result["n"], result["protocol"]["nfe"]) == ("fd_pixels", 20, 1)
     assert main(["report", "runs"]) == 0

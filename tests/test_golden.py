@@ -15,7 +15,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.samplers import Ablation, edm_sigmas, heun, last
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl") if p.stem != "gdd-generator")
+STUDENTS = ("gdd", "ncvsd", "sida")
+NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl") if not p.stem.startswith(STUDENTS))
 
 
 def trajectory(denoiser: Denoiser, name: str, denoise: partial[Tensor], latents: Tensor) -> Tensor:

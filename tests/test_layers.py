@@ -11,11 +11,11 @@ import fewstep
 
 ROOT = Path(fewstep.__file__).parent
 LAYERS = [
-    ("files", "noise", "method", "distributed", "progress"),
-    ("precondition", "denoiser", "oracle", "nets", "data", "metrics"),
+    ("files", "noise", "method", "distributed", "progress", "diagnostics"),
+    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics"),
     ("objectives", "samplers", "distill", "inverse"),
-    ("checkpoint", "train", "convert", "generate", "report"),
-    ("recipes", "demo", "bench", "cli", "__main__"),
+    ("checkpoint", "train", "convert", "generate", "restore", "report"),
+    ("recipes", "compare", "demo", "bench", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
@@ -52,7 +52,12 @@ def test_algorithms_and_machinery_do_not_know_each_other():
     assert "distill" not in graph["train"]
     assert not {"denoiser", "precondition", "samplers", "nets"} & graph["metrics"]
     assert "precondition" not in graph["nets"]
-    assert not {p for p, others in graph.items() if others & {"cli", "recipes"}} - {"cli", "demo", "__main__"}
+    assert not {p for p, others in graph.items() if others & {"cli", "recipes"}} - {
+        "cli",
+        "compare",
+        "demo",
+        "__main__",
+    }
 
 
 def run(code: str) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fewstep.generate import Plan as Plan
     from fewstep.generate import default_plan as default_plan
     from fewstep.generate import generate as generate
+    from fewstep.generate import generated as generated
     from fewstep.method import Batch as Batch
     from fewstep.method import Method as Method
     from fewstep.method import Phase as Phase
@@ -52,7 +53,7 @@ NAMES = {
     "checkpoint": ("Card", "card", "load", "save"),
     "data": ("ImageData", "ImageStream", "images"),
     "denoiser": ("Denoiser", "guided", "score"),
-    "generate": ("Plan", "default_plan", "generate"),
+    "generate": ("Plan", "default_plan", "generate", "generated"),
     "method": ("Batch", "Method", "Phase"),
     "metrics.evaluate": ("evaluate",),
     "noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),

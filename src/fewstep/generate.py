@@ -14,9 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.conditional import GenerativeDenoiser
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import rank, world_size
-from fewstep.samplers import Sampler, counted, edm_sigmas, heun, last, multistep
+from fewstep.metrics.protocol import ROUNDING, show_seeds
+from fewstep.metrics.sources import Source
+from fewstep.noise import Noise
+from fewstep.samplers import Sampler, counted, edm_sigmas, heun, indexed_sigmas, last, multistep, posterior
+from fewstep.samplers.distilled import GRID
 
 
 class SeededNoise:
@@ -68,8 +73,13 @@ class Plan:
             denoise = guided(denoise, weak, self.guidance.scale, interval=self.guidance.interval)
         return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options))
 
-    def bind(self, denoiser: Denoiser, label: Tensor | None) -> tuple[Denoise, Denoise]:
-        """The two predictions for images of these classes (B,): the model's, and what guidance steers away from."""
+    def bind(self, denoiser: Denoiser, label: Tensor | None, noise: Noise) -> tuple[Denoise, Denoise]:
+        """The two predictions for images of these classes (B,): the model's, and what guidance steers away from. A model
+        that draws gets its noise from `noise`.
+        """
+        if isinstance(denoiser, GenerativeDenoiser):
+            draw = partial(denoiser, label=label, noise=noise)
+            return draw, draw
         guide = self.guidance.guide if self.guidance is not None else None
         if guide is None:
             return partial(denoiser, label=label), partial(denoiser, label=None)
@@ -79,6 +89,8 @@ class Plan:
         """Refuse guidance that does not fit the model."""
         if self.guidance is None:
             return
+        if isinstance(denoiser, GenerativeDenoiser):
+            raise ValueError("a generative denoiser draws images, of which there is no guided mean; leave guidance out")
         guide = self.guidance.guide
         if guide is None and not denoiser.num_classes:
             raise ValueError(
@@ -116,7 +128,15 @@ class Plan:
 
 
 def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
-    """A generator's own levels; for other denoisers Heun's method on Karras' schedule (18 steps) over their range."""
+    """A generator's own levels; for other denoisers Heun's method on Karras' schedule (18 steps) over their range.
+
+    A generative denoiser takes any number of steps: at its own levels if they are as many, else spread over NCVSD's grid.
+    """
+    if isinstance(denoiser, GenerativeDenoiser):
+        own = denoiser.levels or ()
+        if steps in (None, len(own)):
+            return Plan(posterior, torch.tensor([denoiser.sigma_init, *own, 0.0], dtype=torch.float64))
+        return Plan(posterior, spread_sigmas(denoiser, steps))
     if denoiser.levels is not None:
         if steps not in (None, len(denoiser.levels)):
             raise ValueError(
@@ -125,6 +145,13 @@ def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
             )
         return Plan(multistep, torch.tensor([*denoiser.levels, 0.0], dtype=torch.float64))
     return Plan(heun, edm_sigmas(denoiser, 18 if steps is None else steps))
+
+
+def spread_sigmas(denoiser: GenerativeDenoiser, steps: int) -> Tensor:
+    """Noise levels of `posterior` for any number of steps: indices at equal distances, as 0,10,20,30,39 for four."""
+    if not 0 < steps < GRID:
+        raise ValueError(f"a generative denoiser takes 1 to {GRID - 1} steps; got {steps}")
+    return indexed_sigmas([*(GRID * k // steps for k in range(steps)), GRID - 1], sigma_init=denoiser.sigma_init)
 
 
 def batches(seeds: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -161,8 +188,38 @@ def generate(
         if label is not None:
             chosen = torch.as_tensor(label).expand(len(seeds))
             classes = chosen[[place[seed] for seed in batch]].to(device)
-        x0 = plan(*plan.bind(denoiser, classes), noise, z)
+        x0 = plan(*plan.bind(denoiser, classes, noise), noise, z)
+        if not x0.isfinite().all():
+            bad = [seed for seed, image in zip(batch, x0, strict=True) if not image.isfinite().all()]
+            raise ValueError(
+                f"the images of the seeds {show_seeds(bad)} are not finite; check weights, levels, precision"
+            )
         yield from denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def generated(
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    *,
+    label: int | Tensor | None = None,
+    plan: Plan | None = None,
+    batch_size: int = 64,
+) -> Source:
+    """The images of `generate` as a source to be measured, with the part of the protocol that is theirs."""
+    plan = plan or default_plan(denoiser)
+
+    def make(start: int) -> Iterator[NDArray[np.uint8]]:
+        rest = slice(start * world_size(), None)
+        labels = label[rest] if isinstance(label, Tensor) and label.ndim else label
+        made = generate(denoiser, seeds[rest], label=labels, plan=plan, batch_size=batch_size)
+        return (image.transpose(2, 0, 1) for image in made)
+
+    drawn = "drawn from the seeds" if denoiser.num_classes else "none"
+    given = label if isinstance(label, int) else "given for each seed"
+    protocol = {"seeds": show_seeds(seeds), **plan.describe(), "labels": drawn if label is None else given}
+    protocol["rounding"] = ROUNDING
+    on_side = next(denoiser.parameters()).is_cuda
+    return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)
 
 
 def check_label(denoiser: Denoiser, label: int | Tensor | None, n: int) -> None:

@@ -7,6 +7,7 @@ from fewstep.convert.upstream import (
     convert,
     load_snapshot,
     to_denoiser,
+    to_discriminator,
     upstream_state_dict,
     weights_license,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "load_snapshot",
     "read",
     "to_denoiser",
+    "to_discriminator",
     "upstream_state_dict",
     "weights_license",
 ]

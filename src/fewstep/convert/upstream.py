@@ -2,7 +2,8 @@
 
 A snapshot holds a preconditioner around a U-Net, with the arguments of their constructors and the tensors of an
 `nn.Module`. All names of parameters are kept, but for the prefix: `model.` (EDM and its students) and `unet.` (EDM2)
-are `net.` here, and EDM2's `logvar_*` the submodule `uncertainty`.
+are `net.` here, and EDM2's `logvar_*` the submodule `uncertainty`. NCVSD's networks are halves of U-Nets: the student
+has all of them below `model.`, its fake score and its discriminator have no prefix.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.checkpoint import check
+from fewstep.checkpoint import check, check_extent
+from fewstep.conditional import ConditionalDenoiser, ConditionalDiscriminator, GenerativeDenoiser
 from fewstep.convert.unpickle import Record, read
 from fewstep.data.codec import Codec, Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
 from fewstep.files import sha256
 from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.controlled import Controlled
+from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precondition import EDM, IDDPM, VE, VP, Boundary
@@ -38,21 +42,24 @@ NETWORKS: dict[str, tuple[type, type]] = {
     "DhariwalUNet": (ADMConfig, ADMUNet),
     "DhariwalUNet_EncoderDecoder": (ADMConfig, ADMUNet),
     "UNet": (EDM2Config, EDM2UNet),
+    "UNetEncoder": (EDM2Config, EDM2UNet),
 }
 
-LEVELS = {"EDMPrecond_EncoderDecoder": (2.5,), "EDM_2_Precond_Generator": (2.5,), "GDDPrecond": (80.0,)}
-"""The noise levels from which students generate: SiD's and SiDA's, and GDD's."""
+LEVELS = {
+    "EDMPrecond_EncoderDecoder": (2.5,),
+    "EDM_2_Precond_Generator": (2.5,),
+    "GDDPrecond": (80.0,),
+    "GenerativeDenoiser": (80.0,),
+}
+"""The noise levels from which students generate: SiD's and SiDA's, GDD's, and that of NCVSD's FFHQ student for one step."""
 
 SID_NAME = re.compile(r"network-snapshot-\d\.\d{6}-\d{6}\.pkl")
 """SiD's students have the class of their teachers; their files are named by alpha and thousands of images."""
 
 NVIDIA_NAME = re.compile(r"(edm|edm2|baseline)-(cifar10|ffhq|afhqv2|imagenet|img\d+)-")
 
-UNSUPPORTED = {
-    "GenerativeDenoiser": "NCVSD's conditional network",
-    "PrecondCondition": "NCVSD's conditional network",
-    "DiscriminatorCondition": "NCVSD's discriminator",
-}
+PREFIXES = {"GenerativeDenoiser": "model.", "PrecondCondition": "", "DiscriminatorCondition": ""}
+"""NCVSD's networks, and what their tensors' names begin with."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,11 @@ def snapshot(content: object, *, where: str = "the file") -> Snapshot:
             f'{where} holds no network under "ema" ({describe(content)}); a network-snapshot-*.pkl of EDM, EDM2, SiD '
             "or GDD does. A training-state-*.pt has no architecture: take the snapshot that was written with it"
         )
-    if record.class_name in UNSUPPORTED:
-        what = UNSUPPORTED[record.class_name]
-        raise ValueError(f"{where}: {what} ({record.class_name}) is not supported by this version")
-    modules = record.state.get("_modules")
-    parts = modules if isinstance(modules, dict) else {}
-    network = parts.get("model", parts.get("unet"))
+    network = part(record, "model", "unet", "enc")
+    attributes = dict(record.state)
+    if record.class_name == "GenerativeDenoiser" and isinstance(network, Record):
+        attributes = network.state | attributes
+        network = part(network, "enc")
     if record.class_name not in PRECONDITIONS or not isinstance(network, Record):
         raise ValueError(
             f"{where} holds a {record.class_name[:80]}; the preconditionings {', '.join(PRECONDITIONS)} are known, "
@@ -103,12 +109,19 @@ def snapshot(content: object, *, where: str = "the file") -> Snapshot:
         raise ValueError(f"{where}: {network.class_name} does not name the arguments of its constructor")
     return Snapshot(
         record.class_name,
-        {k: v for k, v in record.state.items() if not k.startswith("_")},
+        {k: v for k, v in attributes.items() if not k.startswith("_")},
         network.class_name,
         options,
         state_dict(record),
         codec(outer.get("encoder"), where),
     )
+
+
+def part(record: Record, *names: str) -> object:
+    """The first submodule of one of these names."""
+    modules = record.state.get("_modules")
+    parts = modules if isinstance(modules, dict) else {}
+    return next((parts[name] for name in names if name in parts), None)
 
 
 def codec(encoder: object, where: str) -> Codec:
@@ -225,6 +238,9 @@ PRECONDITIONS: dict[str, Callable[[Snapshot], Any]] = {
     "GDDPrecond": gdd,
     "Precond": edm2,
     "EDM_2_Precond_Generator": edm2,
+    "GenerativeDenoiser": edm2,
+    "PrecondCondition": edm2,
+    "DiscriminatorCondition": edm2,
 }
 
 
@@ -234,42 +250,77 @@ def to_denoiser(snapshot: Snapshot, *, levels: tuple[float, ...] | None = None, 
     levels: noise levels from which a student generates, where the class of the snapshot does not tell. Raises
     ValueError naming every missing, unexpected and misshapen tensor.
     """
+    if snapshot.class_name == "DiscriminatorCondition":
+        raise ValueError(f"{where} holds NCVSD's discriminator, which is no denoiser; read it with to_discriminator")
     precondition = PRECONDITIONS[snapshot.class_name](snapshot)
-    state = {rename(name): tensor.contiguous() for name, tensor in snapshot.state.items()}
+    prefix = PREFIXES.get(snapshot.class_name)
+    state = {rename(name, prefix): tensor.contiguous() for name, tensor in snapshot.state.items()}
     if isinstance(precondition, IDDPM):
         del state["u"]
-    kind, network = NETWORKS[snapshot.network]
-    config = configure(kind, snapshot.options, len(state))
     head = state.get("uncertainty.fourier.freqs")
-    with torch.device("meta"):
-        uncertainty = Uncertainty(head.numel()) if head is not None else None
-        net = network(config)
     levels = levels or LEVELS.get(snapshot.class_name)
-    denoiser = Denoiser(net, precondition=precondition, levels=levels, uncertainty=uncertainty, codec=snapshot.codec)
+    with torch.device("meta"):
+        net = build(snapshot, len(state))
+        uncertainty = Uncertainty(head.numel()) if head is not None else None
+        options: dict[str, Any] = {"precondition": precondition, "uncertainty": uncertainty, "codec": snapshot.codec}
+        if snapshot.class_name == "GenerativeDenoiser":
+            numbers = {"gamma": "gamma", "sigma_init": "init_sigma"}
+            options |= {ours: number(snapshot.attributes, theirs) for ours, theirs in numbers.items()}
+            denoiser = GenerativeDenoiser(Controlled(net), levels=levels or (), **options)
+        elif snapshot.class_name == "PrecondCondition":
+            denoiser = ConditionalDenoiser(Controlled(net), **options)
+        else:
+            denoiser = Denoiser(net, levels=levels, **options)
     check(denoiser.state_dict(), state, Path(where))
     denoiser.load_state_dict(state, assign=True)
     return denoiser.eval()
 
 
-def rename(name: str) -> str:
-    """A name of the upstream state dict in ours."""
+def build(snapshot: Snapshot, n_tensors: int) -> Any:
+    """The U-Net of a snapshot, whole, with new weights."""
+    kind, network = NETWORKS[snapshot.network]
+    return network(configure(kind, snapshot.options, n_tensors))
+
+
+def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> ConditionalDiscriminator:
+    """NCVSD's discriminator in a snapshot, strict as `to_denoiser`."""
+    if snapshot.class_name != "DiscriminatorCondition":
+        raise ValueError(f"{where} holds a {snapshot.class_name}, not NCVSD's discriminator; read it with to_denoiser")
+    state = {rename(name, ""): tensor.contiguous() for name, tensor in snapshot.state.items()}
+    with torch.device("meta"):
+        net = PairDiscriminator(build(snapshot, len(state)))
+    result = ConditionalDiscriminator(net, precondition=edm2(snapshot))
+    check(result.state_dict(), state, Path(where))
+    result.load_state_dict(state, assign=True)
+    return result.eval()
+
+
+def rename(name: str, prefix: str | None = None) -> str:
+    """A name of the upstream state dict in ours. prefix: of NCVSD's networks, None for others."""
+    if prefix is not None:
+        name = name.removeprefix(prefix)
+        return name.replace("logvar_", "uncertainty.", 1) if name.startswith("logvar_") else f"net.{name}"
     for theirs, ours in (("model.", "net."), ("unet.", "net."), ("logvar_", "uncertainty.")):
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
 
 
-def upstream_state_dict(denoiser: Denoiser) -> dict[str, Tensor]:
-    """The tensors of a denoiser under the names, and in the order, of the upstream preconditioner's state dict."""
-    prefix = "unet." if isinstance(denoiser.net, EDM2UNet) else "model."
+def upstream_state_dict(model: Denoiser | ConditionalDiscriminator) -> dict[str, Tensor]:
+    """The tensors of a model under the names, and in the order, of the upstream preconditioner's state dict."""
+    network, head = "model.", "logvar_"
+    if isinstance(model, ConditionalDenoiser | ConditionalDiscriminator):
+        network = ""
+    elif isinstance(model, GenerativeDenoiser):
+        head = "model.logvar_"
+    elif isinstance(model.net, EDM2UNet):
+        network = "unet."
     state: dict[str, Tensor] = {}
-    if isinstance(denoiser.precondition, IDDPM):
-        state["u"] = denoiser.precondition.table
-    for name, tensor in denoiser.state_dict().items():
-        theirs = (
-            name.replace("net.", prefix, 1) if name.startswith("net.") else name.replace("uncertainty.", "logvar_", 1)
-        )
-        state[theirs] = tensor
+    if isinstance(model.precondition, IDDPM):
+        state["u"] = model.precondition.table
+    for name, tensor in model.state_dict().items():
+        part, rest = name.split(".", 1)
+        state[f"{network}{rest}" if part == "net" else f"{head}{rest}"] = tensor
     return state
 
 
@@ -283,12 +334,7 @@ def configure(kind: type, options: dict[str, object], n_tensors: int) -> Any:
     if "img_resolution" not in options:
         raise ValueError("the file does not say the resolution of its network")
     config = kind(**{name: option(name, value, hints[name]) for name, value in options.items()})
-    width = config.model_channels * max(config.channel_mult) * (config.channel_mult_emb or 1)
-    if config.num_blocks * len(config.channel_mult) > n_tensors or width > 2**20:
-        raise ValueError(
-            f"the file declares {config.num_blocks} blocks at each of {len(config.channel_mult)} resolutions, up to "
-            f"{width} wide, and has {n_tensors} tensors"
-        )
+    check_extent(config, n_tensors)
     return config
 
 

@@ -62,7 +62,12 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution, or a linear map if `kernel` is empty, with weights of unit norm per output and no bias (Eq. 66)."""
+    """A convolution, or a linear map if `kernel` is empty, with weights of unit norm per output and no bias (Eq. 66).
+
+    forced: whether training calls `project_` after each step.
+    """
+
+    forced = True
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -75,8 +80,14 @@ class MPConv(nn.Module):
         weight = (normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(fan_in))).to(x.dtype)
         return F.linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
 
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Set the weights to unit root mean square per output, in place."""
+        rows = accurate(self.weight).flatten(1)
+        rms = rows.square().mean(dim=1, keepdim=True).sqrt()
+        self.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(self.weight.shape))
 
-@torch.no_grad()
+
 def project_weights_(module: nn.Module) -> None:
     """Set the weights of every `MPConv` in `module` to unit root mean square per output, in place ("forced weight
     normalization", Algorithm 1). Call it after each optimizer step, for instance as its post-hook; it leaves the
@@ -84,9 +95,7 @@ def project_weights_(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, MPConv):
-            rows = accurate(layer.weight).flatten(1)
-            rms = rows.square().mean(dim=1, keepdim=True).sqrt()
-            layer.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(layer.weight.shape))
+            layer.project_()
 
 
 @dataclass(frozen=True)
@@ -199,8 +208,10 @@ class MPEmbedding(nn.Module):
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels)
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
 
-    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+    def embed(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Tensor:
         """The embedding (B, emb_channels); no class is the zero vector, not the absence of the sum."""
+        if augment is not None:
+            raise ValueError("EDM2's network takes no augmentation labels; train it without augmentation")
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             vector = one_hot(label, self.num_classes, emb) * math.sqrt(self.num_classes)
@@ -286,9 +297,7 @@ class EDM2UNet(MPEmbedding):
     def encode(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Features:
-        if augment is not None:
-            raise ValueError("EDM2's network takes no augmentation labels; train it without augmentation")
-        return run_encoder(self.enc, x, self.embed(c_noise, label))
+        return run_encoder(self.enc, x, self.embed(c_noise, label, augment))
 
     def decode(self, features: Features) -> Tensor:
         return self.out_conv(run_decoder(self.dec, features, self.config.concat_balance), gain=self.out_gain)

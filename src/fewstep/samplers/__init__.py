@@ -4,7 +4,9 @@ from fewstep.samplers.ablation import Ablation as Ablation
 from fewstep.samplers.contract import Sampler as Sampler
 from fewstep.samplers.contract import counted as counted
 from fewstep.samplers.contract import last as last
+from fewstep.samplers.distilled import indexed_sigmas as indexed_sigmas
 from fewstep.samplers.distilled import multistep as multistep
+from fewstep.samplers.distilled import posterior as posterior
 from fewstep.samplers.dpm_solver import ancestral as ancestral
 from fewstep.samplers.dpm_solver import dpmpp_2m as dpmpp_2m
 from fewstep.samplers.dpm_solver import dpmpp_2m_sde as dpmpp_2m_sde

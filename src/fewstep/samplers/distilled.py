@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoise
-from fewstep.noise import Noise, add_noise
+from fewstep.noise import Noise, add_noise, fuse, karras_sigmas
 from fewstep.samplers.contract import steps
 
 
@@ -23,3 +24,47 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = tor
         if sigma_next > 0:
             x = add_noise(x, sigma_next, noise)
         yield x
+
+
+@torch.no_grad()
+def posterior(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
+    """Draw from p(x0 | y) by a generative denoiser, in as many steps as wanted (NCVSD; Peng et al., 2025, Algorithm 2).
+
+    y = `x` is an observation at `sigmas[0]`, which stays: from t z at each further level t, denoise what it and the state
+    know together, then renoise to the next level. With n levels between the first and the closing 0 it takes n
+    evaluations; with none a single one, of y itself. For images from nothing, y is pure noise at sigma_init.
+
+    denoise: draws from p(x0 | y) at a level; with a plain denoiser, which answers with the mean, it is no sampler.
+    """
+    pairs = list(steps(sigmas))
+    y, sigma_y = x, sigmas[0]
+    if len(pairs) == 1:
+        yield denoise(y, sigma_y)
+        return
+    x = sigmas[1] * noise(y)
+    yield x
+    for t, t_next in pairs[1:]:
+        both, level = fuse(y, sigma_y, x, t)
+        x = denoise(both, level[0])
+        if t_next > 0:
+            x = add_noise(x, t_next, noise)
+        yield x
+
+
+GRID = 40
+"""Noise levels to which NCVSD's index lists refer."""
+
+
+def indexed_sigmas(indices: Sequence[int], *, sigma_init: float = 80.0) -> Tensor:
+    """The noise levels for `posterior` that an index list of NCVSD means, such as 10,22,39 for two steps.
+
+    Index i is level i of `karras_sigmas(40)`, from 80 to 0.002. The lists end in 39, which is no step: they stand for
+    sigma_init, the levels but the last, and 0; so there are as many evaluations as indices before 39.
+    """
+    if len(indices) < 2 or indices[-1] != GRID - 1 or indices[0] < 0 or not all(a < b for a, b in pairwise(indices)):
+        raise ValueError(
+            f"indices of noise levels increase from 0 at least and end in {GRID - 1}, which closes the list, such as "
+            f"10,22,39 for two steps; got {','.join(map(str, indices))}"
+        )
+    levels = karras_sigmas(GRID)[list(indices[:-1])]
+    return torch.cat([levels.new_tensor([sigma_init]), levels, levels.new_zeros(1)])

@@ -1,0 +1,183 @@
+"""Denoisers that are given an observation y = x0 + sigma_y eps: the conditional mean, and draws of the posterior.
+
+For NCVSD (Peng et al., 2025, arXiv 2506.09416). The law p(x0 | y) is the denoising posterior; what `ConditionalDenoiser`
+estimates with a network, a perfect unconditional denoiser D knows already: E[x0 | x, y] = D(*fuse(y, sigma_y, x, sigma)).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser, Features
+from fewstep.nets.controlled import Controlled, without_dropout
+from fewstep.nets.discriminators import PairDiscriminator
+from fewstep.nets.edm2 import Uncertainty
+from fewstep.noise import Noise, expand
+from fewstep.precondition import Precondition
+
+
+class Observation(NamedTuple):
+    """A noisy image y (B, C, H, W) that is known of x0, and its noise level sigma_y, a number, () or (B,)."""
+
+    y: Tensor
+    sigma: float | Tensor
+
+
+def seen(
+    encoder: Any, precondition: Precondition, dtype: torch.dtype, x: Tensor, sigma: float | Tensor, label: Tensor | None
+) -> Features:
+    """What an encoder makes of a noisy image, scaled as for a denoiser."""
+    c = precondition(expand(sigma, x))
+    c_noise = c.noise.flatten().to(torch.promote_types(dtype, torch.float32))
+    return encoder.encode((c.input * x).to(dtype), c_noise, label)
+
+
+def given_observation(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float | Tensor,
+    label: Tensor | None,
+    augment: Tensor | None,
+    given: Observation,
+) -> Tensor:
+    """The answer of a `Controlled` network; its preconditioning is that of (x, sigma)."""
+    if given.y.shape != x.shape:
+        raise ValueError(f"the observation must have the shape of x, {tuple(x.shape)}; got {tuple(given.y.shape)}")
+    encoded = denoiser.encode(x, sigma, label, augment=augment)
+    control = seen(denoiser.net.ctrl, denoiser.precondition, denoiser.dtype, *given, label)
+    return denoiser.decode(encoded._replace(features=denoiser.net.merge(encoded.features, control)))
+
+
+class ConditionalDenoiser(Denoiser):
+    """D(x; sigma, y, sigma_y), an estimate of E[x0 | x, y]: a `Controlled` network under a preconditioning."""
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        given: Observation | None = None,
+    ) -> Tensor:
+        """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,), and the observation `given`."""
+        if given is None:
+            raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
+        return given_observation(self, x, sigma, label, augment, given)
+
+
+class GenerativeDenoiser(Denoiser):
+    """G(y, sigma_y, z): a draw of p(x0 | y = x0 + sigma_y eps) in one evaluation, for every noise level (NCVSD).
+
+    Where a denoiser answers with the mean of all images that could lie behind `y`, this one answers with one of them, a
+    different one for each z ~ N(0, I). A `Controlled` network sees the observation (y, sigma_y) and, at the level
+    s = (1 + gamma) sigma_y, the noisier y + sqrt(s^2 - sigma_y^2) z.
+
+    Called as `(y, sigma_y, label)` it draws z itself, by `noise`; so with label and noise bound it is a `Denoise` for
+    samplers and inverse solvers, whose every answer is a sample. `draw` takes z.
+
+    sigma_init: the noise level of the observation of nothing, y = sigma_init eps, from which images are made. levels: the
+    noise levels of `samplers.posterior` that follow it when the model is sampled.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        gamma: float = 0.414,
+        sigma_init: float = 80.0,
+        levels: tuple[float, ...] = (80.0,),
+        **options: Any,
+    ) -> None:
+        if not gamma > 0 or not sigma_init > 0 or not levels:
+            raise ValueError(
+                f"a generative denoiser needs gamma > 0, sigma_init > 0 and at least one level; got gamma={gamma}, "
+                f"sigma_init={sigma_init}, levels={levels}"
+            )
+        super().__init__(net, levels=levels, **options)
+        self.gamma, self.sigma_init = gamma, sigma_init
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        noise: Noise = torch.randn_like,
+    ) -> Tensor:
+        """A draw (B, C, H, W) given the observation `x` (B, C, H, W) at `sigma`, a number, () or (B,).
+
+        label: class indices (B,), None for no class. noise: draws z.
+        """
+        return self.draw(x, sigma, noise(x), label, augment=augment)
+
+    def draw(
+        self,
+        y: Tensor,
+        sigma_y: float | Tensor,
+        z: Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """The draw that belongs to the unit Gaussian `z`, of the shape of `y`; deterministic."""
+        level = expand(sigma_y, y)
+        raised = (1 + self.gamma) * level
+        x = y + (raised**2 - level**2).sqrt() * z
+        return given_observation(self, x, raised.flatten(), label, augment, Observation(y, sigma_y))
+
+    def log_variance(self, sigma: Tensor) -> Tensor:
+        """The log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
+        return super().log_variance((1 + self.gamma) * sigma)
+
+
+class ConditionalDiscriminator(nn.Module):
+    """Logits (B, 1) of whether `x` at `sigma` is a noisy real image of the observation `given`, large for real ones."""
+
+    def __init__(
+        self, net: PairDiscriminator, *, precondition: Precondition, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.net, self.precondition, self.dtype = net, precondition, dtype
+
+    def forward(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, given: Observation) -> Tensor:
+        features = seen(self.net.enc, self.precondition, self.dtype, x, sigma, label)
+        return self.net(features, seen(self.net.ctrl, self.precondition, self.dtype, *given, label))
+
+
+def conditional(teacher: Denoiser) -> ConditionalDenoiser:
+    """A conditional denoiser that answers as its teacher until it is trained, whatever it is given.
+
+    It trains without dropout. A log-variance head is made anew, as the teacher's knows another error.
+    """
+    return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), **shared(teacher))
+
+
+def generative(
+    teacher: Denoiser, *, gamma: float = 0.414, sigma_init: float = 80.0, levels: tuple[float, ...] = (80.0,)
+) -> GenerativeDenoiser:
+    """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
+    level.
+    """
+    net = Controlled(without_dropout(teacher.net))
+    return GenerativeDenoiser(net, gamma=gamma, sigma_init=sigma_init, levels=levels, **shared(teacher))
+
+
+def shared(teacher: Denoiser) -> dict[str, Any]:
+    head = teacher.uncertainty
+    return {
+        "precondition": teacher.precondition,
+        "dtype": teacher.dtype,
+        "codec": teacher.codec,
+        "uncertainty": Uncertainty(head.channels) if isinstance(head, Uncertainty) else None,
+    }
+
+
+def pair_discriminator(teacher: Denoiser) -> ConditionalDiscriminator:
+    """NCVSD's discriminator, of two copies of the teacher's encoder and a new last layer."""
+    net = PairDiscriminator(without_dropout(teacher.net))
+    return ConditionalDiscriminator(net, precondition=teacher.precondition, dtype=teacher.dtype)

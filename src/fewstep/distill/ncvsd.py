@@ -1,0 +1,174 @@
+"""Noise conditional variational score distillation (NCVSD; Peng et al., ICML 2025, arXiv 2506.09416).
+
+A teacher becomes a generative denoiser: one evaluation draws x0 from p(x0 | y = x0 + sigma n), for every sigma. The idea
+is that the unconditional teacher D knows the score of the diffused posterior. Two Gaussian observations of one image,
+y at sigma and x = x0 + t eps, are as good as a single one, hence
+
+    E[x0 | x, y] = D(*fuse(y, sigma, x, t)),    grad_x ln p(x; t | y) = (E[x0 | x, y] - x) / t^2,
+
+and the generator is moved by variational score distillation: by the difference of this score to that of its own draws,
+which a conditional fake score learns. A discriminator of pairs (image, observation) lets it exceed the teacher. Data are
+needed by all players, as y is made from real images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.conditional import (
+    ConditionalDenoiser,
+    ConditionalDiscriminator,
+    GenerativeDenoiser,
+    Observation,
+    conditional,
+    generative,
+    pair_discriminator,
+)
+from fewstep.denoiser import Denoiser
+from fewstep.diagnostics import by_sigma
+from fewstep.distill.adversarial import as_fake, as_real, verdicts
+from fewstep.distill.players import check_teacher, frozen, trainable
+from fewstep.method import Batch, Loss, Method, Phase, zero_nonfinite
+from fewstep.noise import LogNormal, add_noise, expand, fuse, karras_ramp
+from fewstep.objectives import NoiseLevels, edm_weight
+
+
+@dataclass(frozen=True)
+class KarrasGrid:
+    """Uniform on the `n` levels of `karras_sigmas(n)`: where NCVSD draws its observations. Called with x (B, ...): (B,)."""
+
+    n: int = 1000
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        index = torch.randint(self.n, (len(x),), device=x.device)
+        return karras_ramp(index / (self.n - 1), self.sigma_min, self.sigma_max, self.rho)
+
+
+def weighted(error: Tensor, weight: Tensor, u: Tensor | None) -> Tensor:
+    """weight / e^u |error|^2 + n u per sample (B,), of n pixels; without a log-variance u, weight |error|^2."""
+    loss = weight * error.square().flatten(1).sum(1)
+    return loss if u is None else loss / u.exp() + u * error[0].numel()
+
+
+def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
+    """lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample, summed over pixels.
+
+    x0: draws (B, C, H, W), whose gradient is -2 lambda / e^u (real - fake). real, fake: what teacher and fake score make of
+    their noisy versions; they carry no gradient. weight: lambda (B,). u: the generator's own log-variance (B,), which
+    learns the size of the difference.
+    """
+    return weighted(x0 - (x0 + real - fake).detach(), weight, u)
+
+
+class NCVSD(Method):
+    """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given.
+
+    gamma, sigma_init, levels: of the generative denoiser; what it draws from, and how it samples by default. observed: the
+    noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
+    looks. gan_weight, gan_start: the adversarial term's weight, and the images after which it enters; the discriminator
+    trains from the beginning. loss_scale: of all losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
+
+    The adversarial terms are per image and count once a pixel, as in the reference implementation.
+    """
+
+    product = "generator"
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        *,
+        generator: GenerativeDenoiser | None = None,
+        fake_score: ConditionalDenoiser | None = None,
+        discriminator: ConditionalDiscriminator | None = None,
+        gamma: float = 0.414,
+        sigma_init: float = 80.0,
+        levels: tuple[float, ...] = (80.0,),
+        observed: NoiseLevels = KarrasGrid(),
+        noise: NoiseLevels = LogNormal(-0.8, 1.6),
+        gan_weight: float = 1.0,
+        gan_start: float = 0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_teacher(teacher)
+        if isinstance(teacher, ConditionalDenoiser):
+            raise ValueError(
+                "the teacher must be an unconditional denoiser; this one, a fake score, needs an observation"
+            )
+        for name, player in (("generator", generator), ("fake score", fake_score)):
+            if player is not None and (player.shape, player.num_classes) != (teacher.shape, teacher.num_classes):
+                raise ValueError(
+                    f"the teacher makes images of shape {teacher.shape} in {teacher.num_classes} classes; the {name} "
+                    f"{player.shape} in {player.num_classes}"
+                )
+        self.teacher = frozen(teacher)
+        self.fake_score = (fake_score or conditional(teacher)).requires_grad_(True)
+        self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
+        self.generator = trainable(generator or generative(teacher, gamma=gamma, sigma_init=sigma_init, levels=levels))
+        self.observed, self.noise = observed, noise
+        self.gan_weight, self.loss_scale = gan_weight, loss_scale
+        self.phases = (
+            Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),
+            Phase("discriminator", self.discriminator_loss, clean=zero_nonfinite),
+            Phase("generator", self.vsd_loss, stop=gan_start, clean=zero_nonfinite),
+            Phase("generator", self.generator_loss, start=gan_start, clean=zero_nonfinite),
+        )
+
+    def observe(self, batch: Batch) -> Observation:
+        sigma = self.observed(batch.image)
+        return Observation(add_noise(batch.image, sigma), sigma)
+
+    def fake_score_loss(self, batch: Batch) -> Loss:
+        """Denoising score matching on the generator's draws: lambda(t) / e^u |s(x0 + t eps; t, y, sigma) - x0|^2 + n u."""
+        given = self.observe(batch)
+        with torch.no_grad():
+            x0 = self.generator(*given, batch.label)
+        t = self.noise(x0)
+        error = self.fake_score(add_noise(x0, t), t, batch.label, given=given) - x0
+        weight = edm_weight(t, self.fake_score.sigma_data)
+        u = None if self.fake_score.uncertainty is None else self.fake_score.log_variance(t)
+        return self.loss_scale * weighted(error, weight, u), {"error": by_sigma(t, weighted(error, weight, None))}
+
+    def discriminator_loss(self, batch: Batch) -> Loss:
+        """(softplus(d(fake)) + softplus(-d(real))) / 2 on images diffused to one t, each with the same observation."""
+        given = self.observe(batch)
+        with torch.no_grad():
+            x0 = self.generator(*given, batch.label)
+        t = self.noise(x0)
+        real = self.discriminator(add_noise(batch.image, t), t, batch.label, given=given)
+        fake = self.discriminator(add_noise(x0, t), t, batch.label, given=given)
+        loss = (as_fake(fake) + as_real(real)) / 2 * x0[0].numel()
+        return self.loss_scale * loss, verdicts(real, fake)
+
+    def vsd_loss(self, batch: Batch) -> Loss:
+        """The generator's loss before the adversarial term enters."""
+        vsd, _, _, logs = self.distil(batch)
+        return self.loss_scale * vsd, logs
+
+    def generator_loss(self, batch: Batch) -> Loss:
+        """VSD and softplus(-d(x)) on the same noisy draws; the second has its gradient through x."""
+        vsd, (x, t), given, logs = self.distil(batch)
+        gan = as_real(self.discriminator(x, t, batch.label, given=given))
+        loss = vsd + self.gan_weight * x[0].numel() * gan
+        return self.loss_scale * loss, {**logs, "vsd": vsd.detach().mean(), "gan": gan.detach().mean()}
+
+    def distil(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor], Observation, dict[str, Tensor]]:
+        """The VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; figures."""
+        given = self.observe(batch)
+        x0 = self.generator(*given, batch.label)
+        t = self.noise(x0)
+        x = add_noise(x0, t)
+        with torch.no_grad():
+            real = self.teacher(*fuse(*given, x, t), batch.label)
+            fake = self.fake_score(x, t, batch.label, given=given)
+            gap = (real - fake).square().flatten(1).mean(1).sqrt()
+        sigma = expand(given.sigma, x0).flatten()
+        u = None if self.generator.uncertainty is None else self.generator.log_variance(sigma)
+        loss = vsd_loss(x0, real, fake, edm_weight(t, self.generator.sigma_data), u)
+        return loss, (x, t), given, {"gap": by_sigma(t, gap)}

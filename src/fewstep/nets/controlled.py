@@ -1,0 +1,97 @@
+"""A U-Net that sees a second image: NCVSD's control branch (Peng et al., 2025, arXiv 2506.09416), for any U-Net here.
+
+Three parts come from one network: two encoders, one for each image, and a decoder, each with its own embedding of noise
+level and class. The names of parameters are those of the published students below `model.`: `ctrl`, `enc`, `dec`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Features
+from fewstep.nets.edm2 import mp_sum
+
+
+def without(net: nn.Module, *names: str) -> Any:
+    """A copy of a network without those of its parts; it encodes or decodes, but not both."""
+    half = copy.deepcopy(net)
+    for name in names:
+        if hasattr(half, name):
+            delattr(half, name)
+    return half
+
+
+def encoder_half(net: nn.Module) -> Any:
+    return without(net, "dec", "out_norm", "out_conv", "out_gain")
+
+
+def without_dropout(net: nn.Module) -> Any:
+    """The network as one that trains without dropout of activations or labels; with the same tensors."""
+    config: Any = net.config
+    off = {name: 0.0 for name in ("dropout", "label_dropout") if getattr(config, name, 0.0)}
+    if not off:
+        return net
+    kind: Any = type(net)
+    with torch.device("meta"):
+        result = kind(dataclasses.replace(config, **off))
+    result.load_state_dict(net.state_dict(), assign=True)
+    return result
+
+
+class Controlled(nn.Module):
+    """F(x, y): the decoder works on the features of `x`, into which those of `y` are merged by
+
+    mp_sum(of x, of y, w) = ((1 - w) of x + w of y) / sqrt((1 - w)^2 + w^2),
+
+    with one weight w in [0, 1] for the bottleneck and one for each skip connection. They start at 0, so that a new
+    network answers as the one that it is made from and ignores `y`; gradients reach the weights nevertheless.
+
+    net: the network whose copies the parts are: EDM2's, DDPM++, NCSN++ or ADM, or any other with `enc`, `dec`, `embed`,
+    `encode` and `decode`.
+    """
+
+    forced = True
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        whole: Any = net
+        self.config, self.in_channels = whole.config, whole.in_channels
+        self.resolution, self.num_classes = whole.resolution, whole.num_classes
+        n_skips = sum("aux" not in name for name, _ in whole.enc.named_children())
+        self.ctrl, self.enc, self.dec = encoder_half(net), encoder_half(net), without(net, "enc")
+        self.dec.additional_x_weight = nn.Parameter(torch.zeros(1))
+        self.dec.additional_skips_weight = nn.Parameter(torch.zeros(n_skips))
+
+    def encode(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+    ) -> Features:
+        """Features of `x` alone, with the decoder's own embedding."""
+        features = self.enc.encode(x, c_noise, label, augment)
+        return features._replace(embedding=self.dec.embed(c_noise, label, augment))
+
+    def merge(self, features: Features, control: Features) -> Features:
+        """The features of `x` with those of `y`, which `ctrl.encode` returned."""
+        deepest, *shares = torch.cat([self.dec.additional_x_weight, self.dec.additional_skips_weight]).clamp(0, 1)
+        skips = zip(features.skips, control.skips, shares, strict=True)
+        return features._replace(
+            bottleneck=mix(features.bottleneck, control.bottleneck, deepest),
+            skips=tuple(mix(a, b, w) for a, b, w in skips),
+        )
+
+    def decode(self, features: Features) -> Tensor:
+        return self.dec.decode(features)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the merge weights back to [0, 1], in place: outside they would get no gradient. After each step."""
+        self.dec.additional_x_weight.clamp_(0, 1)
+        self.dec.additional_skips_weight.clamp_(0, 1)
+
+
+def mix(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+    return mp_sum(a, b, w.to(a.dtype))
