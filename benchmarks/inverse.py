@@ -1,0 +1,220 @@
+"""Inverse problems measured: bias over levels, the solver's overhead, and solvers side by side at equal evaluations.
+
+`python -m benchmarks.inverse levels` prints the errors of mean and covariance on Gaussian toys, exactly, without sampling.
+`python -m benchmarks.inverse overhead` times PnP-GD of 100 images of 64x64 with 49 calls against 49 batched evaluations.
+`python -m benchmarks.inverse table --model TEACHER [--student NCVSD] [--data digits]` restores the first images by every
+solver on five tasks: PSNR, SSIM where images are large enough, seconds, and network evaluations, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import inverse
+from fewstep.checkpoint import load
+from fewstep.conditional import GenerativeDenoiser, generative
+from fewstep.data import images
+from fewstep.data.codec import Pixels
+from fewstep.denoiser import Denoiser
+from fewstep.distributed import device
+from fewstep.generate import SeededNoise
+from fewstep.inverse import BALANCED, Likelihood, balanced_sigmas, pnp_gd, published_sigmas
+from fewstep.inverse.pnp_gd import Preset
+from fewstep.metrics.image import psnr, ssim
+from fewstep.metrics.protocol import table
+from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.oracle import GaussianDenoiser
+from fewstep.restore import TASKS, WINDOW, Solver, fitted, measure, named_preset, restore, seed_of
+from fewstep.samplers import last
+
+F64 = torch.float64
+CORRELATIONS, NOISES = (0.3, 0.6, 0.8, 0.95), (0.05, 0.2, 0.5)
+FIVE = ("box_inpainting", "gaussian_deblur", "motion_deblur", "super_resolution", "phase_retrieval")
+
+
+class Impulses:
+    """Noise whose row 0 is zero and whose other rows have a one in one coordinate of one draw: an affine map's matrix."""
+
+    def __init__(self, d: int, draws: int) -> None:
+        self.d, self.rows, self.begin = d, 1 + d * draws, 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[self.begin : self.begin + self.d] = torch.eye(self.d, dtype=x.dtype).view(self.d, *x.shape[1:])
+        self.begin += self.d
+        return out
+
+
+def toy_error(sigmas: Tensor, correlation: float, sigma_y: float, coupling: Any, persistence: float) -> Tensor:
+    """Largest errors of the posterior's mean and covariance: two pixels of unit deviation, the first measured as 1."""
+    covariance = torch.tensor([[1, correlation], [correlation, 1]], dtype=F64)
+    prior = GaussianDenoiser(torch.zeros(1, 1, 2, dtype=F64), covariance)
+    op = inverse.Inpainting(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
+    noise = Impulses(2, 2 * len(sigmas))
+
+    def draw(u: Tensor, sigma: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(
+            torch.linalg.inv(torch.linalg.inv(covariance) + torch.eye(2, dtype=F64) / sigma**2)
+        )
+        return prior(u, sigma) + noise(u) @ factor.T
+
+    x = sigmas[0] * noise(torch.zeros(noise.rows, 1, 1, 2, dtype=F64))
+    likelihood = Likelihood(op, torch.ones(noise.rows, 1, 1, 2, dtype=F64), sigma_y, coupling)
+    out = last(pnp_gd(draw, likelihood, x, sigmas, persistence=persistence, noise=noise)).flatten(1)
+    spread = out[1:] - out[0]
+    A = torch.tensor([[1, 0]], dtype=F64)
+    mean, exact = prior.posterior(A, torch.ones(1, dtype=F64), sigma_y).moments()
+    return torch.stack([(out[0] - mean.flatten()).abs().max(), (spread.T @ spread - exact).abs().max()])
+
+
+def levels() -> None:
+    """The error of the mean and of the covariance, worst and mean over twelve toys."""
+    kinds: dict[str, tuple[Callable[[int], Tensor], Any, float]] = {
+        "published": (lambda n: published_sigmas(n + 1), "split", 0.0),
+        "balanced levels": (lambda n: balanced_sigmas(n, sigma_min=0.02), "split", 0.0),
+        "and tight coupling": (lambda n: balanced_sigmas(n), "tight", 0.0),
+        "and persistence (balanced)": (lambda n: balanced_sigmas(n), BALANCED.coupling, BALANCED.persistence),
+    }
+    body = []
+    for name, (make, coupling, persistence) in kinds.items():
+        for n in (25, 49, 99, 199, 499):
+            found = torch.stack([toy_error(make(n), c, s, coupling, persistence) for c in CORRELATIONS for s in NOISES])
+            worst, mean = found.amax(0), found.mean(0)
+            body.append([name, str(n), *(f"{v:.4f}" for v in (worst[0], mean[0], worst[1], mean[1]))])
+    print(table(["settings", "calls", "mean, worst", "mean, average", "covariance, worst", "average"], body))
+
+
+def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> None:
+    """CPU or GPU seconds of PnP-GD and of its evaluations alone, alternating in one process; the ratio of the medians."""
+    torch.manual_seed(0)
+    here = device()
+    net = SongUNet(SongConfig(64, label_dim=0, model_channels=channels, channel_mult=(1, 2, 2), num_blocks=1))
+    student = generative(Denoiser(net)).to(here).eval().requires_grad_(False)
+    shape = student.shape
+    body = []
+    for task in tasks:
+        op = TASKS[task](shape).to(here)
+        y = torch.randn(batch, *op.A(torch.zeros(1, *shape, device=here)).shape[1:], device=here) * 0.3
+        preset = fitted(BALANCED, op)
+        sigmas = preset.sigmas(49, 0.05)
+
+        def alone(y: Tensor = y, sigmas: Tensor = sigmas) -> None:
+            x = torch.randn(len(y), *shape, device=here)
+            with torch.no_grad():
+                for sigma in sigmas[:-1]:
+                    student(x, sigma)
+
+        def solved(y: Tensor = y, sigmas: Tensor = sigmas, op: Any = op, preset: Preset = preset) -> None:
+            noise = SeededNoise(range(len(y)))
+            x = sigmas[0].float() * noise(torch.zeros(len(y), *shape, device=here))
+            likelihood = Likelihood(op, y, 0.05, preset.coupling)
+            bound = partial(student, noise=noise)
+            last(pnp_gd(bound, likelihood, x, sigmas, persistence=preset.persistence, noise=noise))
+
+        times: dict[str, list[float]] = {"alone": [], "solved": []}
+        for _ in range(repeats):
+            for name, run in (("alone", alone), ("solved", solved)):
+                began = clock()
+                run()
+                times[name].append(clock() - began)
+        a, s = (median(v) for v in times.values())
+        body.append([task, f"{a:.2f}", f"{s:.2f}", f"{100 * (s / a - 1):.1f} %"])
+    parameters = sum(p.numel() for p in student.parameters())
+    print(f"{batch} images of 64x64, 49 calls of a student with {parameters:,} parameters, on {here}")
+    print(table(["task", "evaluations, s", "PnP-GD, s", "overhead"], body))
+
+
+def clock() -> float:
+    """Seconds of this process's processors, or of the wall where a GPU computes."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def contenders(
+    teacher: Denoiser, student: GenerativeDenoiser | None, task: str, nfe: int, prior_steps: int
+) -> dict[str, tuple[Denoiser, Solver]]:
+    published, balanced = named_preset("published", task), BALANCED
+    found: dict[str, tuple[Denoiser, Solver]] = {}
+    if student is not None:
+        found["PnP-GD published, student"] = (student, Solver("pnp_gd", published, nfe))
+        found["PnP-GD balanced, student"] = (student, Solver("pnp_gd", balanced, nfe))
+    return found | {
+        "PnP-GD published, teacher": (teacher, Solver("pnp_gd", published, nfe, prior_steps)),
+        "PnP-GD balanced, teacher": (teacher, Solver("pnp_gd", balanced, nfe, prior_steps)),
+        "DPS": (teacher, Solver("dps", evaluations=nfe)),
+        "DAPS": (teacher, Solver("daps", evaluations=nfe, prior_steps=5)),
+        "DiffPIR": (teacher, Solver("diffpir", evaluations=nfe, options={"trust": 1.0})),
+    }
+
+
+def compare(model: Path, student: Path | None, data: str, n: int, nfe: int, prior_steps: int, tasks: list[str]) -> None:
+    """Every solver on every task, the same measurements and seeds, one sample each."""
+    here = device()
+    teacher = load(model, device=here)
+    draws = None if student is None else load(student, device=here)
+    if draws is not None and not isinstance(draws, GenerativeDenoiser):
+        raise ValueError(f"{student} is no generative denoiser; train one with an ncvsd recipe")
+    source = images(data)
+    truth = Pixels().encode(torch.stack([torch.from_numpy(source[i].copy()) for i in range(n)])).to(here)
+    has_labels = source.labels is not None and teacher.num_classes
+    label = torch.as_tensor(source.labels[:n], device=here) if has_labels else None  # pyright: ignore[reportOptionalSubscript]
+    body = []
+    for task in tasks:
+        op = TASKS[task](teacher.shape).to(here)
+        y = measure(op, truth, 0.05, [seed_of(0, i) for i in range(n)])
+        for name, (denoiser, solver) in contenders(teacher, draws, task, nfe, prior_steps).items():
+            began = time.perf_counter()
+            seeds = [seed_of(0, i, 0) for i in range(n)]
+            own = label if denoiser.num_classes else None
+            x0 = restore(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
+            seconds = time.perf_counter() - began
+            quality = psnr(x0, truth)
+            similar = f"{ssim(x0, truth).mean():.3f}" if min(truth.shape[2:]) >= WINDOW else "-"
+            nfes = str(solver.nfe(denoiser))
+            body.append([task, name, nfes, f"{quality.mean():.2f}", similar, f"{seconds:.1f}"])
+            print(*body[-1], flush=True)
+    labels = "their labels given" if has_labels else "no labels"
+    print(
+        f"\n{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE"
+    )
+    print(table(["task", "solver", "NFE", "PSNR", "SSIM", "seconds"], body))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["levels", "overhead", "table"])
+    parser.add_argument("--channels", type=int, default=32, help="width of the network of `overhead`")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=100, help="images of `overhead`")
+    parser.add_argument("--model", type=Path, help="teacher of `table`")
+    parser.add_argument("--student", type=Path, help="NCVSD student of `table`")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--num", type=int, default=100, help="images of `table`")
+    parser.add_argument("--nfe", type=int, default=49)
+    parser.add_argument("--prior-steps", type=int, default=3)
+    parser.add_argument("--tasks", default=",".join(FIVE))
+    options = parser.parse_args()
+    if options.what == "levels":
+        levels()
+    elif options.what == "overhead":
+        overhead(options.channels, options.repeats, options.batch, options.tasks.split(","))
+    elif options.model is None:
+        parser.error("table needs --model")
+    else:
+        tasks = options.tasks.split(",")
+        compare(options.model, options.student, options.data, options.num, options.nfe, options.prior_steps, tasks)
+
+
+if __name__ == "__main__":
+    main()

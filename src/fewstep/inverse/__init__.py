@@ -1,0 +1,34 @@
+"""Inverse problems: operators, likelihoods, and solvers `(denoise, likelihood, x, sigmas, **options) -> Iterator[x0]`."""
+
+from fewstep.inverse.blurs import CircularBlur as CircularBlur
+from fewstep.inverse.blurs import gaussian_kernel as gaussian_kernel
+from fewstep.inverse.blurs import gaussian_line as gaussian_line
+from fewstep.inverse.blurs import motion_kernel as motion_kernel
+from fewstep.inverse.blurs import real_blur as real_blur
+from fewstep.inverse.daps import daps as daps
+from fewstep.inverse.daps import solved as solved
+from fewstep.inverse.diffpir import diffpir as diffpir
+from fewstep.inverse.dps import dps as dps
+from fewstep.inverse.likelihood import Likelihood as Likelihood
+from fewstep.inverse.masks import Inpainting as Inpainting
+from fewstep.inverse.masks import box_mask as box_mask
+from fewstep.inverse.masks import random_mask as random_mask
+from fewstep.inverse.nonlinear import JPEG as JPEG
+from fewstep.inverse.nonlinear import PhaseRetrieval as PhaseRetrieval
+from fewstep.inverse.nonlinear import Quantization as Quantization
+from fewstep.inverse.operator import Function as Function
+from fewstep.inverse.operator import Latent as Latent
+from fewstep.inverse.operator import LinearFunction as LinearFunction
+from fewstep.inverse.operator import Operator as Operator
+from fewstep.inverse.operator import from_physics as from_physics
+from fewstep.inverse.pnp_gd import BALANCED as BALANCED
+from fewstep.inverse.pnp_gd import PUBLISHED as PUBLISHED
+from fewstep.inverse.pnp_gd import averaged as averaged
+from fewstep.inverse.pnp_gd import balanced_sigmas as balanced_sigmas
+from fewstep.inverse.pnp_gd import drawn as drawn
+from fewstep.inverse.pnp_gd import pnp_gd as pnp_gd
+from fewstep.inverse.pnp_gd import published_sigmas as published_sigmas
+from fewstep.inverse.resampling import Separable as Separable
+from fewstep.inverse.resampling import colorization as colorization
+from fewstep.inverse.resampling import separable_blur as separable_blur
+from fewstep.inverse.resampling import super_resolution as super_resolution

@@ -1,0 +1,134 @@
+"""Blurs by a kernel, circular or with a real boundary, and the kernels: Gaussian, and the path of a shaking camera."""
+
+# ruff: noqa: N802 - A, U, V are the names of the field
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+from fewstep.inverse.operator import Decomposed, LinearFunction
+
+
+def gaussian_line(std: float, truncate: float = 4.0) -> Tensor:
+    """Weights of a Gaussian on a line, float64, cut off at `truncate` deviations, that sum to one."""
+    if not std > 0:
+        raise ValueError(f"the deviation of a Gaussian must be positive; got {std}")
+    radius = int(truncate * std + 0.5)
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
+    return line / line.sum()
+
+
+def gaussian_kernel(std: float) -> Tensor:
+    """A Gaussian (n, n) that sums to one, 4 deviations wide to each side: NCVSD's has a deviation of 3, 25 x 25 taps."""
+    line = gaussian_line(std)
+    return line[:, None] * line
+
+
+def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tensor:
+    """The path (size, size) of a shaking camera, that sums to one; at size 61 and intensity 0.5 NCVSD's for each seed.
+
+    A random walk with persistent turns, drawn as a thin line, softened and reduced by two (after L. Borodenko's
+    generator). intensity: from 0, a straight line, to 1.
+    """
+    if size < 3 or not 0 < intensity <= 1:
+        raise ValueError(f"a motion kernel has size 3 at least and an intensity in (0, 1]; got {size}, {intensity}")
+    draw = np.random.RandomState(seed)
+    canvas = 2 * size
+    diagonal = math.sqrt(2) * canvas
+    longest = 0.75 * diagonal * (draw.uniform() + draw.uniform(0, intensity**2))
+    lengths: list[float] = []
+    while sum(lengths) < longest:
+        length = draw.beta(1, 30) * (1 - intensity + 0.1) * diagonal
+        if length < longest:
+            lengths.append(length)
+    widest = draw.uniform(0, intensity * math.pi)
+    jitter = draw.beta(2, 20)
+    angles = [draw.uniform(-widest, widest)]
+    while len(angles) < len(lengths):
+        turn = draw.triangular(0, intensity * widest, widest + 0.1)
+        flips = draw.uniform() < jitter
+        before = np.sign(angles[-1])
+        angles.append(turn * (-before if flips else before))
+    path = np.cumsum(np.array(lengths) * np.exp(1j * np.array(angles)))
+    path = (path - path.mean()) * np.exp(1j * draw.uniform(0, math.pi)) + canvas / 2 * (1 + 1j)
+    image = Image.new("RGB", (canvas, canvas))
+    line = [(float(p.real), float(p.imag)) for p in path]
+    ImageDraw.Draw(image).line(line, fill=(255, 255, 255), width=max(1, int(diagonal / 150)))
+    image = image.filter(ImageFilter.GaussianBlur(radius=int(diagonal * 0.01)))
+    grey = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS).convert("L"), dtype=np.float64)
+    if grey.sum() == 0:
+        raise ValueError(f"the path of seed {seed} leaves no trace at size {size}; take another seed")
+    return torch.from_numpy(grey / grey.sum())
+
+
+def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse what is no kernel; say it of one that does not keep the brightness."""
+    if kernel.ndim != 2 or not kernel.isfinite().all() or kernel.abs().max() == 0:
+        raise ValueError(f"a kernel is a finite matrix that is not zero; got the shape {tuple(kernel.shape)}")
+    if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2]:
+        raise ValueError(
+            f"the kernel {tuple(kernel.shape)} is larger than the images {shape[1]}x{shape[2]}; take a smaller one"
+        )
+    if abs(total := float(kernel.double().sum()) - 1) > 1e-3:
+        warnings.warn(f"the kernel sums to {total + 1:.4g}, not to one: it changes the brightness", stacklevel=3)
+
+
+class CircularBlur(Decomposed):
+    """y = kernel * x with the image continued periodically, each channel by itself.
+
+    kernel: (h, w), as a convolution; its centre (h // 2, w // 2) stays where it is. The singular values are those of the
+    Fourier transform, whose phase is part of U.
+    """
+
+    phase: Tensor
+
+    def __init__(self, kernel: Tensor, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
+        check_kernel(kernel, shape)
+        h, w = kernel.shape
+        padded = F.pad(kernel.double(), (0, shape[2] - w, 0, shape[1] - h)).roll((-(h // 2), -(w // 2)), (0, 1))
+        spectrum = torch.fft.rfft2(padded)
+        self.keep_singular(spectrum.abs())
+        self.register_buffer("phase", torch.polar(torch.ones_like(spectrum.abs()), spectrum.angle()))
+
+    def V(self, c: Tensor) -> Tensor:
+        return torch.fft.irfft2(c, s=self.shape[1:], norm="ortho")
+
+    def V_adjoint(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x, norm="ortho")
+
+    def U(self, c: Tensor) -> Tensor:
+        return self.V(c * self.phase.to(c))
+
+    def U_adjoint(self, y: Tensor) -> Tensor:
+        c = self.V_adjoint(y)
+        return c * self.phase.to(c).conj()
+
+
+PADDINGS = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
+
+
+def real_blur(kernel: Tensor, shape: tuple[int, int, int], padding: str = "reflect") -> LinearFunction:
+    """y = kernel * x with a real boundary: the image is continued by zeros, its mirror image or its edge, or (valid)
+    only what the kernel sees whole is measured. Proximal draws by conjugate gradients.
+    """
+    check_kernel(kernel, shape)
+    if padding not in (*PADDINGS, "valid"):
+        raise ValueError(f"the boundary is one of {', '.join(PADDINGS)} and valid; got {padding!r}")
+    h, w = kernel.shape
+    around = (w - 1 - w // 2, w // 2, h - 1 - h // 2, h // 2)
+    channels = shape[0]
+    weights = kernel.flip(0, 1).expand(channels, 1, h, w)
+
+    def blur(x: Tensor) -> Tensor:
+        padded = x if padding == "valid" else F.pad(x, around, mode=PADDINGS[padding])
+        return F.conv2d(padded, weights.to(x), groups=channels)
+
+    return LinearFunction(blur, shape)

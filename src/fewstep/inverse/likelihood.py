@@ -1,0 +1,75 @@
+"""What a measurement says of an image: p(y | x0) = N(y; A(x0), sigma_y^2 I)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.inverse.operator import Coupling, Decomposed, Operator
+from fewstep.noise import Noise
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A batch of measurements `y` (B, ...) by one operator, with noise of deviation `sigma_y` in the unit of y.
+
+    coupling: how proximal draws are tied to the measurement, where the operator's decomposition is known;
+    see `fewstep.inverse.operator.Decomposed.shrinkage`.
+    """
+
+    operator: Operator
+    y: Tensor
+    sigma_y: float
+    coupling: Coupling = "split"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_y < float("inf"):
+            raise ValueError(
+                f"the noise level of a measurement must be positive and finite; got sigma_y={self.sigma_y}. For an exact "
+                "measurement take a small one, such as 0.001"
+            )
+        with torch.no_grad():
+            expected = self.operator.A(self.y.new_zeros(1, *self.operator.shape)).shape[1:]
+        if self.y.shape[1:] != expected:
+            raise ValueError(
+                f"this operator turns images {self.operator.shape} into measurements of shape {tuple(expected)}; got "
+                f"{tuple(self.y.shape[1:])}"
+            )
+        if not self.y.isfinite().all():
+            bad = (~self.y.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"the measurements {bad} of the batch are not finite")
+        if self.coupling == "tight" and not isinstance(self.operator, Decomposed):
+            raise ValueError(
+                "a tight coupling needs an operator whose singular value decomposition is known (masks, circular and "
+                f"separable blurs, super-resolution, colorization); {type(self.operator).__name__} is none; take split"
+            )
+
+    def gap(self, x0: Tensor) -> Tensor:
+        """|A(x0) - y|, (B, 1, ...), differentiable; only what the operator has seen counts."""
+        norm = self.operator.seen(self.operator.A(x0) - self.y).square().flatten(1).sum(1).sqrt()
+        return norm.view(-1, *[1] * (x0.ndim - 1))
+
+    def sample(self, x: Tensor, rho: float | Tensor, noise: Noise = torch.randn_like) -> Tensor:
+        """A draw of u from N(u; x, rho^2 I) p(y | u), up to a constant, or of its tight variant."""
+        operator, rho = self.operator, float(rho)
+        if isinstance(operator, Decomposed):
+            return operator.prox_sample(x, self.y, self.sigma_y, rho, noise, self.coupling)
+        return operator.prox_sample(x, self.y, self.sigma_y, rho, noise)
+
+    def shrink(self, v: Tensor, rho: float | Tensor) -> Tensor:
+        """How much of white noise `v` such a draw contains; see `fewstep.inverse.operator.Decomposed.shrink`."""
+        if not isinstance(self.operator, Decomposed):
+            raise ValueError(
+                "persistent noise needs an operator whose singular value decomposition is known; set persistence=0"
+            )
+        return self.operator.shrink(v, self.sigma_y, float(rho), self.coupling)
+
+    def nearest(self, x: Tensor, gamma: float) -> Tensor:
+        """argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - x|^2."""
+        return self.operator.prox_l2(x, self.y, gamma)
+
+    def measured(self, beta: float | None) -> Likelihood:
+        """The same with the noise level that NCVSD's tuned beta stands for, sqrt(beta / 2); None changes nothing."""
+        return self if beta is None else replace(self, sigma_y=(beta / 2) ** 0.5)

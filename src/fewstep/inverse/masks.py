@@ -1,0 +1,67 @@
+"""Operators that see some of the pixels, or some mixture of the channels."""
+
+# ruff: noqa: N802 - A, U, V are the names of the field
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.inverse.operator import Decomposed
+
+
+def box_mask(height: int, width: int, share: float = 0.5) -> Tensor:
+    """(height, width): 0 in a centred box with `share` of each side, 1 around it; NCVSD's is half of each side."""
+    if not 0 < share < 1:
+        raise ValueError(f"the box takes a share of each side between 0 and 1; got {share}")
+    mask = torch.ones(height, width)
+    h, w = round(height * share), round(width * share)
+    top, left = (height - h) // 2, (width - w) // 2
+    mask[top : top + h, left : left + w] = 0
+    return mask
+
+
+def random_mask(height: int, width: int, missing: float = 0.7, seed: int = 0) -> Tensor:
+    """(height, width): 0 at a share `missing` of the pixels, drawn from `seed`, 1 elsewhere."""
+    if not 0 < missing < 1:
+        raise ValueError(f"the share of missing pixels lies between 0 and 1; got {missing}")
+    n = height * width
+    mask = torch.ones(n)
+    mask[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: round(missing * n)]] = 0
+    return mask.view(height, width)
+
+
+class Inpainting(Decomposed):
+    """y = mask x. The measurement has the image's shape; what it holds where the mask is 0 does not count.
+
+    mask: (H, W) or (C, H, W), numbers from 0 (missing) up; 1 is seen as it is.
+    """
+
+    def __init__(self, mask: Tensor, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
+        if mask.shape not in (shape[1:], shape):
+            raise ValueError(
+                f"a mask for images of shape {shape} has shape {shape[1:]} or {shape}; got {tuple(mask.shape)}"
+            )
+        if not mask.isfinite().all() or mask.min() < 0 or mask.max() == 0:
+            raise ValueError("a mask has finite numbers, none negative and not all zero")
+        self.keep_singular(mask.expand(shape).clone().float())
+
+    def V(self, c: Tensor) -> Tensor:
+        return c
+
+    def V_adjoint(self, x: Tensor) -> Tensor:
+        return x
+
+    def U(self, c: Tensor) -> Tensor:
+        return c
+
+    def U_adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def seen(self, y: Tensor) -> Tensor:
+        return torch.where(self.s(y) > 0, y, 0.0)
+
+    def view(self, y: Tensor) -> Tensor:
+        """The measurement with grey where nothing was seen."""
+        return self.seen(y)

@@ -1,0 +1,92 @@
+"""Operators that are not linear: phase retrieval, quantization, JPEG."""
+
+# ruff: noqa: N802 - A, U, V are the names of the field
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.inverse.operator import Operator
+
+# Recommendation ITU-T T.81, Annex K, table K.1: steps of the luminance at quality 50.
+LUMINANCE = """
+16 11 10 16 24 40 51 61  12 12 14 19 26 58 60 55  14 13 16 24 40 57 69 56  14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77  24 35 55 64 81 104 113 92  49 64 78 87 103 121 120 101  72 92 95 98 112 100 103 99
+"""
+
+
+class PhaseRetrieval(Operator):
+    """The moduli of the Fourier transform of the zero-padded image (x + 1) / 2, orthonormal and centred.
+
+    oversampling: r adds r / 8 of the size on each side, so that 4 doubles it (NCVSD's). A sign, a shift and a reflection
+    of the image may remain unknown: take several samples.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], oversampling: float = 4.0) -> None:
+        super().__init__(shape)
+        if not oversampling >= 0:
+            raise ValueError(f"the oversampling must not be negative; got {oversampling}")
+        self.pad = tuple(int(oversampling / 8 * n) for n in shape[1:])
+
+    def A(self, x: Tensor) -> Tensor:
+        h, w = self.pad
+        padded = F.pad((x + 1) / 2, (w, w, h, h))
+        return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho"), dim=(-2, -1)).abs()
+
+    def view(self, y: Tensor) -> Tensor:
+        """ln(1 + y), scaled to its largest value."""
+        logs = y.clamp_min(0).log1p()
+        return 2 * logs / logs.amax((1, 2, 3), keepdim=True).clamp_min(1e-12) - 1
+
+
+def rounded(x: Tensor) -> Tensor:
+    """The nearest integers, with the gradient of x itself: rounding is flat, and what it hides is the same everywhere."""
+    return x + (x.detach().round() - x.detach())
+
+
+class Quantization(Operator):
+    """Pixels of [-1, 1] rounded to 2^bits levels, with the gradient of the identity."""
+
+    def __init__(self, shape: tuple[int, int, int], bits: int = 3) -> None:
+        super().__init__(shape)
+        if not 1 <= bits <= 16:
+            raise ValueError(f"quantization takes 1 to 16 bits; got {bits}")
+        self.steps = 2**bits - 1
+
+    def A(self, x: Tensor) -> Tensor:
+        return rounded((x + 1) / 2 * self.steps) / self.steps * 2 - 1
+
+
+class JPEG(Operator):
+    """The loss of JPEG, each channel as luminance: the cosine transform of 8x8 blocks, rounded to the steps of `quality`.
+
+    quality: 1 to 100, as of the reference implementation. Images of other sizes are continued by their edges.
+    """
+
+    table: Tensor
+    cosines: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], quality: int = 30) -> None:
+        super().__init__(shape)
+        if not 1 <= quality <= 100:
+            raise ValueError(f"the quality of JPEG is 1 to 100; got {quality}")
+        scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+        steps = torch.tensor([int(v) for v in LUMINANCE.split()], dtype=torch.float64).view(8, 8)
+        self.register_buffer("table", ((steps * scale + 50) / 100).floor().clamp(1, 255))
+        k, n = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
+        cosines = torch.cos(math.pi * (2 * n + 1) * k / 16) / 2
+        cosines[0] /= math.sqrt(2)
+        self.register_buffer("cosines", cosines)
+
+    def A(self, x: Tensor) -> Tensor:
+        _, height, width = self.shape
+        pixels = F.pad(x * 127.5 - 0.5, (0, -width % 8, 0, -height % 8), mode="replicate")
+        blocks = pixels.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+        D, table = self.cosines.to(x), self.table.to(x)
+        coefficients = rounded(D @ blocks @ D.T / table) * table
+        back = (D.T @ coefficients @ D).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+        return (back[:, :, :height, :width] + 0.5) / 127.5

@@ -1,0 +1,384 @@
+"""Measurement operators y = A(x) + sigma_y eps, and draws of what they leave open.
+
+Every operator can draw from N(u; x, rho^2 I) p(y | u), up to a constant, the step that split Gibbs sampling needs:
+exactly from a known singular value decomposition (`Decomposed`), exactly up to the tolerance of conjugate gradients for
+other linear operators (`Linear`), by Langevin steps for the rest (`Operator`). Methods have deepinv's names.
+"""
+
+# ruff: noqa: N802 - A, U, V are the names of the field
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.noise import Noise
+
+Coupling = Literal["split", "tight"]
+"""How strongly u is tied to the measurement; see `Decomposed.shrinkage`."""
+
+LANGEVIN_STEPS = 100
+STEP = 0.2
+"""Of the Langevin step, in units of 1 / curvature; steps below 2 are stable, and variances rise by 1 / (1 - STEP / 2)."""
+HALVINGS = 12
+CG_STEPS, CG_TOLERANCE, DRAW_TOLERANCE = 500, 1e-6, 1e-4
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each pair, (B, 1, ..., 1) as broadcasts against `a`."""
+    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+
+def check_levels(sigma_y: float, rho: float) -> None:
+    if not sigma_y > 0 or not rho > 0:
+        raise ValueError(
+            f"the noise of a measurement and the radius of a proximal step must be positive; got sigma_y={sigma_y}, "
+            f"rho={rho}. For an exact measurement take a small sigma_y, such as 0.001"
+        )
+
+
+def streams(eps: Tensor) -> Callable[[], Noise]:
+    """Noise that can be drawn again: every image's is a function of its own part of the draw `eps` (B, ...).
+
+    One image can so be repeated while the random streams of the others stay where they are.
+    """
+    seeds = [part.flatten()[:1].double().view(torch.int64).item() for part in eps.cpu()]
+
+    def start() -> Noise:
+        generators = [torch.Generator().manual_seed(int(seed) & (2**63 - 1)) for seed in seeds]
+
+        def noise(x: Tensor) -> Tensor:
+            drawn = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]
+            return torch.stack(drawn).to(x.device)
+
+        return noise
+
+    return start
+
+
+class Operator(nn.Module):
+    """y = A(x) for images x (B, *shape), differentiable; subclasses say `A`. `linear` ones are `Linear`."""
+
+    shape: tuple[int, ...]
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def A(self, x: Tensor) -> Tensor:
+        """The measurement (B, ...) of images (B, C, H, W), without noise."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this operator measures images of shape {self.shape}; got a batch of {tuple(x.shape)}")
+        return self.A(x)
+
+    def view(self, y: Tensor) -> Tensor:
+        """An image in [-1, 1] that shows a measurement, of any size; the measurement itself where it is one."""
+        return y
+
+    def seen(self, y: Tensor) -> Tensor:
+        """A measurement without the part that does not depend on the image."""
+        return y
+
+    def residual_gradient(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """|A(u) - y|^2 / 2, (B, 1, ...), and its gradient J^T (A(u) - y), (B, *shape)."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            gap = self.A(u) - y
+            half = gap.square().flatten(1).sum(1) / 2
+            (gradient,) = torch.autograd.grad(half.sum(), u)
+        return half.detach().view(-1, *[1] * (u.ndim - 1)), gradient
+
+    def curvature(self, x: Tensor, iterations: int = 8) -> Tensor:
+        """An upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
+
+        The iteration approaches from below; the margin of 1.3 covers what eight steps leave.
+        """
+        drawn = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
+        v = drawn.to(x).expand(x.shape)
+        value = torch.ones_like(dots(v, v))
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            out = self.A(at)
+            w = torch.zeros_like(out, requires_grad=True)
+            (pulled,) = torch.autograd.grad(out, at, w, create_graph=True)  # J^T w, whose derivative in w is J v
+            for _ in range(iterations):
+                v = v / dots(v, v).sqrt().clamp_min(1e-30)
+                (pushed,) = torch.autograd.grad(pulled, w, v, retain_graph=True)
+                (v,) = torch.autograd.grad(out, at, pushed, retain_graph=True)
+                value = dots(v, v).sqrt()
+        return 1.3 * value.detach().clamp_min(1e-12)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        """argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - z|^2, by gradient steps; a stationary point if A is not linear."""
+        return self.descend(z, y, gamma**-0.5, 1.0, z, None)
+
+    def prox_sample(self, x: Tensor, y: Tensor, sigma_y: float, rho: float, noise: Noise = torch.randn_like) -> Tensor:
+        """A draw of exp(-|A(u) - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)), by Langevin steps from `x`.
+
+        The step is `STEP` over the curvature |J|^2 / sigma_y^2 + 1 / rho^2 at `x`, hence stable where J varies little.
+        An image that diverges all the same is drawn again with half the step, and so on, and reported by a warning; the
+        others are not touched.
+        """
+        check_levels(sigma_y, rho)
+        return self.descend(x, y, sigma_y, rho, x, streams(noise(x)))
+
+    def descend(
+        self, z: Tensor, y: Tensor, sigma_y: float, rho: float, start: Tensor, noise: Callable[[], Noise] | None
+    ) -> Tensor:
+        """Gradient steps on |A(u) - y|^2 / (2 sigma_y^2) + |u - z|^2 / (2 rho^2), with Langevin noise if there is any."""
+        step = STEP / (self.curvature(z) / sigma_y**2 + rho**-2)
+        before = self.energy(start, y, z, sigma_y, rho)
+        result, bad = start, torch.ones(len(z), dtype=torch.bool, device=z.device)
+        again = torch.zeros_like(bad)
+        for _ in range(HALVINGS):
+            u = self.walk(z, y, sigma_y, rho, start, step, None if noise is None else noise())
+            after = self.energy(u, y, z, sigma_y, rho)  # not finite if u is not
+            good = after <= 10 * (before + z[0].numel() + y[0].numel())
+            result = torch.where((bad & good).view(step.shape), u, result)
+            bad = bad & ~good
+            if not bad.any():
+                break
+            again = again | bad
+            step = step / 2  # the others have their result
+        for which, fate in ((again & ~bad, "drawn again with a smaller step"), (bad, "left as it was before")):
+            if which.any():
+                images = ", ".join(str(i) for i in which.nonzero().flatten().tolist())
+                warnings.warn(f"Langevin steps diverged for image {images} of the batch: {fate}", stacklevel=3)
+        return result
+
+    def walk(
+        self, z: Tensor, y: Tensor, sigma_y: float, rho: float, u: Tensor, step: Tensor, noise: Noise | None
+    ) -> Tensor:
+        for _ in range(LANGEVIN_STEPS):
+            _, gradient = self.residual_gradient(u, y)
+            u = u - step * (gradient / sigma_y**2 + (u - z) / rho**2)
+            if noise is not None:
+                u = u + (2 * step).sqrt() * noise(u)
+        return u
+
+    def energy(self, u: Tensor, y: Tensor, z: Tensor, sigma_y: float, rho: float) -> Tensor:
+        half, _ = self.residual_gradient(u, y)
+        return (half / sigma_y**2 + dots(u - z, u - z) / (2 * rho**2)).flatten()
+
+
+class Linear(Operator):
+    """A linear operator; its adjoint is derived from `A` unless a subclass knows a faster one."""
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """A^T y, (B, *shape)."""
+        with torch.enable_grad():
+            x = y.new_zeros(len(y), *self.shape, requires_grad=True)
+            return torch.autograd.grad(self.A(x), x, y)[0]
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """The image of least norm among those that fit `y` best."""
+        return self.solve(self.A_adjoint(y), lambda u: self.A_adjoint(self.A(u)), y.new_zeros(len(y), *self.shape))
+
+    def residual_gradient(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        gap = self.A(u) - y
+        return (gap.square().flatten(1).sum(1) / 2).view(-1, *[1] * (u.ndim - 1)), self.A_adjoint(gap)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        """argmin_u gamma / 2 |A u - y|^2 + 1/2 |u - z|^2 = (I + gamma A^T A)^-1 (z + gamma A^T y)."""
+        return self.solve(z + gamma * self.A_adjoint(y), lambda u: u + gamma * self.A_adjoint(self.A(u)), z)
+
+    def prox_sample(self, x: Tensor, y: Tensor, sigma_y: float, rho: float, noise: Noise = torch.randn_like) -> Tensor:
+        """A draw of exp(-|A u - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)) by perturbing and optimising (Papandreou &
+        Yuille, 2010): the minimiser for x + rho eps and y + sigma_y eps' has exactly this law.
+        """
+        check_levels(sigma_y, rho)
+        gamma, z = (rho / sigma_y) ** 2, x + rho * noise(x)
+        b = z + gamma * self.A_adjoint(y + sigma_y * noise(y))
+        # the deviation of the draw is rho or less, and the residual is an error in units of at least that
+        goal = DRAW_TOLERANCE * rho * x[0].numel() ** 0.5
+        return self.solve(b, lambda u: u + gamma * self.A_adjoint(self.A(u)), z, goal)
+
+    @staticmethod
+    def solve(b: Tensor, normal: Callable[[Tensor], Tensor], u: Tensor, tolerance: float | None = None) -> Tensor:
+        """Conjugate gradients for normal(u) = b, each image with its own steps, until the residual is below `tolerance`,
+        or 1e-6 of |b|; warns where they did not converge.
+        """
+        r = b - normal(u)
+        p, rr, goal = r, dots(r, r), CG_TOLERANCE**2 * dots(b, b)
+        goal = goal if tolerance is None else torch.full_like(goal, tolerance**2)
+        for _ in range(CG_STEPS):
+            if (rr <= goal).all():
+                return u
+            Ap = normal(p)
+            going = rr > goal  # an image that has converged stays as it is, whatever its neighbours need
+            alpha = torch.where(going, rr / dots(p, Ap).clamp_min(1e-300 if u.dtype == torch.float64 else 1e-38), 0.0)
+            u, r = u + alpha * p, r - alpha * Ap
+            after = torch.where(going, dots(r, r), rr)
+            p = torch.where(going, r + after / rr.clamp_min(1e-38) * p, p)
+            rr = after
+        left = (rr / goal.clamp_min(1e-38)).sqrt().max().item()
+        if left > 100:
+            warnings.warn(
+                f"conjugate gradients stopped after {CG_STEPS} steps, {left:.0f} times as far as asked for; the "
+                "measurement is nearly exact (a larger sigma_y helps), or A and its adjoint do not belong together",
+                stacklevel=3,
+            )
+        return u
+
+
+class Decomposed(Linear):
+    """A linear operator with a known singular value decomposition A = U diag(s) V^T.
+
+    Subclasses say `V`, `V_adjoint`, `U`, `U_adjoint`, between images or measurements and coefficients; V is a complete
+    orthonormal basis of the images, and where s = 0 what U_adjoint returns does not count. s: `singular`, at most
+    rounding off zero counts as zero.
+    """
+
+    singular: Tensor
+
+    def V(self, c: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def V_adjoint(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def U(self, c: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def U_adjoint(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def keep_singular(self, singular: Tensor) -> None:
+        small = singular < 1e-6 * singular.max()
+        self.register_buffer("singular", torch.where(small, 0.0, singular))
+
+    def s(self, like: Tensor) -> Tensor:
+        """The singular values in the precision of `like`."""
+        return self.singular.to(like.device, like.real.dtype if like.is_complex() else like.dtype)
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.U(self.s(x) * self.V_adjoint(x))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.V(self.s(y) * self.U_adjoint(y))
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return self.V(self.inverse(self.s(y)) * self.U_adjoint(y))
+
+    @staticmethod
+    def inverse(s: Tensor) -> Tensor:
+        return torch.where(s > 0, 1 / torch.where(s > 0, s, 1.0), 0.0)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        s = self.s(z)
+        return self.V((self.V_adjoint(z) + gamma * s * self.U_adjoint(y)) / (1 + gamma * s**2))
+
+    def shrinkage(self, sigma_y: float, rho: float, coupling: Coupling, like: Tensor) -> Tensor:
+        """g, of each singular direction: u ~ N(g x + (1 - g) U^T y / s, rho^2 g), with w = (rho s / sigma_y)^2.
+
+        split: g = 1 / (1 + w), the Gaussian proportional to N(u; x, rho^2) p(y | u). A denoiser that then takes u for an
+        observation at level rho samples p(x) with a measurement of noise hypot(sigma_y, rho s).
+        tight: g = max(1 - w, 0). Now the noise is max(sigma_y, rho s), exact as soon as rho s <= sigma_y, as the
+        measurement's information and u together are what an observation at level rho tells. No other coupling by a
+        Gaussian u does better above.
+        """
+        w = (rho * self.s(like) / sigma_y) ** 2
+        return 1 / (1 + w) if coupling == "split" else (1 - w).clamp_min(0)
+
+    def prox_sample(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sigma_y: float,
+        rho: float,
+        noise: Noise = torch.randn_like,
+        coupling: Coupling = "split",
+    ) -> Tensor:
+        """A draw of N(u; x, rho^2 I) p(y | u), exact in closed form, or its `tight` variant."""
+        check_levels(sigma_y, rho)
+        g = self.shrinkage(sigma_y, rho, coupling, x)
+        known = (1 - g) * self.inverse(self.s(x)) * self.U_adjoint(y)
+        return self.V(g * self.V_adjoint(x) + known + rho * g.sqrt() * self.V_adjoint(noise(x)))
+
+    def shrink(self, v: Tensor, sigma_y: float, rho: float, coupling: Coupling) -> Tensor:
+        """g^(1/2) v: how much of white noise `v` a proximal draw at `rho` contains."""
+        return self.V(self.shrinkage(sigma_y, rho, coupling, v).sqrt() * self.V_adjoint(v))
+
+
+def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether f(a + 2 b) = f(a) + 2 f(b) for two random images of this shape."""
+    a, b = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        both = function(a) + 2 * function(b)
+        return torch.allclose(function(a + 2 * b), both, atol=1e-4 * both.abs().max().item(), rtol=1e-3)
+
+
+class Function(Operator):
+    """Any differentiable function of images as operator. Linear ones are better made a `LinearFunction`."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.function = function
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class LinearFunction(Linear):
+    """Any linear function of images; the adjoint is derived. Raises ValueError if it is not linear."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.function = function
+        if not linear(function, shape):
+            raise ValueError("this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); make it a Function")
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Physics(Linear):
+    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator."""
+
+    def __init__(self, physics: Any, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.physics = physics
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.physics.A(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.physics.A_adjoint(y)
+
+
+def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
+    """A deepinv physics object as operator: `Physics` if it has an adjoint, else a `Function` of its A.
+
+    Noise that the object adds is left out: a `Likelihood` says its level. deepinv itself is not imported.
+    """
+    if not callable(getattr(physics, "A", None)):
+        raise ValueError(
+            f"expected an object with the method A, as deepinv's physics have; got {type(physics).__name__}"
+        )
+    if callable(getattr(physics, "A_adjoint", None)):
+        return Physics(physics, shape)
+    return Function(physics.A, shape)
+
+
+class Latent(Operator):
+    """An operator on images that is seen from their latents: A(decode(x)) for latents x (B, *shape).
+
+    decode: latents to images in [-1, 1], differentiable.
+    """
+
+    def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.operator, self.decode = operator, decode
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.operator.A(self.decode(x))
+
+    def view(self, y: Tensor) -> Tensor:
+        return self.operator.view(y)

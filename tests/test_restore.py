@@ -1,0 +1,254 @@
+"""`fewstep restore`: what it writes, that samples depend on their seeds alone, given measurements, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep import checkpoint, inverse, restore
+from fewstep.cli import main
+from fewstep.conditional import generative
+from fewstep.data import digits
+from fewstep.denoiser import Denoiser
+from fewstep.inverse.operator import Decomposed
+from fewstep.metrics.image import psnr
+from fewstep.oracle import GaussianDenoiser
+from tests.conftest import tiny_net
+from tests.linear import matrix
+
+SHAPE = (1, 8, 8)
+FAST = ["--nfe", "6", "--first", "3", "--class", "data"]
+
+
+@pytest.fixture
+def model(denoiser, tmp_path) -> str:
+    return str(checkpoint.save(denoiser, tmp_path / "model", checkpoint.Card(name="tiny")))
+
+
+@pytest.fixture
+def student() -> Denoiser:
+    """A generative denoiser without classes, of a few weights."""
+    torch.manual_seed(0)
+    return generative(Denoiser(tiny_net(label_dim=0))).eval()
+
+
+def fails(capsys, *argv: str) -> str:
+    capsys.readouterr()
+    try:
+        code = main(list(argv))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    return capsys.readouterr().err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def pixels(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image))[None]
+
+
+def test_what_is_written(model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    argv = ["restore", model, "digits", "--task", "box_inpainting", "--samples", "3", "--out", str(out), *FAST]
+    assert main(argv) == 0
+    assert "psnr" in capsys.readouterr().out
+    names = ["000000", "000001", "000002"]
+    expected = {f"{folder}/{name}.png" for folder in ("samples/0", "samples/1", "samples/2", "mean") for name in names}
+    expected |= {f"{folder}/{name}.png" for folder in ("measurements", "deviation", "sheets") for name in names}
+    expected |= {f"measurements/{name}.npy" for name in names} | {"metrics.json", "sheet.png"}
+    assert set(files(out)) == expected
+
+    result = json.loads((out / "metrics.json").read_text())
+    about = result["protocol"]
+    assert (
+        about["nfe"] == 6 and about["preset"] == "published" and about["prior_steps"] == 3 and about["class"] == "data"
+    )
+    truth = torch.from_numpy(np.stack([digits()[i] for i in range(3)]))
+    for i, name in enumerate(names):
+        samples = torch.stack([pixels(out / "samples" / str(j) / f"{name}.png") for j in range(3)])
+        values = result["images"][name]["psnr"]
+        assert values["samples"] == pytest.approx(psnr(samples, truth[i].expand(3, -1, -1, -1)).tolist(), abs=1e-4)
+        mean = psnr(pixels(out / "mean" / f"{name}.png")[None], truth[i][None])
+        assert values["mean_of_samples"] == pytest.approx(mean.item(), abs=1e-4)
+        y = np.load(out / "measurements" / f"{name}.npy")
+        kept = inverse.box_mask(8, 8).numpy() > 0
+        noise = y[0][kept] - (truth[i, 0].numpy()[kept] / 127.5 - 1)
+        assert 0.02 < noise.std() < 0.08
+    figures = result["figures"]["psnr"]
+    best = np.mean([max(v["psnr"]["samples"]) for v in result["images"].values()])
+    assert figures["best_of_3_runs_chosen_by_the_truth"] == pytest.approx(best)
+    assert figures["best_of_3_runs_chosen_by_the_truth"] > figures["sample"]
+    assert "window" in result["notes"]["ssim"]
+
+
+def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:
+    """Not on the batch, nor on how many samples and images there are."""
+    base = ["restore", model, "digits", "--task", "super_resolution", "--preset", "balanced", *FAST]
+    assert main([*base, "--samples", "3", "--batch", "7", "--out", str(tmp_path / "a")]) == 0
+    assert main([*base, "--samples", "2", "--batch", "1", "--first", "2", "--out", str(tmp_path / "b")]) == 0
+    a, b = (files(tmp_path / name) for name in "ab")
+    same = [name for name in b if name.startswith(("samples", "measurements"))]
+    assert len(same) == 8 and all(a[name] == b[name] for name in same)
+    assert a["samples/0/000000.png"] != a["samples/1/000000.png"]
+    assert main([*base, "--samples", "1", "--seed", "1", "--out", str(tmp_path / "c")]) == 0
+    assert files(tmp_path / "c")["samples/0/000000.png"] != a["samples/0/000000.png"]
+
+
+def test_ranks_share_the_images(denoiser, tmp_path, monkeypatch) -> None:
+    """Two ranks, one after the other, write what one writes, and their figures add up."""
+    data = digits()
+    job = restore.Job(
+        "colour",
+        inverse.Inpainting(inverse.random_mask(8, 8), SHAPE),
+        0.05,
+        ["a", "b", "c"],
+        [data[i] for i in range(3)],
+        None,
+        [0, 1, 2],
+        samples=2,
+        seed=0,
+        batch_size=4,
+    )
+    solver = restore.Solver(evaluations=4, prior_steps=2)
+    alone = restore.restore_all(denoiser, job, solver, tmp_path / "one", protocol={})
+    tables: list[list[Tensor]] = []
+    monkeypatch.setattr(restore, "world_size", lambda: 2)
+    monkeypatch.setattr(restore, "sum_over_ranks", lambda tensors: tables.append([t.clone() for t in tensors]))
+    for r in (0, 1):
+        monkeypatch.setattr(restore, "rank", lambda r=r: r)
+        restore.restore_all(denoiser, job, solver, tmp_path / "two", protocol={})
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    total = tables[0][0] + tables[1][0]
+    assert total[:, :-1, 0].mean().item() == pytest.approx(alone["figures"]["psnr"]["sample"])
+
+
+def test_given_measurements_give_the_same_restorations(model, tmp_path) -> None:
+    base = ["--task", "gaussian_deblur", "--samples", "2", "--nfe", "6", "--class", "none"]
+    assert main(["restore", model, "digits", *base, "--first", "2", "--out", str(tmp_path / "a")]) == 0
+    given = str(tmp_path / "a" / "measurements")
+    assert main(["restore", model, given, "--given", *base, "--out", str(tmp_path / "b")]) == 0
+    a, b = (files(tmp_path / name) for name in "ab")
+    same = [name for name in a if name.startswith(("samples", "measurements", "mean"))]
+    assert same and all(a[name] == b[name] for name in same)
+    assert json.loads(b["metrics.json"])["figures"] == {}
+
+
+@pytest.mark.parametrize("task", [t for t in restore.TASKS if t != "colorization"])
+def test_every_task_has_an_operator_for_any_size(task: str) -> None:
+    for shape in ((1, 8, 8), (3, 48, 40)):
+        op = restore.TASKS[task](shape)
+        assert op(torch.zeros(2, *shape)).isfinite().all()
+    preset = restore.named_preset("balanced", task)
+    assert restore.fitted(preset, op).coupling == ("split" if not isinstance(op, Decomposed) else "tight")
+
+
+@pytest.mark.parametrize("solver", ["dps", "daps", "diffpir"])
+def test_other_solvers(model, tmp_path, solver: str) -> None:
+    argv = ["restore", model, "digits", "--task", "phase_retrieval", "--solver", solver, "--samples", "1"]
+    assert main([*argv, "--out", str(tmp_path / "out"), *FAST]) == 0
+    about = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+    assert about["solver"] == solver and about["nfe"] == 6 and "preset" not in about
+
+
+def test_a_student_draws_and_a_users_operator_measures(student, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(student, tmp_path / "student")
+    Path("mine.py").write_text("def rows(x):\n    return x.cumsum(2) / 8\n\ndef odd(x):\n    return x.abs().sum(3)\n")
+    for name in ("rows", "odd"):
+        argv = ["restore", "student", "digits", "--task", f"mine.py:{name}", "--preset", "balanced", "--first", "2"]
+        assert main([*argv, "--nfe", "5", "--samples", "2", "--out", name]) == 0
+    protocol = json.loads(Path("rows/metrics.json").read_text())["protocol"]
+    assert protocol["nfe"] == 5 and "prior_steps" not in protocol
+    linear = restore.operator_of(lambda x: x.cumsum(2), SHAPE)
+    assert isinstance(linear, inverse.LinearFunction)
+    assert isinstance(restore.operator_of(lambda x: x.abs(), SHAPE), inverse.Function)
+    assert restore.operator_of(linear, SHAPE) is linear
+
+
+class Prior(Denoiser):
+    """A Gaussian prior's exact denoiser in the place of a network's."""
+
+    def __init__(self, exact: GaussianDenoiser) -> None:
+        super().__init__(tiny_net(label_dim=0))
+        self.exact = exact
+
+    def forward(self, x: Tensor, sigma: Any, label: Tensor | None = None, *, augment: Tensor | None = None) -> Tensor:
+        return self.exact(x, sigma)
+
+
+def test_many_samples_have_the_mean_and_deviation_of_the_posterior() -> None:
+    """A teacher that is exact, 8 evaluations for each draw; coverage of the truths is that of a calibrated posterior."""
+    place = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).double()
+    covariance = 0.25 * torch.exp(-(torch.cdist(place, place) ** 2) / 18) + 1e-3 * torch.eye(64).double()
+    exact = GaussianDenoiser(torch.zeros(*SHAPE, dtype=torch.float64), covariance)
+    truth = exact.sample(1, generator=torch.Generator().manual_seed(0)).float()
+    op = inverse.Inpainting(inverse.box_mask(8, 8), SHAPE)
+    y = restore.measure(op, truth, 0.05, [1])
+    n = 200
+    solver = restore.Solver(evaluations=49 * 8, prior_steps=8)
+    samples = restore.restore(Prior(exact), op, y.expand(n, -1, -1, -1), 0.05, range(n), solver=solver)
+    seen = inverse.box_mask(8, 8).flatten() > 0
+    mean, cov = exact.posterior(matrix(op)[seen], y.flatten()[seen], 0.05).moments()
+    gap = (samples.mean(0).flatten() - mean.flatten()).abs()
+    deviation = cov.diagonal().sqrt()
+    assert (gap < 0.03 + 4 * deviation / n**0.5).all()
+    assert (samples.std(0).flatten() - deviation).abs().max() < 0.04
+    assert deviation[~seen].min() > 0.05
+
+
+def test_coverage() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(17, 1, 200, 200)
+    assert restore.coverage(draws[1:], draws[0]) == pytest.approx(0.5 * 15 / 17, abs=0.01)
+    assert restore.coverage(draws[1:], draws[0] + 10) == 0
+    assert restore.coverage(0.5 * draws[1:], draws[0]) < 0.3
+
+
+def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ["restore", model, "digits", "--out", "out", "--first", "1"]
+    task = ["--task", "box_inpainting"]
+    assert "give --class" in fails(capsys, *base, *task)
+    assert "labels of this model are 0 to 9" in fails(capsys, *base, *task, "--class", "10")
+    base += ["--class", "3"]
+    assert "there is no task" in fails(capsys, *base, "--task", "unblur")
+    assert "several channels" in fails(capsys, *base, "--task", "colorization", "--preset", "balanced")
+    assert "nothing is published" in fails(capsys, *base, "--task", "jpeg")
+    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y", "0")
+    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")
+    assert "at least 1" in fails(capsys, *base, *task, "--samples", "0")
+    assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
+    assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
+    assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")
+    Image.new("L", (9, 8)).save("mask.png")
+    assert "a mask for images" in fails(capsys, *base, *task, "--mask", "mask.png")
+    np.save("kernel.npy", np.ones((9, 9)) / 81)
+    assert "larger than the images" in fails(capsys, *base, "--task", "motion_deblur", "--kernel", "kernel.npy")
+    (tmp_path / "given").mkdir()
+    given = ["restore", model, "given", "--given", *task, "--class", "3", "--out", "out"]
+    assert "expected a folder of measurements" in fails(capsys, *given)
+    np.save("given/a.npy", np.zeros((1, 8, 9), np.float32))
+    assert "given/a.npy: this task's measurements" in fails(capsys, *given)
+    np.save("given/a.npy", np.full((1, 8, 8), np.nan, np.float32))
+    assert "finite floats" in fails(capsys, *given)
+    one_step = Denoiser(denoiser.net, levels=(2.5,))
+    checkpoint.save(one_step, "one_step")
+    assert "own noise levels" in fails(capsys, "restore", "one_step", *base[2:], *task)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_needs_pnp_gd(student) -> None:
+    op = inverse.Inpainting(inverse.box_mask(8, 8), SHAPE)
+    with pytest.raises(ValueError, match="take pnp_gd"):
+        restore.restore(student, op, torch.zeros(1, *SHAPE), 0.1, [0], solver=restore.Solver("dps"))
