@@ -189,7 +189,9 @@ def readers(folder: Path) -> Iterator[Reader]:
     yield Reader("log", lambda p: Lines(p / "log.jsonl", 9), {"log.jsonl": run["run/log.jsonl"]})
     result = [{"metric": "fid", "value": 1.0, "n": 9, "protocol": {"seeds": "0-8"}}]
     yield Reader("results", lambda p: read_results(p / "x.json"), {"x.json": json.dumps(result).encode()})
-    yield Reader("configuration", lambda p: with_config(["--config", str(p / "x.yaml")]), {"x.yaml": b"lr: 1\nout: x\n"})
+    yield Reader(
+        "configuration", lambda p: with_config(["--config", str(p / "x.yaml")]), {"x.yaml": b"lr: 1\nout: x\n"}
+    )
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

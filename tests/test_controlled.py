@@ -134,6 +134,19 @@ def test_the_published_sizes(size, before, after):
     assert Controlled(net).dec.additional_skips_weight.shape == (16,)
 
 
+def test_merge_weights_of_edm_s_networks_count_tenfold():
+    net = Controlled(tiny_net())
+    with torch.no_grad():
+        net.dec.additional_skips_weight.fill_(0.05)
+        net.dec.additional_x_weight.fill_(0.2)
+        a, b = net.enc.encode(*(v := (torch.randn(2, 1, 8, 8), torch.zeros(2)))), net.ctrl.encode(-v[0], v[1])
+        merged = net.merge(a, b)
+    torch.testing.assert_close(merged.skips[1], (a.skips[1] + b.skips[1]) / math.sqrt(2))
+    assert torch.equal(merged.bottleneck, b.bottleneck)
+    net.project_()
+    assert net.dec.additional_x_weight.item() == pytest.approx(0.1)
+
+
 def test_the_discriminator_trains_without_projection():
     d = pair_discriminator(teacher_of("edm2"))
     assert not any(layer.forced for layer in d.modules() if isinstance(layer, MPConv))

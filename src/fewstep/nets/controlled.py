@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.edm2 import mp_sum
+from fewstep.nets.edm2 import EDM2UNet, mp_sum
 
 
 def without(net: nn.Module, *names: str) -> Any:
@@ -52,7 +52,8 @@ class Controlled(nn.Module):
     network answers as the one that it is made from and ignores `y`; gradients reach the weights nevertheless.
 
     net: the network whose copies the parts are: EDM2's, DDPM++, NCSN++ or ADM, or any other with `enc`, `dec`, `embed`,
-    `encode` and `decode`.
+    `encode` and `decode`. Networks other than EDM2's learn at about a tenth of its rate; their w is ten times the parameter,
+    which at that rate would take too long to leave 0.
     """
 
     forced = True
@@ -63,6 +64,7 @@ class Controlled(nn.Module):
         self.config, self.in_channels = whole.config, whole.in_channels
         self.resolution, self.num_classes = whole.resolution, whole.num_classes
         n_skips = sum("aux" not in name for name, _ in whole.enc.named_children())
+        self.gain = 1.0 if isinstance(net, EDM2UNet) else 10.0
         self.ctrl, self.enc, self.dec = encoder_half(net), encoder_half(net), without(net, "enc")
         self.dec.additional_x_weight = nn.Parameter(torch.zeros(1))
         self.dec.additional_skips_weight = nn.Parameter(torch.zeros(n_skips))
@@ -76,7 +78,8 @@ class Controlled(nn.Module):
 
     def merge(self, features: Features, control: Features) -> Features:
         """The features of `x` with those of `y`, which `ctrl.encode` returned."""
-        deepest, *shares = torch.cat([self.dec.additional_x_weight, self.dec.additional_skips_weight]).clamp(0, 1)
+        weights = torch.cat([self.dec.additional_x_weight, self.dec.additional_skips_weight])
+        deepest, *shares = (self.gain * weights).clamp(0, 1)
         skips = zip(features.skips, control.skips, shares, strict=True)
         return features._replace(
             bottleneck=mix(features.bottleneck, control.bottleneck, deepest),
@@ -88,9 +91,9 @@ class Controlled(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring the merge weights back to [0, 1], in place: outside they would get no gradient. After each step."""
-        self.dec.additional_x_weight.clamp_(0, 1)
-        self.dec.additional_skips_weight.clamp_(0, 1)
+        """Bring the merge weights w back to [0, 1], in place: outside they would get no gradient. After each step."""
+        self.dec.additional_x_weight.clamp_(0, 1 / self.gain)
+        self.dec.additional_skips_weight.clamp_(0, 1 / self.gain)
 
 
 def mix(a: Tensor, b: Tensor, w: Tensor) -> Tensor:

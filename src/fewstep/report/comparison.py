@@ -178,7 +178,9 @@ def grids(results: Sequence[Result]) -> str:
         if not path.is_relative_to(result.folder.resolve()):
             raise ValueError(f"a grid lies within the folder of its results.json, {result.folder}; got {row['grid']!r}")
         model = spoken(row.get("model", path.stem))
-        how = [spoken(row.get("sampler"))] * bool(row.get("sampler")) + [f"NFE {count(row.get('nfe'))}"] * ("nfe" in row)
+        how = [spoken(row.get("sampler"))] * bool(row.get("sampler")) + [f"NFE {count(row.get('nfe'))}"] * (
+            "nfe" in row
+        )
         measured = [f"{words(name)} {human(value)}" for name, value in result.metrics.items()]
         terms = [
             f"{key} {show(row[key])}" for key, show in (("n", count), ("seeds", spoken)) if row.get(key) is not None
