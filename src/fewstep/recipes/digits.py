@@ -210,11 +210,13 @@ def dmd2(
     data: str = "digits",
     *,
     levels: tuple[float, ...] = (2.5,),
-    ratio: int = 2,
+    ratio: int = 1,
+    gan_weight: float = 0.03,
+    disc_weight: float = 0.1,
     lr: float = 3e-4,
     fake_lr: float = 1e-3,
     batch_size: int = 128,
-    until: int = 76_800,
+    until: int = 57_600,
     seed: int = 0,
 ) -> fs.Run:
     """A one- or few-step student by improved distribution matching distillation.
@@ -224,6 +226,8 @@ def dmd2(
         data: image zip or folder, or the built-in digits.
         levels: noise levels from which the student makes images, largest first; one for each step.
         ratio: steps of the fake score for one of the generator.
+        gan_weight: of the adversarial term in the generator's loss.
+        disc_weight: of the discriminator's in that of the fake score.
         lr: learning rate of the generator.
         fake_lr: learning rate of the fake score and its discriminator.
         batch_size: images per step.
@@ -233,7 +237,9 @@ def dmd2(
     import torch
 
     torch.manual_seed(seed)
-    method = fs.distill.DMD2(fs.load(teacher), levels=levels, ratio=ratio)
+    method = fs.distill.DMD2(
+        fs.load(teacher), levels=levels, ratio=ratio, gan_weight=gan_weight, disc_weight=disc_weight
+    )
     return _student(
         method,
         teacher,
