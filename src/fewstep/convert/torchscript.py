@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -56,5 +57,6 @@ def read_torchscript(path: Path) -> Record:
             return expect(Record, Machine(stream, Script(budget, archive, root), budget).run())
     except UnsafePickle as error:
         raise UnsafePickle(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError, ValueError) as error:
+    # RuntimeError: an archive that is encrypted, or of a later version
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
         raise UnsafePickle(f"{path}: the archive is damaged: {error}") from error

@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -268,7 +269,8 @@ def read_zip(file: IO[bytes], budget: Budget) -> object:
             return Machine(Stream(BytesIO(data), 0, len(data)), Zipped(budget, archive, root), budget).run()
     except UnsafePickle:
         raise
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, OverflowError, ValueError) as error:
+    # RuntimeError: an archive that is encrypted, or of a later version
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError, ValueError) as error:
         raise UnsafePickle(f"the archive is damaged: {error}") from error
 
 

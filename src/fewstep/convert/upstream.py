@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -181,11 +181,16 @@ def tensors(record: Record, prefix: str, seen: set[int], depth: int) -> Iterator
             yield from tensors(module, f"{prefix}{name}.", seen, depth - 1)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number as a file holds it: no truth value, no object that acts as one."""
+    return type(value) in (int, float)
+
+
 def number(attributes: dict[str, object], name: str) -> float:
     value = attributes.get(name)
-    if type(value) not in (int, float) or not value >= 0:  # type: ignore[operator]  # a number by the first test
+    if not is_number(value) or not value >= 0:
         raise ValueError(f"the preconditioning has no usable {name}; got a {type(value).__name__}")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def count(attributes: dict[str, object], name: str) -> int:
@@ -343,8 +348,8 @@ def option(name: str, value: object, hint: Any) -> Any:
     low = 0 if name in ("label_dim", "augment_dim") else 1
     if get_origin(hint) is Literal and isinstance(value, str) and value in get_args(hint):
         return value
-    if hint is float and type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
-        return float(value)  # type: ignore[arg-type]
+    if hint is float and is_number(value) and math.isfinite(value):
+        return float(value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple) and 0 < len(value) <= 32:
         return tuple(option(name, item, int) for item in value)
     if int in (hint, *get_args(hint)) and type(value) is int and low <= value < 2**16:

@@ -10,6 +10,7 @@ other linear operators (`Linear`), by Langevin steps for the rest (`Operator`). 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ def streams(eps: Tensor) -> Callable[[], Noise]:
     return start
 
 
-class Operator(nn.Module):
+class Operator(nn.Module, ABC):
     """y = A(x) for images x (B, *shape), differentiable; subclasses say `A`. `linear` ones are `Linear`."""
 
     shape: tuple[int, ...]
@@ -69,9 +70,9 @@ class Operator(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
 
+    @abstractmethod
     def A(self, x: Tensor) -> Tensor:
         """The measurement (B, ...) of images (B, C, H, W), without noise."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
@@ -238,17 +239,21 @@ class Decomposed(Linear):
 
     singular: Tensor
 
+    @abstractmethod
     def V(self, c: Tensor) -> Tensor:
-        raise NotImplementedError
+        """V c: coefficients to images."""
 
+    @abstractmethod
     def V_adjoint(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """V^T x: images to coefficients."""
 
+    @abstractmethod
     def U(self, c: Tensor) -> Tensor:
-        raise NotImplementedError
+        """U c: coefficients to measurements."""
 
+    @abstractmethod
     def U_adjoint(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """U^T y: measurements to coefficients."""
 
     def keep_singular(self, singular: Tensor) -> None:
         small = singular < 1e-6 * singular.max()
