@@ -46,7 +46,7 @@ from fewstep.data.sources import open_source
 from fewstep.metrics.protocol import read_results
 from fewstep.metrics.references import Reference, save_reference
 from fewstep.report.page import write_report
-from fewstep.train.run import Lines
+from fewstep.train.log import Lines
 from tests.conftest import tiny_net
 
 SECONDS, MEBIBYTES = 20, 1024

@@ -10,8 +10,8 @@ from torch import nn
 
 from fewstep.diagnostics import BINS, LEVELS, by_sigma
 from fewstep.method import Batch, Method, Phase
+from fewstep.train.log import Log
 from fewstep.train.optim import Adam
-from fewstep.train.run import Log
 from fewstep.train.trainer import Trainer
 
 

@@ -40,9 +40,8 @@ from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
-from fewstep.diagnostics import LEVELS
 from fewstep.distributed import barrier, device, rank, world_size
-from fewstep.files import new_file, new_folder, read_json, sha256, write_json
+from fewstep.files import new_folder, read_json, sha256, write_json
 from fewstep.generate import generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result
@@ -50,6 +49,7 @@ from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.evaluation import Evaluation, keep_best
+from fewstep.train.log import Lines, Log
 from fewstep.train.optim import Adam
 from fewstep.train.trackers import open_trackers
 from fewstep.train.trainer import Trainer
@@ -246,65 +246,6 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> float:
         trainer.load_state_dict(state | {"tensors": tensors})
         return state["seconds"]
     return 0.0
-
-
-class Lines:
-    """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped."""
-
-    def __init__(self, path: Path, nimg: int) -> None:
-        self.path = path
-        self.kept = [line for line in self.read() if line["nimg"] <= nimg]
-        if path.exists() or self.kept:
-            with new_file(path) as partial:
-                partial.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
-
-    def read(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in self.path.read_bytes().splitlines() if self.path.exists() else []:
-            try:
-                line = json.loads(text)
-                if not isinstance(line["nimg"], int):
-                    break
-            except (ValueError, LookupError, TypeError, RecursionError):  # torn by a kill; it is written again
-                break
-            lines.append(line)
-        return lines
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        self.kept.append(dict(line))
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-class Log:
-    """`log.jsonl`: figures averaged since the last line."""
-
-    def __init__(self, path: Path, nimg: int) -> None:
-        self.lines = Lines(path, nimg)
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, logs: dict[str, torch.Tensor]) -> None:
-        for key, value in logs.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-            self.counts[key] = self.counts.get(key, 0) + 1
-
-    def write(self, entry: dict[str, Any]) -> dict[str, float]:
-        """Append a line; returns the averaged figures. Counts (`nonfinite/...`) are summed.
-
-        Figures `by_sigma` become their mean over all samples and that of each bin with samples, as `KEY@LEVEL`.
-        """
-        figures: dict[str, float] = {}
-        for key, total in self.sums.items():
-            if total.ndim == 0:
-                figures[key] = float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
-                continue
-            sums, counts = total.tolist()
-            figures[key] = sum(sums) / sum(counts) if any(counts) else np.nan
-            figures |= {f"{key}@{level}": s / n for level, s, n in zip(LEVELS, sums, counts, strict=True) if n}
-        self.sums, self.counts = {}, {}
-        self.lines.append({k: checkpoint.plain(v) for k, v in (entry | figures).items()})
-        return figures
 
 
 def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
