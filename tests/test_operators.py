@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewstep import inverse
 from fewstep.generate import SeededNoise
-from fewstep.inverse.operator import STEP, Decomposed, Linear
+from fewstep.inverse.operator import LANGEVIN_STEPS, Decomposed, Linear, Operator
 from tests.linear import F64, Impulses, affine, matrix
 
 SHAPE = (2, 8, 6)
@@ -160,10 +160,20 @@ def test_phase_retrieval() -> None:
     assert y.shape == (1, 1, 16, 16)
     assert y.square().sum().item() == pytest.approx(((x + 1) / 2).square().sum().item())
     assert y[0, 0, 8, 8].item() == pytest.approx(abs(((x + 1) / 2).sum().item()) / 16)  # the centre is frequency 0
-    half, gradient = op.residual_gradient(x, torch.zeros_like(y))  # |A|^2 / 2 is |(x + 1) / 2|^2 / 2
+    gradient = op.gradient(x, torch.zeros_like(y))  # |A|^2 / 2 is |(x + 1) / 2|^2 / 2
     torch.testing.assert_close(gradient, (x + 1) / 4)
-    assert half.shape == (1, 1, 1, 1)
     assert 0.25 <= float(op.curvature(x)) <= 0.4
+
+
+@pytest.mark.parametrize(("shape", "oversampling"), [((1, 8, 8), 4.0), ((3, 9, 7), 3.0), ((2, 5, 6), 0.0)])
+def test_phase_retrieval_knows_its_gradient(shape: tuple[int, ...], oversampling: float) -> None:
+    """Also for a measurement with noise, which is no even function of the frequency."""
+    op, x = inverse.PhaseRetrieval(shape, oversampling), image(2, shape)  # pyright: ignore[reportArgumentType]
+    y = op(image(2, shape, seed=2)) + 0.1 * image(2, tuple(op(x).shape[1:]), seed=3)
+    torch.testing.assert_close(op.gradient(x, y), Operator.gradient(op, x, y))
+    v = image(2, tuple(y.shape[1:]), seed=4)
+    nudged = (op(x + 1e-6 * op.A_vjp(x, v)) - op(x)) / 1e-6
+    torch.testing.assert_close((nudged * v).sum(), op.A_vjp(x, v).square().sum(), rtol=1e-4, atol=0)
 
 
 def test_jpeg_is_that_of_pillow_and_quantization_rounds() -> None:
@@ -177,20 +187,31 @@ def test_jpeg_is_that_of_pillow_and_quantization_rounds() -> None:
     assert (ours - torch.from_numpy(pixels.astype(np.float64))).abs().max() > 10
     coarse = inverse.Quantization((1, 16, 16), bits=1)
     assert set(coarse(x).flatten().tolist()) == {-1.0, 1.0}
-    torch.testing.assert_close(coarse.residual_gradient(x, coarse(x) - 0.5)[1], torch.full_like(x, 0.5))
+    torch.testing.assert_close(coarse.gradient(x, coarse(x) - 0.5), torch.full_like(x, 0.5))
     assert inverse.JPEG((1, 13, 9))(image(1, (1, 13, 9))).shape == (1, 1, 13, 9)
 
 
-def test_langevin_draws_have_the_law_and_the_bias_of_their_step() -> None:
-    """For A = a x the stationary variance of u + step grad + noise is that of the target over 1 - STEP / 2 / 1.3."""
-    op, n, sigma_y, rho = inverse.Function(lambda x: 2 * x, (1, 1, 1)), 800, 0.5, 1.0
+def test_langevin_draws_are_the_exact_gaussian_of_a_linear_operator() -> None:
+    """Mean and covariance, read off unit impulses of the noise; plain Langevin steps have variances 24 % too large here."""
+    A = torch.tensor([[2.0, 0.3, 0.1], [0.0, 1.6, 0.4], [0.2, 0.0, 1.8], [0.5, 0.5, 0.5]], dtype=F64)
+    op, sigma_y, rho = inverse.Function(lambda x: (x.flatten(1) @ A.T).view(-1, 1, 1, 4), (1, 1, 3)), 0.5, 1.0
+    noise = Impulses((3,) * (LANGEVIN_STEPS + 1))
+    x, y = torch.full((noise.rows, 1, 1, 3), 0.5, dtype=F64), torch.full((noise.rows, 1, 1, 4), 3.0, dtype=F64)
+    step = 0.5 / (op.curvature(x[:1]) / 1.3 / sigma_y**2 + 1)
+    mean, covariance = affine(op.walk(x, y, sigma_y, rho, x, step, noise))
+    exact = torch.linalg.inv(A.T @ A / sigma_y**2 + torch.eye(3).to(A) / rho**2)
+    torch.testing.assert_close(covariance, exact, atol=1e-9, rtol=0)
+    torch.testing.assert_close(mean, exact @ (A.T @ y[0].flatten() / sigma_y**2 + x[0].flatten()), atol=1e-9, rtol=0)
+
+
+def test_langevin_draws_of_many_images_have_that_law() -> None:
+    op, n, sigma_y, rho = inverse.Function(lambda x: 2 * x, (1, 1, 1)), 600, 0.5, 1.0
     torch.manual_seed(0)
     x, y = torch.full((n, 1, 1, 1), 0.5, dtype=F64), torch.full((n, 1, 1, 1), 3.0, dtype=F64)
     u = op.prox_sample(x, y, sigma_y, rho)
     precision = 4 / sigma_y**2 + 1
-    step = STEP / (1.3 * 4 / sigma_y**2 + 1) * precision
     assert u.mean().item() == pytest.approx((2 * 3 / sigma_y**2 + 0.5) / precision, abs=4 * (precision * n) ** -0.5)
-    assert u.var().item() * precision == pytest.approx(1 / (1 - step / 2), rel=0.2)
+    assert u.var().item() * precision == pytest.approx(1, abs=0.2)
     nearest = op.prox_l2(x[:1], y[:1], 1 / sigma_y**2)
     assert nearest.item() == pytest.approx((2 * 3 / sigma_y**2 + 0.5) / precision, abs=1e-6)
 
@@ -206,7 +227,7 @@ def test_a_diverging_image_is_drawn_again_and_leaves_the_others_alone() -> None:
     alone = op.prox_sample(x[:1], y[:1], 0.1, 1.0, one)
     assert torch.equal(u[:1], alone)
     assert torch.equal(both(x)[:1], one(x[:1]))  # nor did its random stream move on
-    torch.testing.assert_close(op(u)[1], y[1], atol=15, rtol=0)  # it is on its way; it began 60 away
+    torch.testing.assert_close(op(u)[1], y[1], atol=40, rtol=0)  # it is on its way; it began 60 away
 
     never = inverse.Function(lambda x: torch.where(x > 1e9, x, x * float("nan")), (1, 2, 2))
     with pytest.warns(UserWarning, match="left as it was"):
@@ -230,10 +251,54 @@ def test_user_functions_and_deepinv_objects() -> None:
     y = physics(image())
     torch.testing.assert_close(physics.A_adjoint(y), function.A_adjoint(y))
     torch.testing.assert_close(physics.prox_l2(image(), y, 3.0), function.prox_l2(image(), y, 3.0))
+    torch.testing.assert_close(function.A_vjp(image(), y), physics.A_adjoint(y))
+
+    class Squares(Sums, torch.nn.Module):
+        """As deepinv's phase retrieval, which calls something its adjoint without being linear."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def A(self, x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return (self.weight * x).square().sum(3)
+
+    squares = inverse.from_physics(Squares(), SHAPE)
+    assert isinstance(squares, inverse.Function)
+    assert squares.double().A(image()).dtype == F64 and dict(squares.named_parameters())["owner.weight"].dtype == F64
     with pytest.raises(ValueError, match="method A"):
         inverse.from_physics(object(), SHAPE)
     with pytest.raises(ValueError, match="not linear"):
         inverse.LinearFunction(lambda x: x + 1, SHAPE)
+    wrong = {
+        "into a tensor; this one returned list": lambda x: [x],
+        "one for each; this one returned torch.float32": lambda x: x.reshape(1, -1),
+        "one for each; this one returned torch.complex64": lambda x: torch.fft.fft2(x),
+        "not finite for random images": lambda x: x.log(),
+    }
+    for match, function in wrong.items():
+        with pytest.raises(ValueError, match=match):
+            inverse.LinearFunction(function, SHAPE)
+
+
+def test_real_deepinv_objects() -> None:
+    """A blur, an undersampling and a phase retrieval of deepinv's, and an operator of ours as its physics."""
+    deepinv = pytest.importorskip("deepinv")
+    shape, kernel = (1, 16, 16), inverse.gaussian_kernel(1.0).float()
+    x = image(2, shape).float()
+    theirs = deepinv.physics.Blur(filter=kernel[None, None], padding="circular")
+    blur, ours = inverse.from_physics(theirs, shape), inverse.CircularBlur(kernel, shape)
+    torch.testing.assert_close(blur(x), ours(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(blur.prox_l2(x, blur(x), 2.0), ours.prox_l2(x, ours(x), 2.0), atol=1e-4, rtol=0)
+    for physics in (theirs, deepinv.physics.Downsampling(shape, filter="bicubic", factor=4)):
+        op = inverse.from_physics(physics, shape)
+        assert isinstance(op, Linear)
+        assert inverse.Likelihood(op, op(x), 0.1).sample(x, 0.5).isfinite().all()
+    phase = inverse.from_physics(deepinv.physics.PhaseRetrieval(theirs), shape)
+    assert isinstance(phase, inverse.Function) and phase.prox_sample(x, phase(x), 0.5, 0.1).isfinite().all()
+    fidelity = deepinv.optim.L2()
+    torch.testing.assert_close(fidelity.grad(x, ours(x) + 1, ours), -ours.A_adjoint(torch.ones_like(x)))
+    torch.testing.assert_close(fidelity.prox(x, ours(x), ours, gamma=2.0), ours.prox_l2(x, ours(x), 2.0))
 
 
 def test_latents_are_measured_through_their_decoder() -> None:
@@ -252,6 +317,9 @@ def test_refusals() -> None:
     for mask in (torch.zeros(8, 6), -torch.ones(8, 6), torch.full((8, 6), float("nan"))):
         with pytest.raises(ValueError, match="none negative and not all zero"):
             inverse.Inpainting(mask, SHAPE)
+    for kernel in (torch.ones(3), torch.ones(0, 0), torch.zeros(3, 3), torch.full((3, 3), float("inf"))):
+        with pytest.raises(ValueError, match="a finite matrix that is not zero"):
+            inverse.CircularBlur(kernel, SHAPE)
     with pytest.raises(ValueError, match="larger than the images"):
         inverse.CircularBlur(torch.ones(9, 3) / 27, SHAPE)
     with pytest.warns(UserWarning, match="sums to 2"):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import checkpoint, inverse, restore
-from fewstep.cli import main
+from fewstep.cli import main, warning_line
 from fewstep.conditional import generative
 from fewstep.data import digits
 from fewstep.denoiser import Denoiser
@@ -174,6 +174,8 @@ def test_a_student_draws_and_a_users_operator_measures(student, tmp_path, monkey
     assert isinstance(linear, inverse.LinearFunction)
     assert isinstance(restore.operator_of(lambda x: x.abs(), SHAPE), inverse.Function)
     assert restore.operator_of(linear, SHAPE) is linear
+    with pytest.raises(ValueError, match="takes images of shape"):
+        restore.operator_of(linear, (1, 9, 9))
 
 
 class Prior(Denoiser):
@@ -228,6 +230,8 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     assert "must be positive" in fails(capsys, *base, *task, "--sigma-y", "0")
     assert "must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")
     assert "at least 1" in fails(capsys, *base, *task, "--samples", "0")
+    assert "--first must be at least 1" in fails(capsys, *base, *task, "--first", "0")
+    assert "--weight must be positive" in fails(capsys, *base, *task, "--solver", "diffpir", "--weight=-1")
     assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
     assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
     assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")
@@ -235,6 +239,13 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     assert "a mask for images" in fails(capsys, *base, *task, "--mask", "mask.png")
     np.save("kernel.npy", np.ones((9, 9)) / 81)
     assert "larger than the images" in fails(capsys, *base, "--task", "motion_deblur", "--kernel", "kernel.npy")
+    for kernel in (np.array([["a"]]), np.ones((3, 3)) * 1j):
+        np.save("words.npy", kernel)
+        assert "words.npy: expected an npy file of real" in fails(
+            capsys, *base, "--task", "motion_deblur", "--kernel", "words.npy"
+        )
+    Path("mine.py").write_text("def flat(x):\n    return x.reshape(1, -1)\n")
+    assert "one for each; this one returned" in fails(capsys, *base, "--task", "mine.py:flat", "--preset", "balanced")
     (tmp_path / "given").mkdir()
     given = ["restore", model, "given", "--given", *task, "--class", "3", "--out", "out"]
     assert "expected a folder of measurements" in fails(capsys, *given)
@@ -246,6 +257,38 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     checkpoint.save(one_step, "one_step")
     assert "own noise levels" in fails(capsys, "restore", "one_step", *base[2:], *task)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_changes_the_brightness_is_allowed_and_said(model, tmp_path) -> None:
+    np.save(tmp_path / "kernel.npy", np.full((2, 2), 0.5))
+    argv = ["restore", model, "digits", "--task", "motion_deblur", "--kernel", str(tmp_path / "kernel.npy")]
+    with pytest.warns(UserWarning, match="the kernel sums to 2, not to one") as told:
+        assert main([*argv, "--runs", "1", "--out", str(tmp_path / "out"), *FAST]) == 0
+    line = warning_line(told[0].message, told[0].category, told[0].filename, told[0].lineno)
+    assert line == "fewstep: warning: the kernel sums to 2, not to one: it changes the brightness\n"
+    assert (tmp_path / "out" / "samples" / "0").exists() and not (tmp_path / "out" / "samples" / "1").exists()
+
+
+def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student, tmp_path) -> None:
+    """The operator is steep for the second image's measurement alone; the first is restored as if it were alone."""
+    op = inverse.Function(lambda x: x + 3 * x**3, SHAPE)
+    y = [np.zeros(SHAPE, np.float32), np.full(SHAPE, 300.0, np.float32)]
+
+    def restored(n: int, out: str) -> dict[str, Any]:
+        job = restore.Job("cubic", op, 0.05, ["a", "b"][:n], None, y[:n], None, samples=2, seed=0, batch_size=4)
+        return restore.restore_all(student, job, restore.Solver(evaluations=6), tmp_path / out, protocol={})
+
+    result = restored(2, "both")
+    told = result["langevin_diverged"]
+    assert [(d["image"], d["sample"]) for d in told] == [("b", 0), ("b", 1)]
+    assert all(d["mended_by_smaller_steps"] > 0 for d in told)
+    assert "2 of 4 samples" in result["notes"]["langevin"]
+    alone = restored(1, "alone")
+    assert "langevin_diverged" not in alone and "langevin" not in alone["notes"]
+    for j in "01":
+        assert pixels(tmp_path / "both/samples" / j / "b.png").any()
+        same = [(tmp_path / out / "samples" / j / "a.png").read_bytes() for out in ("both", "alone")]
+        assert same[0] == same[1]
 
 
 def test_a_student_needs_pnp_gd(student) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.files import new_file, write_json
 from fewstep.generate import SeededNoise, check_label
 from fewstep.inverse import Likelihood, Operator
-from fewstep.inverse.operator import Decomposed, linear
+from fewstep.inverse.operator import Decomposed, LangevinDiverged, linear
 from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, Preset
 from fewstep.metrics.image import CONVENTIONS, measures
 from fewstep.metrics.protocol import ROUNDING
@@ -281,6 +283,7 @@ def restore_all(
     mine = range(rank(), len(job.names), world_size())
     table = torch.zeros(len(job.names), job.samples + 1, len(named), dtype=torch.float64, device=device)
     covered = torch.zeros(len(job.names), dtype=torch.float64, device=device)
+    diverged = torch.zeros(len(job.names), job.samples, 2, dtype=torch.float64, device=device)
     ys, done = {i: measured(operator, job, i, device) for i in mine}, 0
     results: dict[int, list[Tensor]] = {i: [] for i in mine}
     todo = [(i, j) for i in mine for j in range(job.samples)]
@@ -289,7 +292,8 @@ def restore_all(
         y = torch.stack([ys[i] for i, _ in part])
         label = None if job.labels is None else torch.tensor([job.labels[i] for i, _ in part], device=device)
         seeds = [seed_of(job.seed, i, j) for i, j in part]
-        x0 = restore(denoiser, inner, y, job.sigma_y, seeds, label=label, solver=solver)
+        with counted_divergences(part, diverged):
+            x0 = restore(denoiser, inner, y, job.sigma_y, seeds, label=label, solver=solver)
         with torch.no_grad():
             images = decode(x0)
         for (i, j), image in zip(part, images, strict=True):
@@ -298,9 +302,37 @@ def restore_all(
             if len(results[i]) == job.samples:
                 finish(job, i, torch.stack(results.pop(i)), ys[i], named, table, covered, out, shape)
         progress(done := done + len(part))
-    sum_over_ranks([table, covered])
-    figures = summary(job, table, covered, list(named))
-    return {"protocol": {**protocol, **solver.describe(denoiser), "rounding": ROUNDING}, **figures, "notes": notes}
+    sum_over_ranks([table, covered, diverged])
+    result = {"protocol": {**protocol, **solver.describe(denoiser), "rounding": ROUNDING}, "notes": notes}
+    result |= summary(job, table, covered, list(named))
+    if diverged.any():
+        result["langevin_diverged"] = [
+            {"image": job.names[i], "sample": j, "mended_by_smaller_steps": int(a), "left_as_it_was": int(b)}
+            for i, of in enumerate(diverged.tolist())
+            for j, (a, b) in enumerate(of)
+            if a or b
+        ]
+        notes["langevin"] = (
+            f"steps diverged in {len(result['langevin_diverged'])} of {len(job.names) * job.samples} samples and were drawn "
+            "again with half the size; metrics.json says which"
+        )
+    return result
+
+
+@contextmanager
+def counted_divergences(part: Sequence[tuple[int, int]], counts: Tensor) -> Iterator[None]:
+    """Count in `counts` (images, samples, 2) how often Langevin steps of the batch `part` diverged and were mended, or not;
+    other warnings go on.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", LangevinDiverged)
+        yield
+    for w in told:
+        if isinstance(w.message, LangevinDiverged):
+            for k in w.message.images:
+                counts[*part[k], 0 if w.message.mended else 1] += 1
+        else:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def measured(operator: Operator, job: Job, i: int, device: torch.device) -> Tensor:
@@ -345,13 +377,14 @@ def finish(
     name = job.names[i]
     mean, deviation = samples.mean(0), samples.std(0, correction=0)
     view = job.operator.view(y[None])[0].cpu()
-    tiles = [shown(view, shape), *(byte_image(x) for x in samples), byte_image(mean), byte_image(4 * deviation - 1)]
+    spread = [byte_image(mean), byte_image(4 * deviation - 1)]
+    tiles = [shown(view, shape), *(byte_image(x) for x in samples), *(spread if job.samples > 1 else [])]
     (out / "measurements").mkdir(parents=True, exist_ok=True)
     with new_file(out / "measurements" / f"{name}.npy") as partial_file, partial_file.open("wb") as file:
         np.save(file, y.cpu().numpy(), allow_pickle=False)
     save_png(grid(tiles[0], scale=1), out / "measurements" / f"{name}.png")
-    save_png(grid(tiles[-2], scale=1), out / "mean" / f"{name}.png")
-    save_png(grid(tiles[-1], scale=1), out / "deviation" / f"{name}.png")
+    for kind, picture in zip(("mean", "deviation"), spread, strict=True):
+        save_png(grid(picture, scale=1), out / kind / f"{name}.png")
     if job.truth is not None:
         original = torch.from_numpy(np.asarray(job.truth[i]))
         tiles.insert(0, original.permute(1, 2, 0).numpy())
@@ -411,9 +444,9 @@ def operator_of(value: Any, shape: Shape) -> Operator:
     images (B, C, H, W). Whether a function is linear is tried; a linear one gets exact proximal steps.
     """
     if isinstance(value, Operator):
+        if value.shape != shape:
+            raise ValueError(f"the operator takes images of shape {value.shape}, the model has {shape}")
         return value
     if hasattr(value, "A"):
         return inverse.from_physics(value, shape)
-    if not isinstance(out := value(torch.zeros(1, *shape)), Tensor):
-        raise ValueError(f"an operator turns images (1, {shape}) into a tensor; this one returned {type(out).__name__}")
     return (inverse.LinearFunction if linear(value, shape) else inverse.Function)(value, shape)

@@ -19,7 +19,7 @@ def restore(
     task: str,
     out: Path,
     given: bool = False,
-    samples: int = 4,
+    samples: Annotated[int, arg(aliases=["--runs"])] = 4,
     first: int | None = None,
     seed: int = 0,
     sigma_y: float = 0.05,
@@ -62,6 +62,10 @@ def restore(
         raise ValueError(
             f"--samples, --batch, --nfe and --prior-steps must be at least 1; got {samples}, {batch}, {nfe}, {prior_steps}"
         )
+    if first is not None and first < 1:
+        raise ValueError(f"--first must be at least 1; got {first}")
+    if weight is not None and not weight > 0:
+        raise ValueError(f"--weight must be positive; got {weight}")
     if not sigma_y > 0:
         raise ValueError(
             f"--sigma-y must be positive; got {sigma_y}. For exact measurements take a small one, such as 0.001"
@@ -101,7 +105,9 @@ def restore(
         if rank() == 0:
             write_summary(result, job, out)
             print(table(result), end="")
-            print(f"{out}: {len(job.names)} images, {samples} samples each; look at {out / 'sheet.png'}")
+            columns = "measurement, samples" + (", mean, deviation" if samples > 1 else "")
+            print(f"{out}: {len(job.names)} images, {samples} samples each")
+            print(f"{out / 'sheet.png'}, from left to right: {'' if given else 'truth, '}{columns}")
 
 
 def world() -> int:
@@ -155,9 +161,14 @@ def read_array(path: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected an npy file of numbers; {error}") from error
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise ValueError(
+            f"{path}: expected an npy file of real numbers; got {getattr(array, 'dtype', 'several arrays')}"
+        )
+    return array
 
 
 def read_job(

@@ -70,7 +70,7 @@ def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
 
 def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
     """Refuse what is no kernel; say it of one that does not keep the brightness."""
-    if kernel.ndim != 2 or not kernel.isfinite().all() or kernel.abs().max() == 0:
+    if kernel.ndim != 2 or not kernel.isfinite().all() or not kernel.any():
         raise ValueError(f"a kernel is a finite matrix that is not zero; got the shape {tuple(kernel.shape)}")
     if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2]:
         raise ValueError(

@@ -23,10 +23,19 @@ Coupling = Literal["split", "tight"]
 """How strongly u is tied to the measurement; see `Decomposed.shrinkage`."""
 
 LANGEVIN_STEPS = 100
-STEP = 0.2
-"""Of the Langevin step, in units of 1 / curvature; steps below 2 are stable, and variances rise by 1 / (1 - STEP / 2)."""
+STEP = 0.5
+"""Of the Langevin step, in units of 1 / curvature; steps below 2 are stable."""
 HALVINGS = 12
 CG_STEPS, CG_TOLERANCE, DRAW_TOLERANCE = 500, 1e-6, 1e-4
+
+
+class LangevinDiverged(UserWarning):
+    """Of which `images` of a batch the Langevin steps diverged, and whether smaller ones `mended` them."""
+
+    def __init__(self, images: list[int], *, mended: bool) -> None:
+        self.images, self.mended = images, mended
+        fate = "drawn again with a smaller step" if mended else "left as it was before"
+        super().__init__(f"Langevin steps diverged for image {', '.join(map(str, images))} of the batch: {fate}")
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
@@ -87,14 +96,17 @@ class Operator(nn.Module, ABC):
         """A measurement without the part that does not depend on the image."""
         return y
 
-    def residual_gradient(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """|A(u) - y|^2 / 2, (B, 1, ...), and its gradient J^T (A(u) - y), (B, *shape)."""
+    def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """J^T v, (B, *shape), for the Jacobian J of A at `x` and a measurement `v`."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.A(x), x, v)[0]
+
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        """J^T (A(u) - y), (B, *shape): of |A(u) - y|^2 / 2."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            gap = self.A(u) - y
-            half = gap.square().flatten(1).sum(1) / 2
-            (gradient,) = torch.autograd.grad(half.sum(), u)
-        return half.detach().view(-1, *[1] * (u.ndim - 1)), gradient
+            return torch.autograd.grad((self.A(u) - y).square().sum() / 2, u)[0]
 
     def curvature(self, x: Tensor, iterations: int = 8) -> Tensor:
         """An upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
@@ -118,28 +130,28 @@ class Operator(nn.Module, ABC):
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         """argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - z|^2, by gradient steps; a stationary point if A is not linear."""
-        return self.descend(z, y, gamma**-0.5, 1.0, z, None)
+        return self.descend(z, y, gamma**-0.5, 1.0, z, lambda: torch.zeros_like)
 
     def prox_sample(self, x: Tensor, y: Tensor, sigma_y: float, rho: float, noise: Noise = torch.randn_like) -> Tensor:
         """A draw of exp(-|A(u) - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)), by Langevin steps from `x`.
 
         The step is `STEP` over the curvature |J|^2 / sigma_y^2 + 1 / rho^2 at `x`, hence stable where J varies little.
-        An image that diverges all the same is drawn again with half the step, and so on, and reported by a warning; the
-        others are not touched.
+        An image that diverges all the same is drawn again with half the step, and so on, and reported by the warning
+        `LangevinDiverged`; the others are not touched.
         """
         check_levels(sigma_y, rho)
         return self.descend(x, y, sigma_y, rho, x, streams(noise(x)))
 
     def descend(
-        self, z: Tensor, y: Tensor, sigma_y: float, rho: float, start: Tensor, noise: Callable[[], Noise] | None
+        self, z: Tensor, y: Tensor, sigma_y: float, rho: float, start: Tensor, noise: Callable[[], Noise]
     ) -> Tensor:
-        """Gradient steps on |A(u) - y|^2 / (2 sigma_y^2) + |u - z|^2 / (2 rho^2), with Langevin noise if there is any."""
+        """Langevin steps on |A(u) - y|^2 / (2 sigma_y^2) + |u - z|^2 / (2 rho^2); noise: a new start of one stream."""
         step = STEP / (self.curvature(z) / sigma_y**2 + rho**-2)
         before = self.energy(start, y, z, sigma_y, rho)
         result, bad = start, torch.ones(len(z), dtype=torch.bool, device=z.device)
         again = torch.zeros_like(bad)
         for _ in range(HALVINGS):
-            u = self.walk(z, y, sigma_y, rho, start, step, None if noise is None else noise())
+            u = self.walk(z, y, sigma_y, rho, start, step, noise())
             after = self.energy(u, y, z, sigma_y, rho)  # not finite if u is not
             good = after <= 10 * (before + z[0].numel() + y[0].numel())
             result = torch.where((bad & good).view(step.shape), u, result)
@@ -148,25 +160,28 @@ class Operator(nn.Module, ABC):
                 break
             again = again | bad
             step = step / 2  # the others have their result
-        for which, fate in ((again & ~bad, "drawn again with a smaller step"), (bad, "left as it was before")):
+        for which, mended in ((again & ~bad, True), (bad, False)):
             if which.any():
-                images = ", ".join(str(i) for i in which.nonzero().flatten().tolist())
-                warnings.warn(f"Langevin steps diverged for image {images} of the batch: {fate}", stacklevel=3)
+                warnings.warn(LangevinDiverged(which.nonzero().flatten().tolist(), mended=mended), stacklevel=3)
         return result
 
-    def walk(
-        self, z: Tensor, y: Tensor, sigma_y: float, rho: float, u: Tensor, step: Tensor, noise: Noise | None
-    ) -> Tensor:
+    def walk(self, z: Tensor, y: Tensor, sigma_y: float, rho: float, u: Tensor, step: Tensor, noise: Noise) -> Tensor:
+        """Steps u <- u - h grad E + (h / 2)^(1/2) (eps_k + eps_(k+1)) of Leimkuhler & Matthews (2013).
+
+        Neighbouring steps share their noise: so a Gaussian's stationary variances are exact at every stable h, where plain
+        Langevin steps make them 1 / (1 - h lambda / 2) times as large along a direction of curvature lambda.
+        """
+        eps = noise(u)
         for _ in range(LANGEVIN_STEPS):
-            _, gradient = self.residual_gradient(u, y)
-            u = u - step * (gradient / sigma_y**2 + (u - z) / rho**2)
-            if noise is not None:
-                u = u + (2 * step).sqrt() * noise(u)
+            fresh = noise(u)
+            downhill = self.gradient(u, y) / sigma_y**2 + (u - z) / rho**2
+            u, eps = u - step * downhill + (step / 2).sqrt() * (eps + fresh), fresh
         return u
 
     def energy(self, u: Tensor, y: Tensor, z: Tensor, sigma_y: float, rho: float) -> Tensor:
-        half, _ = self.residual_gradient(u, y)
-        return (half / sigma_y**2 + dots(u - z, u - z) / (2 * rho**2)).flatten()
+        with torch.no_grad():
+            gap = (self.A(u) - y) / sigma_y
+            return (dots(gap, gap).flatten() + dots(u - z, u - z).flatten() / rho**2) / 2
 
 
 class Linear(Operator):
@@ -174,17 +189,17 @@ class Linear(Operator):
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y, (B, *shape)."""
-        with torch.enable_grad():
-            x = y.new_zeros(len(y), *self.shape, requires_grad=True)
-            return torch.autograd.grad(self.A(x), x, y)[0]
+        return super().A_vjp(y.new_zeros(len(y), *self.shape), y)
+
+    def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.A_adjoint(v)
 
     def A_dagger(self, y: Tensor) -> Tensor:
         """The image of least norm among those that fit `y` best."""
         return self.solve(self.A_adjoint(y), lambda u: self.A_adjoint(self.A(u)), y.new_zeros(len(y), *self.shape))
 
-    def residual_gradient(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        gap = self.A(u) - y
-        return (gap.square().flatten(1).sum(1) / 2).view(-1, *[1] * (u.ndim - 1)), self.A_adjoint(gap)
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        return self.A_adjoint(self.A(u) - y)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         """argmin_u gamma / 2 |A u - y|^2 + 1/2 |u - z|^2 = (I + gamma A^T A)^-1 (z + gamma A^T y)."""
@@ -312,12 +327,29 @@ class Decomposed(Linear):
         return self.V(self.shrinkage(sigma_y, rho, coupling, v).sqrt() * self.V_adjoint(v))
 
 
-def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether f(a + 2 b) = f(a) + 2 f(b) for two random images of this shape."""
-    a, b = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x) of random images; raises ValueError unless it is one real and finite measurement for each."""
     with torch.no_grad():
-        both = function(a) + 2 * function(b)
-        return torch.allclose(function(a + 2 * b), both, atol=1e-4 * both.abs().max().item(), rtol=1e-3)
+        y = function(x)
+    if not isinstance(y, Tensor):
+        raise ValueError(
+            f"an operator turns images {tuple(x.shape)} into a tensor; this one returned {type(y).__name__}"
+        )
+    if y.ndim < 2 or len(y) != len(x) or not y.is_floating_point():
+        raise ValueError(
+            f"an operator turns images {tuple(x.shape)} into real measurements ({len(x)}, ...), one for each; this one "
+            f"returned {y.dtype} {tuple(y.shape)}"
+        )
+    if not y.isfinite().all():
+        raise ValueError("this operator is not finite for random images, whose values may be any; define it everywhere")
+    return y
+
+
+def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether f(a + 2 b) = f(a) + 2 f(b) for random images of this shape; raises ValueError if f is no operator."""
+    a, b = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
+    both = tried(function, a) + 2 * tried(function, b)
+    return torch.allclose(tried(function, a + 2 * b), both, atol=1e-4 * both.abs().max().item(), rtol=1e-3)
 
 
 class Function(Operator):
@@ -326,6 +358,9 @@ class Function(Operator):
     def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         super().__init__(shape)
         self.function = function
+        self.owner = getattr(
+            function, "__self__", None
+        )  # the module of a method moves to other devices with the operator
 
     def A(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -359,15 +394,16 @@ class Physics(Linear):
 
 
 def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
-    """A deepinv physics object as operator: `Physics` if it has an adjoint, else a `Function` of its A.
+    """A deepinv physics object as operator: `Physics` if it is linear and has an adjoint, else a `Function` of its A.
 
-    Noise that the object adds is left out: a `Likelihood` says its level. deepinv itself is not imported.
+    It is tried on random images, on the CPU; `.to` moves it afterwards. Noise that the object adds is left out: a
+    `Likelihood` says its level. deepinv itself is not imported.
     """
     if not callable(getattr(physics, "A", None)):
         raise ValueError(
             f"expected an object with the method A, as deepinv's physics have; got {type(physics).__name__}"
         )
-    if callable(getattr(physics, "A_adjoint", None)):
+    if linear(physics.A, shape) and callable(getattr(physics, "A_adjoint", None)):  # phase retrieval also has one
         return Physics(physics, shape)
     return Function(physics.A, shape)
 
