@@ -311,6 +311,20 @@ def test_latents_are_measured_through_their_decoder() -> None:
     )
 
 
+def test_a_decoder_with_fused_attention() -> None:
+    """Its second derivative, which the power iteration takes, does not exist; the plain attention's does."""
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)[:, None]
+        return x + F.scaled_dot_product_attention(tokens, tokens, tokens)[:, 0].transpose(1, 2).view(x.shape)
+
+    op = inverse.Latent(inverse.Inpainting(inverse.box_mask(4, 4), (4, 4, 4)), decode, (4, 4, 4))
+    x = image(2, (4, 4, 4)).float()
+    largest = torch.linalg.matrix_norm(torch.func.jacfwd(lambda v: op.A(v[None])[0].flatten())(x[0]).flatten(1), ord=2)
+    assert 0.8 * float(largest) ** 2 < float(op.curvature(x)[0]) < 1.4 * float(largest) ** 2
+    assert op.prox_sample(x, op(x) + 0.1, 0.1, 0.5).isfinite().all()
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"has shape \(8, 6\)"):
         inverse.Inpainting(torch.ones(8, 8), SHAPE)

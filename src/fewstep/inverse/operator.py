@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.noise import Noise
 
@@ -116,7 +117,7 @@ class Operator(nn.Module, ABC):
         drawn = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
         v = drawn.to(x).expand(x.shape)
         value = torch.ones_like(dots(v, v))
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention, as in a VAE, has no second derivative
             at = x.detach().requires_grad_()
             out = self.A(at)
             w = torch.zeros_like(out, requires_grad=True)
