@@ -370,6 +370,42 @@ def test_page_shows_all(runs):
     assert {"Pretraining", "6400", "1 min 40 s", "3"} <= set(page.text["b"])
 
 
+def write_restoration(folder, samples=4, **protocol) -> None:
+    about = {
+        "task": "box_inpainting",
+        "model": NASTY,
+        "solver": "pnp_gd",
+        "nfe": 48,
+        "seed": 3,
+        "measurement": "simulated",
+    }
+    figures = {
+        "psnr": {"sample": 18.6925, "mean_of_samples": 20.94, "convention": "range 1"},
+        "coverage": {"value": 0.3},
+    }
+    told = {"protocol": about | protocol, "n": 8, "samples": samples, "figures": figures}
+    save_png(grid(np.zeros((4, 8, 8, 1), np.uint8)), folder / "sheet.png")
+    (folder / "metrics.json").write_text(json.dumps(told))
+
+
+def test_restorations_are_shown_with_their_protocol(tmp_path):
+    write_restoration(tmp_path / "restored/a")
+    write_restoration(tmp_path / "restored/b", samples=1, measurement="given")
+    (tmp_path / "restored/b/other").mkdir()
+    save_png(grid(np.zeros((8, 8, 1), np.uint8)), tmp_path / "restored/b/other/sheet.png")
+    page = page_of(tmp_path)
+    assert page.text["h2"] == ["Restorations"] and page.tags.count("img") == 2
+    assert page.text["b"] == ["Box inpainting"] * 2
+    told = page.text["figcaption"]
+    assert "PSNR 18.69 of sample, PSNR 20.94 of mean of samples" in told and "PSNR 18.69 of sample" in told
+    assert "from left to right: truth, measurement, 4 samples, mean, deviation" in told
+    assert "from left to right: measurement, 1 sample" in told
+    assert page.text["summary"] == ["Protocol"] * 2 and "box_inpainting" in page.text["td"]
+    (tmp_path / "restored/a/metrics.json").write_text('{"protocol": 3}')
+    with pytest.raises(ValueError, match="must hold a protocol"):
+        write_report(tmp_path)
+
+
 def test_numbers_never_stand_alone(runs):
     page = page_of(runs)
     cells = page.text["td"]

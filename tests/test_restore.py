@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep import checkpoint, inverse, restore
+from fewstep import checkpoint, demo, inverse, restore
 from fewstep.cli import main, warning_line
 from fewstep.conditional import generative
 from fewstep.data import digits
@@ -20,6 +20,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.inverse.operator import Decomposed
 from fewstep.metrics.image import psnr
 from fewstep.oracle import GaussianDenoiser
+from fewstep.report import write_report
 from tests.conftest import tiny_net
 from tests.linear import matrix
 
@@ -215,6 +216,15 @@ def test_coverage() -> None:
     assert restore.coverage(draws[1:], draws[0]) == pytest.approx(0.5 * 15 / 17, abs=0.01)
     assert restore.coverage(draws[1:], draws[0] + 10) == 0
     assert restore.coverage(0.5 * draws[1:], draws[0]) < 0.3
+
+
+def test_the_demo_restores_hidden_and_blurred_digits(model, tmp_path) -> None:
+    demo.restorations(Path(model), tmp_path / "restored", seed=0)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    for task in demo.TASKS:
+        told = json.loads((tmp_path / "restored" / task / "metrics.json").read_text())
+        assert told["n"] == 8 and told["samples"] == 4 and told["protocol"]["task"] == task
+        assert f"<b>{task.replace('_', ' ').capitalize()}</b>" in page
 
 
 def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:

@@ -28,7 +28,7 @@ def demo(
     fresh: bool = False,
     seed: int = 0,
 ) -> None:
-    """The whole path on a laptop: teacher, one-step student, samples, measurements, report.
+    """The whole path on a laptop: teacher, one-step student, samples, measurements, restorations, report.
 
     Args:
         out: where everything is written; a second call continues or reuses what is there.

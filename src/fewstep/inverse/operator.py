@@ -117,7 +117,10 @@ class Operator(nn.Module, ABC):
         drawn = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
         v = drawn.to(x).expand(x.shape)
         value = torch.ones_like(dots(v, v))
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention, as in a VAE, has no second derivative
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # fused attention, as in a VAE, has no second derivative
             at = x.detach().requires_grad_()
             out = self.A(at)
             w = torch.zeros_like(out, requires_grad=True)

@@ -17,6 +17,7 @@ from fewstep.report.markup import definitions, disclosure, embed, escape, figure
 from fewstep.report.numerals import duration, human
 from fewstep.report.plot import Series, Style, line_chart
 from fewstep.report.records import Curve, RunRecord
+from fewstep.report.restorations import restorations
 
 SNAPSHOTS = 4
 """Sample grids of a run that are shown, evenly spaced over its training."""
@@ -33,19 +34,22 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
 
     Read are, at any depth: results.json (a list of rows: model, method, sampler, nfe, n, seeds, any metric by its name,
     images_per_second, training_images, training_seconds, grid, protocol), run folders (run.json, log.jsonl,
-    samples/*.png), and the cards of model folders (README.md beside config.json).
+    samples/*.png), folders of `fewstep restore` (sheet.png beside metrics.json), and the cards of model folders (README.md
+    beside config.json).
 
-    Lines of a log that a kill has torn are skipped and counted on the page. ValueError names a results.json or run.json
-    that cannot be read, and an image that is none.
+    Lines of a log that a kill has torn are skipped and counted on the page. ValueError names a results.json, run.json or
+    metrics.json that cannot be read, and an image that is none.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"a report is made from a folder of runs; {folder} is not a folder")
     results = [result for path in records.find(folder, "results.json") for result in records.read_results(path)]
     runs = [records.read_run(path.parent) for path in records.find(folder, "run.json")]
-    if not results and not runs:
+    restored = restorations(folder)
+    if not results and not runs and not restored:
         raise ValueError(
-            f"{folder} holds neither results nor runs: no results.json with rows, no run.json, at any depth"
+            f"{folder} holds neither results nor runs nor restored images: no results.json with rows, no run.json, no "
+            "metrics.json with a sheet.png, at any depth"
         )
     slots = palette(results, runs)
     runs.sort(key=lambda run: slots[run.name.casefold()])
@@ -56,6 +60,7 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
         + section("Results", results_table(results))
         + section("Quality", quality(results, runs))
         + section("Samples", grids(results))
+        + section("Restorations", restored)
         + section("Training", "".join(map(training, runs)))
         + section("Model cards", cards(folder))
         + section("How to reproduce", commands(runs))
