@@ -3,7 +3,7 @@
 `python -m benchmarks.inverse levels` prints the errors of mean and covariance on Gaussian toys, exactly, without sampling.
 `python -m benchmarks.inverse overhead` times PnP-GD of 100 images of 64x64 with 49 calls against 49 batched evaluations.
 `python -m benchmarks.inverse table --model TEACHER [--student NCVSD] [--data digits]` restores the first images by every
-solver on five tasks: PSNR, SSIM where images are large enough, seconds, and network evaluations, in one run.
+solver on five tasks: PSNR, SSIM, LPIPS where its weights can be had, seconds, and network evaluations, in one run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from fewstep.distributed import device
 from fewstep.generate import SeededNoise
 from fewstep.inverse import BALANCED, Likelihood, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
-from fewstep.metrics.image import psnr, ssim
+from fewstep.metrics.image import CONVENTIONS
 from fewstep.metrics.protocol import table
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.oracle import GaussianDenoiser
-from fewstep.restore import TASKS, WINDOW, Solver, fitted, measure, named_preset, restore, seed_of
+from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, pair_measures, restore, seed_of
 from fewstep.samplers import last
 
 F64 = torch.float64
@@ -169,6 +169,7 @@ def compare(model: Path, student: Path | None, data: str, n: int, nfe: int, prio
     truth = Pixels().encode(torch.stack([torch.from_numpy(source[i].copy()) for i in range(n)])).to(here)
     has_labels = source.labels is not None and teacher.num_classes
     label = torch.as_tensor(source.labels[:n], device=here) if has_labels else None  # pyright: ignore[reportOptionalSubscript]
+    named, notes = pair_measures(teacher.shape, truth=True)
     body = []
     for task in tasks:
         op = TASKS[task](teacher.shape).to(here)
@@ -179,16 +180,15 @@ def compare(model: Path, student: Path | None, data: str, n: int, nfe: int, prio
             own = label if denoiser.num_classes else None
             x0 = restore(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
             seconds = time.perf_counter() - began
-            quality = psnr(x0, truth)
-            similar = f"{ssim(x0, truth).mean():.3f}" if min(truth.shape[2:]) >= WINDOW else "-"
-            nfes = str(solver.nfe(denoiser))
-            body.append([task, name, nfes, f"{quality.mean():.2f}", similar, f"{seconds:.1f}"])
+            figures = [f"{compute(x0, truth).mean():.3f}" for compute in named.values()]
+            body.append([task, name, str(solver.nfe(denoiser)), *figures, f"{seconds:.1f}"])
             print(*body[-1], flush=True)
     labels = "their labels given" if has_labels else "no labels"
     print(
         f"\n{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE"
     )
-    print(table(["task", "solver", "NFE", "PSNR", "SSIM", "seconds"], body))
+    print(*(f"{name}: {CONVENTIONS[name]}" for name in named), *(f"{k}: {v}" for k, v in notes.items()), sep="\n")
+    print(table(["task", "solver", "NFE", *named, "seconds"], body))
 
 
 def main() -> None:

@@ -204,17 +204,20 @@ def test_pairs_are_measured_as_by_piq(size, structure, ratio):
     assert ssim(a, a).tolist() == pytest.approx([1, 1])
 
 
-def test_ssim_by_its_formula():
+@pytest.mark.parametrize("window", [7, 11])
+def test_ssim_by_its_formula(window: int):
     """With the means of SciPy's Gaussian filter, cut off where the window leaves the image."""
     a, b = (x[0, 0].double().numpy() / 255 for x in pairs((32, 40)))
 
     def blur(x):
-        return scipy.ndimage.gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
+        radius = window // 2
+        return scipy.ndimage.gaussian_filter(x, 1.5, radius=radius)[radius:-radius, radius:-radius]
 
     ma, mb = blur(a), blur(b)
     va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
     index = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
-    found = ssim(*(torch.from_numpy(2 * x - 1)[None, None] for x in (a, b)))
+    compute = measures(["ssim"] if window == 11 else ["ssim_7"]).popitem()[1]
+    found = compute(*(torch.from_numpy(2 * x - 1)[None, None] for x in (a, b)))
     assert found.tolist() == pytest.approx([index.mean()], rel=1e-10)
 
 
@@ -231,7 +234,7 @@ def test_evaluate_pairs():
         evaluate_pairs([], measures(["psnr"]))
     with pytest.raises(ValueError, match="one shape"):
         psnr(a, b[:, :1])
-    with pytest.raises(ValueError, match="window of 11x11; the images are 8x8"):
+    with pytest.raises(ValueError, match="window of 11x11, odd and within the images, which are 8x8"):
         ssim(a[:, :, :8, :8], b[:, :, :8, :8])
     with pytest.raises(ValueError, match="finite numbers"):
         psnr(a.float() * torch.nan, b.float())

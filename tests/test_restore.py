@@ -90,7 +90,7 @@ def test_what_is_written(model, tmp_path, capsys) -> None:
     best = np.mean([max(v["psnr"]["samples"]) for v in result["images"].values()])
     assert figures["best_of_3_runs_chosen_by_the_truth"] == pytest.approx(best)
     assert figures["best_of_3_runs_chosen_by_the_truth"] > figures["sample"]
-    assert "window" in result["notes"]["ssim"]
+    assert "window" in result["notes"]["ssim"] and 0 < result["figures"]["ssim_7"]["sample"] < 1
 
 
 def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:

@@ -35,8 +35,8 @@ from fewstep.samplers import last
 Shape = tuple[int, int, int]
 SolverName = Literal["pnp_gd", "dps", "daps", "diffpir"]
 NFE = 49
-WINDOW = 11
-"""Of SSIM: smaller images have none."""
+WINDOW, SMALL_WINDOW = 11, 7
+"""Of SSIM, and of what smaller images have instead."""
 
 
 def blur_std(shape: Shape) -> float:
@@ -353,6 +353,7 @@ def pair_measures(shape: Shape, *, truth: bool) -> tuple[dict[str, Any], dict[st
         named |= measures(["ssim"])
     else:
         notes["ssim"] = f"none: its window of {WINDOW}x{WINDOW} is larger than images of {shape[1]}x{shape[2]}"
+        named |= measures(["ssim_7"]) if min(shape[1:]) >= SMALL_WINDOW else {}
     try:
         named |= measures(["lpips"]) if min(shape[1:]) >= 32 else {}
         if min(shape[1:]) < 32:

@@ -207,7 +207,7 @@ def pairs(
     Args:
         a: images as folder, zip or npz (arr_0).
         b: the ones they should be, under the same names.
-        metrics: separated by commas: psnr, ssim, lpips (lpips_vgg), lpips_alex.
+        metrics: separated by commas: psnr, ssim, ssim_7 (of images below 11x11), lpips (lpips_vgg), lpips_alex.
         batch: pairs at a time.
         json_file: file for all figures, each with its protocol.
         markdown: file for the table.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ Pair = Callable[[Tensor, Tensor], Tensor]
 CONVENTIONS: dict[str, str] = {
     "psnr": "range 1, mean square + 1e-8 (piq), so at most 80 dB",
     "ssim": "range 1, Gaussian window 11 and deviation 1.5 without padding, images above 256 averaged down (piq)",
+    "ssim_7": "range 1, Gaussian window 7 and deviation 1.5 without padding, for images too small for ssim; no figure of others",
     "lpips_vgg": "LPIPS 0.1, VGG-16",
     "lpips_alex": "LPIPS 0.1, AlexNet",
 }
@@ -49,18 +51,20 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * ((a - b).square().mean((1, 2, 3)) + 1e-8).log10()
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
+def ssim(a: Tensor, b: Tensor, *, window: int = 11) -> Tensor:
     """Structural similarity (B,), the mean over channels and places (Wang et al., 2004), in the convention of piq.
 
-    Window: Gaussian 11 x 11 of deviation 1.5, only where it lies in the image. Images are first averaged down by
-    round(min(H, W) / 256). K1 = 0.01, K2 = 0.03.
+    Window: Gaussian 11 x 11 of deviation 1.5, only where it lies in the image; small images take one of fewer pixels (odd).
+    Images are first averaged down by round(min(H, W) / 256). K1 = 0.01, K2 = 0.03.
     """
     a, b = pair(a, b)
     shrink = max(1, round(min(a.shape[2:]) / 256))
     a, b = (F.avg_pool2d(x, shrink) for x in (a, b)) if shrink > 1 else (a, b)
-    if min(a.shape[2:]) < 11:
-        raise ValueError(f"SSIM has a window of 11x11; the images are {a.shape[2]}x{a.shape[3]}")
-    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
+    if min(a.shape[2:]) < window or window % 2 == 0:
+        raise ValueError(
+            f"SSIM has a window of {window}x{window}, odd and within the images, which are {a.shape[2]}x{a.shape[3]}"
+        )
+    offsets = torch.arange(window, dtype=a.dtype, device=a.device) - window // 2
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     line = (line / line.sum()).expand(a.shape[1], 1, 1, -1)
 
@@ -97,7 +101,7 @@ class PerceptualDistance:
 
 
 def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair]:
-    """Measures of pairs by name: psnr, ssim, lpips_vgg, lpips_alex (lpips is lpips_vgg)."""
+    """Measures of pairs by name: psnr, ssim, ssim_7, lpips_vgg, lpips_alex (lpips is lpips_vgg)."""
     found: dict[str, Pair] = {}
     for name in names:
         name = "lpips_vgg" if name == "lpips" else name
@@ -106,7 +110,7 @@ def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair
         if name.startswith("lpips_"):
             found[name] = PerceptualDistance("vgg" if name == "lpips_vgg" else "alex", folder)
         else:
-            found[name] = psnr if name == "psnr" else ssim
+            found[name] = {"psnr": psnr, "ssim": ssim, "ssim_7": partial(ssim, window=7)}[name]
     return found
 
 
