@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
-from fewstep.files import new_folder, read_json, write_json
+from fewstep.files import new_folder, read_json, regular, write_json
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
@@ -210,10 +210,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def card(path: str | Path) -> Card:
     """The card of a model folder."""
     values = read_config(path).get("card", {})
+    where = model_folder(path) / "config.json"
     if not isinstance(values, dict) or set(values) - field_names(Card):
-        raise ValueError(
-            f"{model_folder(path) / 'config.json'}: the card has unknown entries; a newer fewstep may know them"
-        )
+        raise ValueError(f"{where}: the card has unknown entries; a newer fewstep may know them")
+    empty = dataclasses.asdict(Card())
+    if wrong := [name for name, value in values.items() if type(value) is not type(empty[name])]:
+        raise ValueError(f"{where}: entries of the card are of another type than they should be: {', '.join(wrong)}")
     return Card(**values)
 
 
@@ -228,7 +230,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
     levels, channels = config.get("levels"), config.get("uncertainty")
     weights = folder / "model.safetensors"
     try:
-        tensors = load_file(weights, device=str(device))
+        tensors = load_file(regular(weights), device=str(device))
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source"

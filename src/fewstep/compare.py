@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from fewstep.conditional import GenerativeDenoiser
 from fewstep.data import images as open_images
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
-from fewstep.files import read_json, sha256, write_json
+from fewstep.files import sha256, write_json
 from fewstep.generate import Plan, default_plan, generate, generated
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
@@ -28,6 +27,7 @@ from fewstep.recipes import find
 from fewstep.report.grid import grid, save_png
 from fewstep.report.page import write_report
 from fewstep.report.records import Result as Row
+from fewstep.report.records import read_log, read_results
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.run import fit
 
@@ -102,7 +102,7 @@ def measure(
     """A row for each model and number of steps, written to `out`/results.json; rows of an earlier call are kept where model
     and metrics are the same.
     """
-    known = read_json(out / "results.json") if (out / "results.json").exists() else []
+    known = known_rows(out)
     rows = []
     for name, folder in folders.items():
         model = load(folder)
@@ -116,6 +116,13 @@ def measure(
             rows.append(old[0] if old else row(name, folder, model, weights, plan, real, out, metrics))
     write_json(out / "results.json", rows)
     return rows
+
+
+def known_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier call wrote to `out`/results.json; those of other commands, which lack entries, are left out."""
+    path = out / "results.json"
+    rows = [result.row for result in read_results(path)] if path.exists() else []
+    return [r for r in rows if {"model", "nfe", "protocol"} <= set(r) and "weights" in r["protocol"]]
 
 
 def step_counts(model: Denoiser) -> tuple[int | None, ...]:
@@ -153,7 +160,6 @@ def row(
     save_png(
         grid(np.stack(list(generate(model, range(5 * columns), label=fixed, plan=plan))), columns=columns), picture
     )
-    trained = folder / "log.jsonl"
     return {
         "model": name,
         "method": about.method,
@@ -164,7 +170,7 @@ def row(
         "seeds": show_seeds(seeds),
         "images_per_second": n / seconds,
         "training_images": about.nimg,
-        "training_seconds": json.loads(trained.read_text().splitlines()[-1])["seconds"] if trained.exists() else None,
+        "training_seconds": read_log(folder / "log.jsonl").seconds,
         "grid": str(picture.relative_to(out)),
         "protocol": results[0].protocol,
     }

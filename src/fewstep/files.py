@@ -65,13 +65,23 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def regular(path: Path) -> Path:
+    """The path, if a regular file or nothing at all lies there: a pipe or a device would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path}: expected a regular file; it is a {'folder' if path.is_dir() else 'pipe or a device'}"
+        )
+    return path
+
+
 def read_json(path: Path) -> Any:
+    regular(path)
     try:
         return json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); restore it or remove it") from error
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
     try:
         values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map options to values, one a line, such as 'lr: 0.001'")

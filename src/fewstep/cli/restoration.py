@@ -122,9 +122,10 @@ def build(
     """The operator of a task, with the user's mask, kernel or factor; what has no use is refused."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from fewstep import inverse
+    from fewstep.data.files import open_image
+    from fewstep.files import regular
     from fewstep.recipes import load_file
     from fewstep.restore import TASKS, operator_of
 
@@ -133,8 +134,8 @@ def build(
         if value is not None and not task.endswith(uses[name]):
             raise ValueError(f"--{name} has no effect on the task {task}; leave it out")
     if mask is not None:
-        with Image.open(mask) as image:
-            pixels = torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+        image = open_image(regular(mask).read_bytes(), str(mask)).convert("L")
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
         return inverse.Inpainting((pixels > 0.5).float(), shape)
     if kernel is not None:
         return inverse.CircularBlur(torch.from_numpy(read_array(kernel)).double(), shape)
@@ -160,15 +161,13 @@ def solver_options(solver: str, weight: float | None) -> dict[str, Any]:
 def read_array(path: Path) -> Any:
     import numpy as np
 
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected an npy file of numbers; {error}") from error
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise ValueError(
-            f"{path}: expected an npy file of real numbers; got {getattr(array, 'dtype', 'several arrays')}"
-        )
-    return array
+    from fewstep.data.files import parse_array
+    from fewstep.files import regular
+
+    array = parse_array(regular(path).read_bytes(), str(path))
+    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise ValueError(f"{path}: expected an npy file of real numbers; got {array.dtype}")
+    return array.copy()  # that of the file's bytes is read-only
 
 
 def read_job(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fewstep.convert.opcodes import Budget, Global, Machine, Stream, UnsafePickle, expect
 from fewstep.convert.unpickle import Record, Zipped, empty_record
+from fewstep.files import regular
 
 LISTS = {f"build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
 
@@ -34,15 +35,18 @@ def first(arguments: tuple[object, ...]) -> object:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a zip with programs, which torch.save does not write."""
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UnsafePickle(f"{path}: the archive is damaged: {error}") from error
 
 
 def read_torchscript(path: Path) -> Record:
     """The module in a TorchScript archive: attributes, tensors and submodules. Raises UnsafePickle, as `read` does."""
-    budget = Budget(path.stat().st_size)
+    budget = Budget(regular(path).stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fewstep.convert.opcodes import Blob, Budget, Global, Machine, Stream, UnsafePickle, expect, hashable
+from fewstep.files import regular
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """Opens the files of torch.save before its zip format, and each storage inside a pickled tensor."""
@@ -81,7 +82,7 @@ def read(source: str | os.PathLike[str] | bytes) -> object:
     """
     if isinstance(source, bytes):
         return read_stream(Stream(BytesIO(source), 0, len(source)))
-    path = Path(source)
+    path = regular(Path(source))
     with path.open("rb") as file:
         try:
             return read_stream(Stream(file, 0, os.fstat(file.fileno()).st_size))

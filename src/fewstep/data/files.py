@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from fewstep.files import regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
@@ -124,8 +127,8 @@ class Zip:
     def zip(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
             try:
-                self._zip = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+                self._zip = zipfile.ZipFile(regular(self.path))
+            except (zipfile.BadZipFile, NotImplementedError) as error:
                 raise ValueError(
                     f"{self.path}: expected a zip; {error}; is it truncated, or another format?"
                 ) from error
@@ -188,29 +191,51 @@ def open_image(data: bytes, where: str) -> Image.Image:
         raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {error}") from error
 
 
-def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array of a `.npy` that begins here; its data follow."""
+class Header(NamedTuple):
+    """What a `.npy` says of its array. order: that of its data, "C" or "F"."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"]
+
+
+def read_header(file: IO[bytes], where: str) -> Header:
+    """The header of a `.npy` that begins here; the data follow. Arrays of Python objects are refused."""
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(file)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{where}: expected an array of NumPy; {error}") from error
-    if fortran and len(shape) > 1:
+    except Exception as error:  # NumPy parses the header as Python, whose parser may raise anything
+        raise ValueError(f"{where}: expected an array of NumPy; {error!r}") from error
+    if dtype.hasobject or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"{where}: expected an array of numbers; got {dtype} {shape}")
+    return Header(shape, dtype, "F" if fortran else "C")
+
+
+def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array of a `.npy` that begins here, in C order."""
+    shape, dtype, order = read_header(file, where)
+    if order == "F" and len(shape) > 1:
         raise ValueError(f"{where}: expected an array in C order; save it with numpy.ascontiguousarray")
     return shape, dtype
 
 
+def parse_array(data: bytes, where: str) -> NDArray[Any]:
+    """The array of a `.npy`, whose data must be as long as its header says."""
+    file = io.BytesIO(data)
+    shape, dtype, order = read_header(file, where)
+    values = file.read()
+    if not values or len(values) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{where}: expected an array {dtype} {shape}, whole; got {len(values)} bytes of it")
+    return np.frombuffer(values, dtype).reshape(shape, order=order)
+
+
 def read_array(data: bytes, where: str) -> NDArray[np.uint8]:
     """The uint8 (C, H, W) of a `.npy`."""
-    file = io.BytesIO(data)
-    shape, dtype = array_header(file, where)
-    values = file.read()
-    if dtype != np.uint8 or len(shape) != 3 or 0 in shape or len(values) != np.prod(shape, dtype=object):
-        raise ValueError(
-            f"{where}: expected an image as uint8 (C, H, W), whole; got {dtype} {shape} in {len(values)} bytes"
-        )
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+    array = parse_array(data, where)
+    if array.dtype != np.uint8 or array.ndim != 3:
+        raise ValueError(f"{where}: expected an image as uint8 (C, H, W); got {array.dtype} {array.shape}")
+    return array
 
 
 def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:

@@ -38,6 +38,7 @@ from fewstep.data.files import (
 )
 from fewstep.data.pickles import read_pickle
 from fewstep.data.transform import Entry
+from fewstep.files import regular
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "
@@ -64,6 +65,7 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         raise ValueError(f"{path}: expected {KINDS}; there is no such path")
     if path.is_dir():
         return lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path))
+    regular(path)
     if lower.endswith(".zip"):
         return from_files(open_files(path))
     if path.name.lower().startswith("cifar-10-python.tar"):
@@ -240,20 +242,20 @@ def mnist(path: Path) -> Source:
             )
         return tuple(shape)
 
-    with named(labels_path), gzip.open(labels_path) as file:
+    with named(regular(labels_path)), gzip.open(labels_path) as file:
         (n,) = header(file, labels_path, 1)
-        labels = list(read_exactly(file, n, str(labels_path)))
-    with named(path), gzip.open(path) as file:
-        shape = header(file, path, 3)
-    if shape != (n, 28, 28):
-        raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
+        with named(path), gzip.open(path) as images:
+            shape = header(images, path, 3)
+        if shape != (n, 28, 28):
+            raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
+        labels = np.frombuffer(read_exactly(file, n, str(labels_path)), dtype=np.uint8)
 
     def entries() -> Iterator[Entry]:
         with named(path), gzip.open(path) as file:
             header(file, path, 3)
             for i, label in enumerate(labels):
                 pixels = np.frombuffer(read_exactly(file, 28 * 28, str(path)), dtype=np.uint8).reshape(28, 28)
-                yield Entry(f"{path}[{i}]", label, np.pad(pixels, 2))
+                yield Entry(f"{path}[{i}]", int(label), np.pad(pixels, 2))
 
     return Source(n, entries)
 

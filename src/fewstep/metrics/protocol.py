@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -177,8 +178,20 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    content = read_json(path)
-    try:
-        return [Result(**entry) for entry in content]
-    except TypeError as error:
-        raise ValueError(f"{path}: expected a list of results as `fewstep eval` writes them; {error}") from error
+    return parse_results(read_json(path), str(path))
+
+
+def parse_results(content: Any, where: str) -> list[Result]:
+    """Results out of JSON, each entry of the type that it must have."""
+    kinds = {"metric": (str,), "value": (int, float), "n": (int,), "protocol": (dict,)}
+    for entry in content if isinstance(content, list) else [content]:
+        if (
+            not isinstance(entry, dict)
+            or not {"metric", "value", "n"} <= set(entry) <= set(kinds)
+            or not all(type(value) in kinds[name] for name, value in entry.items())
+            or not abs(entry["value"]) <= sys.float_info.max
+        ):
+            raise ValueError(
+                f"{where}: expected a list of results as `fewstep eval` writes them; got {str(entry)[:100]}"
+            )
+    return [Result(**entry) for entry in content]

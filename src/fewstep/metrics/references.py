@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.files import new_file, sha256
+from fewstep.files import new_file, regular, sha256
 from fewstep.metrics.sources import ArrayImages, Images, member
 
 V = TypeVar("V")
@@ -101,11 +101,12 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 def load_reference(path: Path) -> Reference:
     """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
+    regular(path)
     try:
-        with np.load(path, allow_pickle=False) as data:
-            names = set(data.files)
-            about = json.loads(str(data["about"])) if "about" in names else None
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, OSError, EOFError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+        about = json.loads(str(member(path, "about"))) if "about" in names else None
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
         ) from error

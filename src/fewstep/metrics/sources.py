@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
+import math
 import queue
 import threading
 import zipfile
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data.files import FORMATS, Files, is_image, open_files
+from fewstep.data.files import FORMATS, MAX_BYTES, Files, is_image, open_files, parse_array, read_header
 from fewstep.data.images import images as open_images
 from fewstep.distributed import device, rank, world_size
-from fewstep.files import sha256
+from fewstep.files import regular, sha256
 
 T = TypeVar("T")
 LISTED = 5
+RATIO = 100
+"""The most that a compressed array may unfold to, in its own size, beyond what any file may have."""
 
 
 class Images(Protocol):
@@ -83,27 +87,23 @@ class ArrayImages:
 
 def member(path: Path, name: str) -> NDArray[Any]:
     """An array of an npz file: a view of the file where the archive is not compressed, as NumPy's own are."""
+    regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{name}.npy")
-            if info.compress_type == zipfile.ZIP_STORED:
-                with archive.open(info) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(file)
-                    offset = file.tell()
-                start = data_offset(path, info) + offset
-                if dtype.hasobject or int(np.prod(shape)) * dtype.itemsize + offset != info.file_size:
-                    raise ValueError("its header does not match its size, or it holds Python objects")
-                order = "F" if fortran else "C"
-                return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order=order)
-        with np.load(path, allow_pickle=False) as data:
-            return data[name]
+            if info.compress_type != zipfile.ZIP_STORED:
+                if info.file_size > max(MAX_BYTES, RATIO * info.compress_size):
+                    raise ValueError(f"{info.file_size} bytes out of {info.compress_size}: no images are so regular")
+                return parse_array(archive.read(info), name)
+            with archive.open(info) as file:
+                shape, dtype, order = read_header(file, name)
+                offset = file.tell()
+            if math.prod(shape) * dtype.itemsize + offset != info.file_size or 0 in shape:
+                raise ValueError("its header does not match its size")
+            return np.memmap(path, dtype, mode="r", offset=data_offset(path, info) + offset, shape=shape, order=order)
     except KeyError as error:
         raise ValueError(f"{path}: expected an array {name}; {error}") from error
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: expected an npz file with an array {name}; {error}") from error
 
 

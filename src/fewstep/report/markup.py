@@ -12,6 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from fewstep.data.files import open_image
+from fewstep.files import regular
+
 WIDEST, COARSE = 1400, 240
 """Pixels of the longer side: an image beyond the one is reduced, one up to the other is magnified without blur."""
 
@@ -69,10 +72,10 @@ def disclosure(summary: str, content: str) -> str:
 def embed(path: Path, alternative: str) -> str:
     """An image as a data address; decoded and written anew, so that nothing but pixels enters the page."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB") if opened.mode not in ("L", "RGB", "RGBA") else opened.copy()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        opened = open_image(regular(path).read_bytes(), str(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); remove it, or draw it again") from error
+    image = opened.convert("RGB") if opened.mode not in ("L", "RGB", "RGBA") else opened
     image.info.clear()
     if max(image.size) > WIDEST:
         image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)

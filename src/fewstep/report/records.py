@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.files import read_json
+from fewstep.files import read_json, regular
 
 DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
 EFFORT = ("images_per_second", "training_images", "training_seconds")
@@ -122,7 +122,7 @@ def read_log(path: Path) -> Log:
     """A log written line by line, possibly torn by a kill and continued by a resume; none is an empty one."""
     records: list[dict[str, Any]] = []
     unreadable = repeated = 0
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in regular(path).read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ import torch
 
 from fewstep import checkpoint
 from fewstep.diagnostics import LEVELS
-from fewstep.files import new_file
+from fewstep.files import new_file, regular
 
 
 class Lines:
@@ -27,7 +27,7 @@ class Lines:
 
     def read(self) -> list[dict[str, Any]]:
         lines = []
-        for text in self.path.read_bytes().splitlines() if self.path.exists() else []:
+        for text in regular(self.path).read_bytes().splitlines() if self.path.exists() else []:
             try:
                 line = json.loads(text)
                 if not isinstance(line["nimg"], int):

@@ -44,7 +44,7 @@ from fewstep.distributed import barrier, device, rank, world_size
 from fewstep.files import new_folder, read_json, sha256, write_json
 from fewstep.generate import generate
 from fewstep.method import Method
-from fewstep.metrics.protocol import Result
+from fewstep.metrics.protocol import Result, parse_results
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.ema import HalfLife, Profile
@@ -239,12 +239,16 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> float:
             state = read_json(path / "state.json")
             if sha256(path / "state.safetensors") != state["sha256"]:
                 raise ValueError("the tensors do not have the recorded hash")
+            counters = [state[name] for name in ("nimg", "steps", "position")]
+            if any(type(n) is not int or n < 0 for n in counters) or type(state["scalers"]) is not dict:
+                raise ValueError("its counters are no numbers")
+            seconds = float(state["seconds"])
             tensors = load_file(path / "state.safetensors")
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             print(f"warning: checkpoint {path} is damaged ({error}); using the one before", file=sys.stderr)
             continue
         trainer.load_state_dict(state | {"tensors": tensors})
-        return state["seconds"]
+        return seconds
     return 0.0
 
 
@@ -350,7 +354,7 @@ def peak_memory_gib() -> float:
 def record(results: list[Result], scores: Lines, run: Run, trainer: Trainer, folder: Path) -> None:
     """Append results to `metrics.jsonl`, and keep the product if they are the best so far."""
     assert run.evaluation is not None and isinstance(trainer.product, Denoiser)
-    earlier = [[Result(**r) for r in line["results"]] for line in scores.kept]
+    earlier = [parse_results(line.get("results"), str(scores.path)) for line in scores.kept]
     if run.evaluation.best(results, earlier):
         about = dataclasses.replace(card_of(run, trainer), ema=describe(trainer.averages[0].profile))
         keep_best(results, trainer.product, folder, about)

@@ -1,0 +1,202 @@
+"""What `make fuzz` has found stays mended, and its watch sees what it must."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep import checkpoint
+from fewstep.cli.arguments import read_yaml
+from fewstep.cli.restoration import build, read_array
+from fewstep.convert.features import published_tensors
+from fewstep.convert.references import open_reference
+from fewstep.data import images
+from fewstep.data.sources import open_source
+from fewstep.metrics import sources
+from fewstep.metrics.protocol import read_results
+from fewstep.metrics.sources import ArrayImages
+from fewstep.report.page import write_report
+from fewstep.train.log import Lines
+from fewstep.train.run import fit
+from tests.test_run import teacher_run
+
+BAD_READERS = """
+import os, socket, sys
+from pathlib import Path
+from tests.fuzz.watch import Watch
+
+def compute(folder):
+    while True:
+        pass
+
+readers = {
+    "runs code": lambda folder: eval(compile("1 + 1", "<pickle>", "eval")),
+    "starts a process": lambda folder: os.system("true"),
+    "connects": lambda folder: socket.socket(),
+    "writes beside": lambda folder: (folder.parent / "x").write_text(""),
+    "removes": lambda folder: os.rename(folder / "a", folder.parent / "b"),
+    "raises": lambda folder: {}["a"],
+    "takes memory": lambda folder: len(bytearray(100 << 20)),
+    "computes": compute,
+    "is good": lambda folder: (folder / "x").write_text("") and os.mkdir(folder / "y"),
+    "refuses": lambda folder: int("x"),
+}
+watch, case = Watch(), Path(sys.argv[1])
+import tests.fuzz.watch
+tests.fuzz.watch.SECONDS, tests.fuzz.watch.MEBIBYTES = 0.2, 80
+for name, reader in readers.items():
+    case.mkdir(exist_ok=True)
+    (case / "a").touch()
+    print(name, "|", *watch.failure(reader, case))
+"""
+
+
+def test_the_watch_sees_what_a_reader_must_not_do(tmp_path):
+    command = [sys.executable, "-c", BAD_READERS, str(tmp_path / "case")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    seen = dict(line.split(" | ") for line in done.stdout.splitlines())
+    assert seen.pop("is good") == "None False" and seen.pop("refuses") == "None True"
+    words = (
+        "exec",
+        "os.system",
+        "socket.__new__",
+        "open changes",
+        "os.rename changes",
+        "KeyError",
+        "took the",
+        "Slow: computed",
+    )
+    assert all(text.startswith(word) for text, word in zip(seen.values(), words, strict=True)), seen
+
+
+def pipe(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def test_pipes_are_not_waited_for(denoiser, tmp_path):
+    model = checkpoint.save(denoiser, tmp_path / "model")
+    for read, name in [
+        (lambda p: checkpoint.load(p.parent), "model/model.safetensors"),
+        (images, "x.zip"),
+        (open_source, "x.tar"),
+        (ArrayImages, "x.npz"),
+        (open_reference, "y.npz"),
+        (open_reference, "y.pkl"),
+        (read_array, "x.npy"),
+        (read_results, "x.json"),
+        (lambda p: Lines(p, 0), "log.jsonl"),
+        (lambda p: build("box_inpainting", (1, 8, 8), p, None, None), "x.png"),
+    ]:
+        with pytest.raises(ValueError, match="it is a pipe or a device"):
+            read(pipe(tmp_path / name))
+    pipe(model / "config.json")
+    with pytest.raises(ValueError, match="neither a model"):
+        checkpoint.load(model)
+
+
+def array_file(shape, kind="|u1", content=b"\0"):
+    header = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+
+
+def test_headers_of_arrays_are_not_believed(tmp_path):
+    path = tmp_path / "x.npy"
+    broken = b"\x93NUMPY\x01\x00" + struct.pack("<H", 12) + b"{'descr': '\n" + bytes(9)  # half a text, for the parser
+    for content, message in [
+        (broken, "expected an array of NumPy"),
+        (array_file((2**40,)), "got 1 bytes of it"),
+        (array_file((True,)), "expected an array of numbers"),
+        (array_file((-1,)), "expected an array of numbers"),
+        (array_file((1,), "|O"), "expected an array of numbers"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_array(path)
+    np.save(path, np.asfortranarray(np.arange(6.0).reshape(2, 3)))
+    assert np.array_equal(read_array(path), np.arange(6.0).reshape(2, 3))
+
+
+def test_a_small_file_does_not_unfold_to_a_large_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", array_file((3, 1024, 1024, 1), content=bytes(3 << 20)))
+    with pytest.raises(ValueError, match="no images are so regular"):
+        ArrayImages(tmp_path / "x.npz")
+    head = bytes([0, 0, 8, 1]) + struct.pack(">I", 2**28 - 1)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(
+        gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">III", 2, 28, 28))
+    )
+    with pytest.raises(ValueError, match="expected 268435455 images of 28x28"):
+        open_source(tmp_path / "t10k-images-idx3-ubyte.gz")
+
+
+def test_damaged_archives_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    data = (tmp_path / "x.zip").read_bytes()
+    at = data.index(b"PK\x01\x02")
+    (tmp_path / "x.zip").write_bytes(data[: at + 6] + b"\xff" + data[at + 7 :])  # a version that is yet to come
+    with pytest.raises(ValueError, match="is it truncated, or another format"):
+        images(tmp_path / "x.zip")
+    (tmp_path / "x.pt").write_bytes(data[:at] + b"PK\x07\x07" + data[at + 4 :])
+    with pytest.raises(ValueError, match="the archive is damaged"):
+        published_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("value", ["[]", '"x"', "null", "NaN", "Infinity", "1" * 400, "true"])
+def test_results_are_numbers(tmp_path, value):
+    (tmp_path / "x.json").write_text(f'[{{"metric": "fid", "value": {value}, "n": 9}}]')
+    with pytest.raises(ValueError, match="expected a list of results"):
+        read_results(tmp_path / "x.json")
+
+
+def test_entries_of_a_card_have_their_types(denoiser, tmp_path):
+    path = checkpoint.save(denoiser, tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text())
+    config["card"] |= {"nimg": "many", "ema": []}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="another type than they should be: nimg, ema"):
+        checkpoint.card(tmp_path / "model")
+
+
+def test_deep_options_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("[" * 500)
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_pictures_are_no_programs(tmp_path):
+    """PostScript under another name, for which the image library would start an interpreter."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for path, read in [
+        (tmp_path / "run" / "samples" / "1.png", lambda p: write_report(tmp_path)),
+        (tmp_path / "mask.png", lambda p: build("box_inpainting", (1, 8, 8), p, None, None)),
+    ]:
+        path.write_bytes(postscript)
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read(path)
+
+
+def test_counters_of_a_checkpoint_are_numbers(tmp_path, capsys):
+    fit(teacher_run(until=16), tmp_path)
+    newest = max((tmp_path / "checkpoints").iterdir()) / "state.json"
+    state = json.loads(newest.read_text())
+    for change in ({"nimg": None}, {"position": -1}, {"scalers": ""}, {"seconds": []}):
+        newest.write_text(json.dumps(state | change))
+        fit(teacher_run(until=8), tmp_path)  # from the checkpoint before
+        assert "is damaged" in capsys.readouterr().err
