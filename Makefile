@@ -1,4 +1,4 @@
-# Verbs: demo, check, test, and fuzz, which takes its time. Each sets up the virtual environment that it needs.
+# Verbs: demo, check, test, bench and fuzz, which take their time. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test fuzz clean
+.PHONY: demo check test bench fuzz clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -22,6 +22,13 @@ check: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --n 20000
+
+# REFERENCE=CHECKOUT of EDM, for the figures beside it
+bench: $(VENV)/ready
+	for name in sampling teacher; do $(RUN) -m benchmarks $$name $(REFERENCE:%=--reference %) --json runs/bench/$$name.json || exit 1; done
+	for name in distillation data start scaling; do $(RUN) -m benchmarks $$name --json runs/bench/$$name.json || exit 1; done
+	$(RUN) -m benchmarks inverse overhead --batch 6 --json runs/bench/inverse.json
+	$(RUN) -m benchmarks evaluation pipeline --json runs/bench/evaluation.json
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,11 +1,12 @@
 """What an evaluation costs, and whether its figures are those of other libraries.
 
-`python -m benchmarks.evaluation PART` with PART one of: `frechet`, seconds of the distance of 2,048 dimensions and its
+`python -m benchmarks evaluation PART` with PART one of: `frechet`, seconds of the distance of 2,048 dimensions and its
 deviation from an independent computation; `images`, images per second of reading PNG files and measuring them on the
-true Inception network (random weights) against the network alone; `memory`, the memory of all metrics of 50,000 images
-of 32x32 beyond what the process had, on a cheap extractor with features of Inception's sizes; `libraries`, deviations
-from torch-fidelity, torchmetrics and prdc, whichever are installed, on the same features, and of our Inception from
-torch-fidelity's with the same weights. Ratios count: the two of `images` alternate, batch by batch.
+true Inception network (random weights) against the network alone; `pipeline`, statistics of the features of PNG files for
+the Frechet distance, by EDM's fid.py with our network in plain PyTorch (--reference EDM) and by ours; `memory`, the memory
+of all metrics of 50,000 images of 32x32 beyond what the process had, on a cheap extractor with features of Inception's
+sizes; `libraries`, deviations from torch-fidelity, torchmetrics and prdc, whichever are installed, on the same features,
+and of our Inception from torch-fidelity's with the same weights.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks import reference
+from benchmarks.measure import Table, compared
+from fewstep.distributed import device
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.distribution import Moments, ScoreSums, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate
@@ -55,7 +62,7 @@ def independent(x: Tensor, y: Tensor) -> float:
     return float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() / n + b.square().sum() / m - 2 * root)
 
 
-def frechet() -> None:
+def frechet() -> Table:
     g = torch.Generator().manual_seed(0)
     scales = torch.logspace(0, -3, DIM, dtype=torch.float64)
 
@@ -64,17 +71,19 @@ def frechet() -> None:
 
     sets = {"2,500": features(2500), "3,000": features(3000), "1,500": features(1500), "1,700": features(1700)}
     laws = {name: Moments.of(x).compute() for name, x in sets.items()}
+    rows = []
     for a, b in (("2,500", "3,000"), ("1,500", "3,000"), ("1,500", "1,700")):
         began = time.perf_counter()
         found = frechet_distance(*laws[a], *laws[b])
-        seconds = time.perf_counter() - began
+        taken = time.perf_counter() - began
         expected = independent(sets[a], sets[b])
-        print(
-            f"{a} and {b} images: {seconds:.2f} s, {found:.9f}, deviation {abs(found / expected - 1):.0e}", flush=True
+        rows.append(
+            {"images": f"{a} and {b}", "seconds": taken, "distance": found, "deviation": abs(found / expected - 1)}
         )
+    return Table(f"The Frechet distance of {DIM:,} dimensions", rows)
 
 
-def images(folder: Path, n: int) -> None:
+def images(folder: Path, n: int) -> Table:
     """Whole evaluation and bare network by turns, a batch each; files are read ahead in a thread, as `evaluate` does."""
     network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00")
     source = first(from_path(folder), n)
@@ -93,7 +102,47 @@ def images(folder: Path, n: int) -> None:
         measuring.append(middle - began)
         alone.append(time.perf_counter() - middle)
     bare, whole = BATCH / median(alone), BATCH / median(measuring)
-    print(f"network alone {bare:.2f} images/s, with reading and measuring {whole:.2f}: {whole / bare:.3f} (medians)")
+    rows = [
+        {"": "the network alone", "images/s": bare, "ratio": 1.0},
+        {"": "reading and measuring, too", "images/s": whole, "ratio": whole / bare},
+    ]
+    return Table("An evaluation of fid, kid, is and sfid", rows)
+
+
+def pipeline(folder: Path, n: int, checkout: Path | None, repeats: int) -> Iterator[Table]:
+    """Mean and covariance of the features of PNG files; the reference gets our network, unfused, as its download."""
+    network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00")
+    parts: dict[str, Callable[[], Any]] = {}
+    if checkout is not None:
+        plain = inception()
+        fid: Any = reference.module(checkout, "fid")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        fid.dnnlib.util.open_url = lambda *args, **options: nullcontext()  # in place of the download
+        fid.pickle = SimpleNamespace(load=lambda file: SimpleNamespace(to=lambda device: detector))
+
+        def detector(images: Tensor, return_features: bool) -> Tensor:
+            with torch.no_grad():
+                return plain(images.float())["features"]
+
+        parts["reference"] = lambda: fid.calculate_inception_stats(
+            str(folder), num_workers=0, prefetch_factor=None, device=device()
+        )
+
+    def ours() -> tuple[np.ndarray, np.ndarray]:
+        need = parse("fid").need
+        current = Pass(from_path(folder), [need], {"inception": network}, batch_size=64, saved=Saved(None, {}))
+        current.begin()
+        mean, covariance = current.finish()[need]
+        return mean.numpy(), covariance.numpy()
+
+    parts["fewstep"] = ours
+    if checkout is not None:
+        law, other = (tuple(map(torch.as_tensor, part())) for part in parts.values())
+        yield Table(
+            "Our statistics against the reference's",
+            [{"": "Frechet distance", "value": frechet_distance(*law, *other)}],
+        )
+    yield compared(f"Statistics of {n} PNG files", parts, repeats, images=n)
 
 
 class Cheap:
@@ -111,7 +160,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def memory(n: int, metrics: str) -> None:
+def memory(n: int, metrics: str) -> Table:
     """Images are drawn one by one, so that only the evaluation's own memory and the reference's features are counted."""
     draw = np.random.RandomState(0)
     before, began = peak(), time.perf_counter()
@@ -123,20 +172,20 @@ def memory(n: int, metrics: str) -> None:
     made = Source(n, lambda start: (draw.randint(0, 256, (3, 32, 32), np.uint8) for _ in range(n)))
     options = Options(metrics.split(","), {"inception": Cheap()}, BATCH)
     results = evaluate(made, Reference("drawn", "00", n, moments, samples), options)
-    print("  ".join(f"{r.key} {r.value:.5g}" for r in results))
-    print(
-        f"{n:,} images against {n:,}: {peak() - before:.2f} GiB beyond {before:.2f}, {time.perf_counter() - began:.0f} s"
-    )
+    found = {r.key: r.value for r in results}
+    cost = {"GiB": peak() - before, "beyond GiB": before, "seconds": time.perf_counter() - began}
+    return Table(f"{n:,} images against {n:,}", [{"metrics": metrics, **cost, **found}])
 
 
-def libraries() -> None:
+def libraries() -> Table:
+    rows: list[dict[str, Any]] = []
     draw = np.random.RandomState(0)
     a, b = (torch.from_numpy(draw.standard_normal((n, 64)) * s).float() for n, s in ((2300, 1.0), (2100, 0.9)))
     b += 0.2
     logits = torch.from_numpy(draw.standard_normal((2300, CLASSES)) * 3).float()
 
     def show(name: str, ours: float, theirs: float) -> None:
-        print(f"{name}: {ours:.9g} and {float(theirs):.9g}, deviation {abs(ours - float(theirs)):.0e}", flush=True)
+        rows.append({"": name, "ours": ours, "theirs": float(theirs), "deviation": abs(ours - float(theirs))})
 
     found = overlap(b, a, (3, 5))
     scores = ScoreSums(len(logits), CLASSES)
@@ -145,7 +194,8 @@ def libraries() -> None:
         try:
             part(show, a, b, logits, found, scores)
         except ImportError as error:
-            print(f"left out: {error}")
+            rows.append({"": f"left out: {error}"})
+    return Table("Figures beside those of other libraries", rows)
 
 
 def fidelity(show: Callable[..., None], a: Tensor, b: Tensor, logits: Tensor, found: Any, scores: ScoreSums) -> None:
@@ -209,22 +259,26 @@ def pictures(folder: Path, n: int) -> Path:
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("frechet", "images", "memory", "libraries"))
-    parser.add_argument("--num", type=int, default=None, help="images; 128 for `images`, 50,000 for `memory`")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", choices=("frechet", "images", "pipeline", "memory", "libraries"))
+    parser.add_argument("--num", type=int, default=None, help="images; 50,000 for `memory`, else 128")
     parser.add_argument("--metrics", default="fid,sfid,kid,is,pr,dc", help="of `memory`")
-    given = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=3, help="of `pipeline`")
+    parser.add_argument("--reference", type=Path, help="checkout of EDM, for `pipeline`")
+
+
+def run(given: argparse.Namespace) -> Iterator[Table]:
+    n = given.num or (50_000 if given.part == "memory" else 128)
     if given.part == "frechet":
-        frechet()
-    elif given.part == "images":
-        with tempfile.TemporaryDirectory() as folder:
-            images(pictures(Path(folder), given.num or 128), given.num or 128)
+        yield frechet()
     elif given.part == "memory":
-        memory(given.num or 50_000, given.metrics)
+        yield memory(n, given.metrics)
+    elif given.part == "libraries":
+        yield libraries()
     else:
-        libraries()
-
-
-if __name__ == "__main__":
-    main()
+        with tempfile.TemporaryDirectory() as folder:
+            pictures(Path(folder), n)
+            if given.part == "images":
+                yield images(Path(folder), n)
+            else:
+                yield from pipeline(Path(folder), n, given.reference, given.repeats)

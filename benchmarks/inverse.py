@@ -1,8 +1,8 @@
 """Inverse problems measured: bias over levels, the solver's overhead, and solvers side by side at equal evaluations.
 
-`python -m benchmarks.inverse levels` prints the errors of mean and covariance on Gaussian toys, exactly, without sampling.
-`python -m benchmarks.inverse overhead` times PnP-GD of 100 images of 64x64 with 49 calls against 49 batched evaluations.
-`python -m benchmarks.inverse table --model TEACHER [--student NCVSD] [--data digits]` restores the first images by every
+`python -m benchmarks inverse levels` prints the errors of mean and covariance on Gaussian toys, exactly, without sampling.
+`python -m benchmarks inverse overhead` times PnP-GD of 100 images of 64x64 with 49 calls against 49 batched evaluations.
+`python -m benchmarks inverse table --model TEACHER [--student NCVSD] [--data digits]` restores the first images by every
 solver on five tasks: PSNR, SSIM, LPIPS where its weights can be had, seconds, and network evaluations, in one run.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Table, alternate
 from fewstep import inverse
 from fewstep.checkpoint import load
 from fewstep.conditional import GenerativeDenoiser, generative
@@ -30,7 +31,6 @@ from fewstep.generate import SeededNoise
 from fewstep.inverse import BALANCED, Likelihood, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.metrics.image import CONVENTIONS
-from fewstep.metrics.protocol import table
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.oracle import GaussianDenoiser
 from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, pair_measures, restore, seed_of
@@ -76,7 +76,7 @@ def toy_error(sigmas: Tensor, correlation: float, sigma_y: float, coupling: Any,
     return torch.stack([(out[0] - mean.flatten()).abs().max(), (spread.T @ spread - exact).abs().max()])
 
 
-def levels() -> None:
+def levels() -> Table:
     """The error of the mean and of the covariance, worst and mean over twelve toys."""
     kinds: dict[str, tuple[Callable[[int], Tensor], Any, float]] = {
         "published": (lambda n: published_sigmas(n + 1), "split", 0.0),
@@ -90,10 +90,11 @@ def levels() -> None:
             found = torch.stack([toy_error(make(n), c, s, coupling, persistence) for c in CORRELATIONS for s in NOISES])
             worst, mean = found.amax(0), found.mean(0)
             body.append([name, str(n), *(f"{v:.4f}" for v in (worst[0], mean[0], worst[1], mean[1]))])
-    print(table(["settings", "calls", "mean, worst", "mean, average", "covariance, worst", "average"], body))
+    heads = ["settings", "calls", "mean, worst", "mean, average", "covariance, worst", "average"]
+    return Table("Errors on Gaussian toys", [dict(zip(heads, row, strict=True)) for row in body])
 
 
-def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> None:
+def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> Table:
     """CPU or GPU seconds of PnP-GD and of its evaluations alone, alternating in one process; the ratio of the medians."""
     torch.manual_seed(0)
     here = device()
@@ -120,25 +121,12 @@ def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> None:
             bound = partial(student, noise=noise)
             last(pnp_gd(bound, likelihood, x, sigmas, persistence=preset.persistence, noise=noise))
 
-        times: dict[str, list[float]] = {"alone": [], "solved": []}
-        for _ in range(repeats):
-            for name, run in (("alone", alone), ("solved", solved)):
-                began = clock()
-                run()
-                times[name].append(clock() - began)
-        a, s = (median(v) for v in times.values())
+        a, s = (median(v) for v in alternate({"alone": alone, "solved": solved}, repeats).values())
         body.append([task, f"{a:.2f}", f"{s:.2f}", f"{100 * (s / a - 1):.1f} %"])
     parameters = sum(p.numel() for p in student.parameters())
-    print(f"{batch} images of 64x64, 49 calls of a student with {parameters:,} parameters, on {here}")
-    print(table(["task", "evaluations, s", "PnP-GD, s", "overhead"], body))
-
-
-def clock() -> float:
-    """Seconds of this process's processors, or of the wall where a GPU computes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+    title = f"{batch} images of 64x64, 49 calls of a student with {parameters:,} parameters, on {here}"
+    heads = ["task", "evaluations, s", "PnP-GD, s", "overhead"]
+    return Table(title, [dict(zip(heads, row, strict=True)) for row in body])
 
 
 def contenders(
@@ -158,7 +146,9 @@ def contenders(
     }
 
 
-def compare(model: Path, student: Path | None, data: str, n: int, nfe: int, prior_steps: int, tasks: list[str]) -> None:
+def compare(
+    model: Path, student: Path | None, data: str, n: int, nfe: int, prior_steps: int, tasks: list[str]
+) -> Table:
     """Every solver on every task, the same measurements and seeds, one sample each."""
     here = device()
     teacher = load(model, device=here)
@@ -184,15 +174,16 @@ def compare(model: Path, student: Path | None, data: str, n: int, nfe: int, prio
             body.append([task, name, str(solver.nfe(denoiser)), *figures, f"{seconds:.1f}"])
             print(*body[-1], flush=True)
     labels = "their labels given" if has_labels else "no labels"
-    print(
-        f"\n{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE"
-    )
-    print(*(f"{name}: {CONVENTIONS[name]}" for name in named), *(f"{k}: {v}" for k, v in notes.items()), sep="\n")
-    print(table(["task", "solver", "NFE", *named, "seconds"], body))
+    about = [
+        f"{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE",
+        *(f"{name}: {CONVENTIONS[name]}" for name in named),
+        *(f"{name}: {note}" for name, note in notes.items()),
+    ]
+    heads = ["task", "solver", "NFE", *named, "seconds"]
+    return Table("\n".join(about), [dict(zip(heads, row, strict=True)) for row in body])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["levels", "overhead", "table"])
     parser.add_argument("--channels", type=int, default=32, help="width of the network of `overhead`")
     parser.add_argument("--repeats", type=int, default=3)
@@ -204,17 +195,15 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=49)
     parser.add_argument("--prior-steps", type=int, default=3)
     parser.add_argument("--tasks", default=",".join(FIVE))
-    options = parser.parse_args()
-    if options.what == "levels":
-        levels()
-    elif options.what == "overhead":
-        overhead(options.channels, options.repeats, options.batch, options.tasks.split(","))
-    elif options.model is None:
-        parser.error("table needs --model")
+
+
+def run(given: argparse.Namespace) -> Iterator[Table]:
+    tasks = given.tasks.split(",")
+    if given.what == "levels":
+        yield levels()
+    elif given.what == "overhead":
+        yield overhead(given.channels, given.repeats, given.batch, tasks)
+    elif given.model is None:
+        raise SystemExit("table needs --model")
     else:
-        tasks = options.tasks.split(",")
-        compare(options.model, options.student, options.data, options.num, options.nfe, options.prior_steps, tasks)
-
-
-if __name__ == "__main__":
-    main()
+        yield compare(given.model, given.student, given.data, given.num, given.nfe, given.prior_steps, tasks)

@@ -1,6 +1,6 @@
 """The stable target field on real images: variance and bias of its targets, and what they cost a training step.
 
-`python -m benchmarks.stf IMAGES.zip --out OUT` writes OUT.json and OUT.svg. For each sigma: the trace of the covariance
+`python -m benchmarks stf IMAGES.zip --out OUT.svg --json OUT.json`. For each sigma: the trace of the covariance
 of the target about the exact posterior mean of the set, per pixel, for the clean image and for n references, and for
 n = 64 the squared bias, that is how far the mean of many targets at one x is from the exact one, beside that of a target
 whose references lack the image itself. Then the seconds of a training step of CIFAR-10's DDPM++ and of the target.
@@ -10,20 +10,19 @@ A few minutes on two cores, or on a GPU if there is one.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Table, alternate, ratio
 from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import device, fast_dtype
-from fewstep.files import write_json
 from fewstep.method import Batch
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
@@ -103,18 +102,6 @@ def biases(stream: ImageStream, exact: Exact, sigmas: list[float], n: int, trial
     return result
 
 
-def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
-    """The median of some repetitions, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[1:]))
-
-
 def cost(stream: ImageStream, n: int, micro_batch: int, place: torch.device) -> dict[str, float]:
     """Seconds of forward and backward of CIFAR-10's DDPM++ on one micro-batch with augmentation, and of the
     target of `n` references, which is added to it.
@@ -134,43 +121,38 @@ def cost(stream: ImageStream, n: int, micro_batch: int, place: torch.device) -> 
     sigma = torch.full((micro_batch,), 0.5, device=place)
     augmented = pipe(batch)
     x = add_noise(augmented.image, sigma)
-    result = {"target": seconds(lambda: stable(x, sigma, augmented)), "step": seconds(step)}
-    return result | {"ratio": 1 + result["target"] / result["step"]}
+    times = alternate({"target": lambda: stable(x, sigma, augmented), "step": step}, 3)
+    result = {name: median(values) for name, values in times.items()}
+    return result | {"ratio": 1 + ratio(times["target"], times["step"])}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Variance, bias and cost of the stable target field.")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, help="zip or folder of images of 32x32 pixels")
-    parser.add_argument("--out", type=Path, default=Path("stf"), help="where OUT.json and OUT.svg are written")
+    parser.add_argument("--out", type=Path, default=Path("stf.svg"), help="where the figure is written")
     parser.add_argument("--trials", type=int, default=64, help="targets at each x for the bias")
     parser.add_argument("--micro-batch", type=int, default=64, help="images of a training step")
-    options = parser.parse_args()
-    stream = ImageStream(images(options.images))
+
+
+def columns(name: str, values: list[float], series: dict[str, list[float]]) -> list[dict[str, float]]:
+    return [{name: v} | {key: s[i] for key, s in series.items()} for i, v in enumerate(values)]
+
+
+def run(given: argparse.Namespace) -> Iterator[Table]:
+    stream = ImageStream(images(given.images))
     exact = Exact(stream)
-    place = device()
-    timed = cost(stream, COUNTS[-1], options.micro_batch, place)
-    print("  ".join(f"{k} {v:.3f}" for k, v in timed.items()), flush=True)
+    timed = cost(stream, COUNTS[-1], given.micro_batch, device())
+    yield Table(f"Seconds for {given.micro_batch} images, {fast_dtype()}", [timed])
     sigmas, levels = np.geomspace(1, 80, 14).tolist(), [2.0, 4.0, 8.0, 16.0]
     trace = variances(stream, exact, sigmas)
-    bias = biases(stream, exact, levels, POINTS, options.trials)
-    data = {"name": stream.data.name, "n": len(stream.data), "sha256": stream.data.fingerprint}
-    settings = {
-        "device": str(place),
-        "threads": torch.get_num_threads(),
-        "micro_batch": options.micro_batch,
-        "dtype": str(fast_dtype()),
-    }
-    results = {"sigma": sigmas, "trace": trace, "bias": {"sigma": levels, "n": POINTS, **bias}, "seconds": timed}
-    write_json(options.out.with_suffix(".json"), {"data": data, "points": POINTS, **settings, **results})
+    about = f"{stream.data.name}, {len(stream.data):,} images, sha256 {stream.data.fingerprint}"
+    yield Table(f"Trace of the covariance of the target, per pixel: {about}", columns("sigma", sigmas, trace))
+    bias = biases(stream, exact, levels, POINTS, given.trials)
+    yield Table(f"Squared bias of the target of {POINTS} references", columns("sigma", levels, bias))
     chart = line_chart(
         [Series(name, sigmas, values, "line+points") for name, values in trace.items()],
-        title=f"Variance of the target, {data['name']}",
+        title=f"Variance of the target, {stream.data.name}",
         x_label="sigma",
         y_label="trace of the covariance, per pixel",
         log_x=True,
     )
-    options.out.with_suffix(".svg").write_text(chart)
-
-
-if __name__ == "__main__":
-    main()
+    given.out.write_text(chart)

@@ -42,7 +42,7 @@ from fewstep.samplers import (
 )
 
 DUAL = 2.5
-"""Plain evaluations that a dual one counts as; `benchmarks.dual` measures it."""
+"""Plain evaluations that a dual one counts as; `python -m benchmarks dual` measures it."""
 
 STEPS = (5, 10, 20, 40, 80)
 """On the mixture."""

@@ -1,0 +1,103 @@
+"""Steps of SiD, SiDA, DMD2, GDD and NCVSD by the Trainer, beside the reference implementation's SiD and SiDA.
+
+`python -m benchmarks distillation --methods sid --reference SID`, the checkout of SiD's branch `sida`, which has both. With
+`--memory` also the peak of a step of each and what the process held before it, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import networks, reference
+from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_process, resident
+from fewstep.denoiser import Denoiser
+from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
+from fewstep.distributed import device
+from fewstep.method import Method
+from fewstep.nets.projected import EncoderFeatures, ProjectedDiscriminator
+
+Make = Callable[[Denoiser], Method]
+
+METHODS: dict[str, Make] = {
+    "sid": SiD,
+    "sida": lambda teacher: SiDA(teacher, gates=(0, 0)),
+    "sida-recomputed": lambda teacher: SiDA(teacher, gates=(0, 0), recompute=True),
+    "dmd2": lambda teacher: DMD2(teacher, ratio=1),
+    "gdd": lambda teacher: GDD(teacher, ProjectedDiscriminator([EncoderFeatures(teacher, 0.1)])),
+    "ncvsd": NCVSD,
+}
+"""DMD2 with its generator in every step; GDD with the teacher's encoder as the feature network."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    networks.arguments(parser, batch=4, repeats=3)
+    parser.add_argument("--reference", type=Path, help="checkout of SiD, for sid and sida")
+    parser.add_argument("--methods", default="sid,sida", help=", ".join(METHODS))
+    parser.add_argument("--memory", action="store_true", help="also measure memory")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+
+
+def run(given: argparse.Namespace) -> Iterator[Table]:
+    if given.peak:
+        print(json.dumps(peak(given, given.peak)))
+        return
+    names = given.methods.split(",")
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise SystemExit(f"there is no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    for name in names:
+        steps: dict[str, Callable[[], Any]] = {}
+        if given.reference is not None and name in ("sid", "sida"):
+            steps["reference"] = step_of(given, f"{name}-reference")
+        steps["fewstep"] = step_of(given, name)
+        title = f"A step of {name}, {given.network}, batch {given.batch}, {networks.precision(given)}"
+        operations = flops(steps["fewstep"])
+        yield compared(title, steps, given.repeats, images=given.batch, operations=operations)
+        if given.memory:
+            yield Table(f"Memory of a step of {name}", list(memories(given, name, list(steps))))
+
+
+def step_of(given: argparse.Namespace, name: str) -> Callable[[], object]:
+    """A step of a method of ours, or of NAME-reference of theirs."""
+    teacher = networks.denoiser(given)
+    kind, _, theirs = name.rpartition("-reference")[0] or name, None, name.endswith("-reference")
+    if not theirs:
+        return networks.trainer(METHODS[kind](teacher), teacher, given.batch).step
+    images = networks.Noise(teacher).batch(0, given.batch).image.to(device())
+    network = networks.theirs(given.reference, teacher)
+    if kind == "sid":
+        return reference.sid_step(given.reference, network, images)
+    judge = networks.theirs(given.reference, teacher, discriminates=True)
+    return reference.sida_step(given.reference, network, judge, images)
+
+
+def memories(given: argparse.Namespace, name: str, kinds: list[str]) -> Iterator[dict[str, Any]]:
+    first: float | None = None
+    for kind in kinds:
+        label = f"{name}-reference" if kind == "reference" else name
+        options = ["--batch", str(given.batch), "--network", given.network, "--dtype", given.dtype, "--peak", label]
+        options += ["--channels", str(given.channels)] if given.channels else []
+        options += ["--reference", str(given.reference)] if given.reference else []
+        loaded, most = in_fresh_process("distillation", *options)
+        first = first or most
+        yield {"": kind, "networks, MiB": loaded, "peak, MiB": most, "of the first": most / first}
+
+
+def peak(given: argparse.Namespace, name: str) -> tuple[float, float]:
+    """MiB before the second step, when optimizers have their moments, and at its peak."""
+    step = step_of(given, name)
+    step()
+    if device().type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+        step()
+        return before, torch.cuda.max_memory_allocated() / 2**20
+    forget_peak()
+    before = resident("VmRSS")
+    step()
+    return before, resident("VmHWM")

@@ -1,0 +1,74 @@
+"""The networks that benchmarks run on: a published size with random weights, ours and the reference implementation's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import reference
+from fewstep.convert import upstream_state_dict
+from fewstep.denoiser import Denoiser
+from fewstep.distributed import device, fast_dtype
+from fewstep.method import Batch, Method
+from fewstep.nets.adm import ADMConfig, ADMUNet
+from fewstep.nets.sizes import EDM_SIZES
+from fewstep.nets.song import SongUNet
+from fewstep.train.optim import Adam
+from fewstep.train.trainer import Trainer
+
+CIFAR10 = "edm-cifar10-32x32-uncond-vp"
+
+
+def arguments(parser: argparse.ArgumentParser, *, batch: int, repeats: int = 5) -> None:
+    parser.add_argument("--network", choices=list(EDM_SIZES), default=CIFAR10)
+    parser.add_argument("--channels", type=int, help="width of the network; the published one if left out")
+    parser.add_argument("--batch", type=int, default=batch, help="images at a time")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds after the one to warm up")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of ours")
+
+
+def precision(given: argparse.Namespace) -> torch.dtype:
+    return fast_dtype() if given.dtype == "auto" else getattr(torch, given.dtype)
+
+
+def denoiser(given: argparse.Namespace, **options: Any) -> Denoiser:
+    """The network of that name in that width, with options changed; none of its weights is zero."""
+    torch.manual_seed(0)
+    config = EDM_SIZES[given.network]
+    if given.channels:
+        options["model_channels"] = given.channels
+    config = dataclasses.replace(config, **options)
+    net = ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return Denoiser(net, dtype=precision(given)).to(device()).eval()
+
+
+def theirs(checkout: Path, ours: Denoiser, *, discriminates: bool = False) -> nn.Module:
+    """The reference implementation of the same network with the same weights."""
+    net = reference.network(checkout, ours.net.config, discriminates=discriminates)
+    net.load_state_dict(upstream_state_dict(ours))
+    return net.to(device()).eval()
+
+
+class Noise:
+    """A stream of noise in place of images."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.shape, self.num_classes = denoiser.shape, denoiser.num_classes
+
+    def batch(self, position: int, n: int) -> Batch:
+        label = torch.zeros(n, dtype=torch.int64) if self.num_classes else None
+        return Batch(torch.randn(n, *self.shape), label)
+
+
+def trainer(method: Method, denoiser: Denoiser, batch: int, **options: Any) -> Trainer:
+    """A Trainer of the method on noise, with Adam for every player."""
+    adam = {phase.player: Adam(1e-5) for phase in method.phases}
+    return Trainer(method, Noise(denoiser), adam, batch_size=batch, device=device(), **options)
