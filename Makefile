@@ -1,4 +1,4 @@
-# Verbs: demo, check, test, bench and fuzz, which take their time. Each sets up the virtual environment that it needs.
+# Verbs: demo, check, test, bench, fuzz and endurance, which take their time. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test bench fuzz clean
+.PHONY: demo check test bench fuzz endurance clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -22,6 +22,9 @@ check: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --n 20000
+
+endurance: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(RUN) -m tests.endurance --n 50
 
 # REFERENCE=CHECKOUT of EDM, for the figures beside it
 bench: $(VENV)/ready

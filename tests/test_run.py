@@ -6,22 +6,22 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fewstep import checkpoint
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import SiD
 from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.train import checkpoints
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.preemption import EXIT_CODE, stop_signals
+from fewstep.train.run import Run, claimed, fit
+from tests import endurance
 from tests.conftest import tiny_net
 
 ADAM = Adam(2e-3)
@@ -50,8 +50,7 @@ def sid_run(teacher: Path, until: int = 64) -> Run:
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
-    newest = max((folder / "checkpoints").iterdir())
-    return {k: v.clone() for k, v in load_file(newest / "state.safetensors").items()}  # apart from the mapped file
+    return checkpoints.load(max((folder / "checkpoints").iterdir()))["tensors"]
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -78,40 +77,14 @@ def test_a_student_resumes_likewise_and_inherits(tmp_path):
     assert checkpoint.load(tmp_path / "parts").levels == (2.5,)
 
 
-LONG = 480
-CHILD = f"""
-import sys, torch
-from pathlib import Path
-torch.set_num_threads(1)
-from tests.test_run import teacher_run, fit
-fit(teacher_run(until={LONG}), Path(sys.argv[1]))
-"""
-
-
-def start(folder: Path) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env=env, stderr=subprocess.DEVNULL)
-
-
-def newest(folder: Path) -> str:
-    return max((p.name for p in folder.glob("checkpoints/[0-9]*")), default="")
-
-
-def test_kill_at_any_moment(tmp_path):
-    """A process is killed again and again, between steps and in the middle of saving; a checkpoint follows every step."""
-    moments = random.Random(0)
-    folder = tmp_path / "killed"
-    for _ in range(2):
-        before, job = newest(folder), start(folder)
-        while newest(folder) == before and job.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-    assert "" < newest(folder) < f"{LONG:012d}"
-    assert start(folder).wait() == 0
-    fit(teacher_run(until=LONG, checkpoint_seconds=1e9), tmp_path / "whole")
-    assert_same(final(tmp_path / "whole"), final(folder))
+@pytest.mark.parametrize("kind", endurance.METHODS)
+def test_kill_at_any_moment(kind, tmp_path):
+    """A process is killed between steps or in the middle of saving; a checkpoint follows every step."""
+    moments, steps = random.Random(kind), 8
+    assert endurance.kill(kind, steps, tmp_path / "killed", moments, longest=0.1) is not None
+    endurance.finish(kind, steps, tmp_path / "killed")
+    fit(replace(endurance.run_of(kind, steps), checkpoint_seconds=1e9), tmp_path / "whole")
+    assert endurance.different(tmp_path / "whole", tmp_path / "killed") == []
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
@@ -119,16 +92,76 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
     fit(teacher_run(), folder)
     expected = final(folder)
     newest = max((folder / "checkpoints").iterdir())
-    data = bytearray((newest / "state.safetensors").read_bytes())
+    shard = next(newest.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
-    (newest / "state.safetensors").write_bytes(data)
+    shard.write_bytes(data)
     fit(teacher_run(), folder)
-    assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
+    assert f"checkpoint {newest} is damaged ({shard.name}: not the recorded tensors)" in capsys.readouterr().err
     assert_same(expected, final(folder))
-    (newest / "state.safetensors").write_bytes(data[: len(data) // 2])
+    shard.write_bytes(data[: len(data) // 2])
     (newest / "state.json").write_text("{")
     fit(teacher_run(), folder)
     assert_same(expected, final(folder))
+
+
+def test_the_newest_whole_checkpoints_stay(tmp_path):
+    """A damaged one does not count."""
+    folder = tmp_path / "run" / "checkpoints"
+
+    def kept() -> list[int]:
+        return sorted(int(p.name) for p in folder.iterdir())
+
+    fit(teacher_run(until=40, keep=2), tmp_path / "run")
+    assert kept() == [32, 40]
+    (folder / f"{40:012d}" / "state.json").write_text("{}")
+    fit(teacher_run(until=48, keep=3), tmp_path / "run")  # from 32: 40 is written again
+    assert kept() == [32, 40, 48]
+    (folder / f"{40:012d}" / "state.json").write_text("{}")
+    fit(teacher_run(until=56, keep=3), tmp_path / "run")
+    assert kept() == [32, 40, 48, 56]
+    with pytest.raises(ValueError, match="at least one checkpoint must be kept; got keep=0"):
+        fit(teacher_run(keep=0), tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(kind, tmp_path, capfd, monkeypatch):
+    """Between two checkpoints by the clock; the run ends with its own exit code and goes on from where it was."""
+    run = teacher_run(checkpoint_seconds=1e9)
+    batch, n = run.data.batch, 0
+
+    def batch_then_signal(*args):
+        nonlocal n
+        n += 1
+        if n == 3:
+            os.kill(os.getpid(), kind)
+        return batch(*args)
+
+    monkeypatch.setattr(run.data, "batch", batch_then_signal)
+    with pytest.raises(SystemExit) as left:
+        fit(run, tmp_path / "run")
+    assert left.value.code == EXIT_CODE == 75
+    assert f"{kind.name}: saving" in (said := capfd.readouterr().err)
+    assert "teacher: stopped at 24 of 64 images" in said
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{24:012d}"]
+    fit(teacher_run(), tmp_path / "run")
+    fit(teacher_run(), tmp_path / "whole")
+    assert_same(final(tmp_path / "whole"), final(tmp_path / "run"))
+
+
+def test_the_second_signal_leaves_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_one_run_in_a_folder(tmp_path):
+    with claimed(tmp_path / "run"), pytest.raises(ValueError, match=r"another process trains in .*run at this moment"):
+        fit(teacher_run(), tmp_path / "run")
+    fit(teacher_run(until=8), tmp_path / "run")
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -152,8 +185,9 @@ def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fewstep.train.run.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoints.HuggingFaceStorageWriter, "write_data", full)
+    last = f"{32:012d}"
+    with pytest.raises(OSError, match=rf"could not be written .*No space left on device.*{last}, is untouched; make"):
         fit(teacher_run(), folder)
     monkeypatch.undo()
     after = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -65,6 +65,7 @@ def fitting(
     *,
     out: Path,
     fresh: bool = False,
+    keep: int = 3,
     track: str | None = None,
     eval_every: int | None = None,
     eval_metrics: str = "fd_pixels",
@@ -76,6 +77,7 @@ def fitting(
     Args:
         out: the run's folder; the same command again resumes it.
         fresh: start over.
+        keep: how many checkpoints, each the whole state of training, stay on disk.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
         eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
@@ -85,10 +87,11 @@ def fitting(
 
 
 def monitored(run: Run, given: Mapping[str, Any]) -> None:
-    """Add trackers and evaluations to a run."""
+    """Add what `fitting` says to a run."""
     from fewstep.convert.references import open_reference
     from fewstep.train.evaluation import Evaluation
 
+    run.keep = given["keep"]
     if given["track"] is not None:
         run.track = tuple(given["track"].split(","))
     if given["eval_every"] is not None:

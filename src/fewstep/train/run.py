@@ -6,21 +6,24 @@ metrics.jsonl  the results of its evaluations, with their protocols
 best/          the averaged product with the best result, a model folder; best.json says which
 snapshots/     the averaged product as model folders, by images seen
 averages/      likewise for further averages, a folder for each
-checkpoints/   the whole state of training, the newest two
+checkpoints/   the whole state of training, the newest ones
 samples/       grids of fixed seeds
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,8 +33,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fewstep import checkpoint
@@ -41,20 +42,21 @@ from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import barrier, device, rank, world_size
-from fewstep.files import new_folder, read_json, sha256, write_json
+from fewstep.files import read_json, write_json
 from fewstep.generate import generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
+from fewstep.train.checkpoints import KEPT, Checkpoints
+from fewstep.train.checkpoints import load as load_state
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.evaluation import Evaluation, keep_best
 from fewstep.train.log import Lines, Log
 from fewstep.train.optim import Adam
+from fewstep.train.preemption import Preempted, stop_signals
 from fewstep.train.trackers import open_trackers
 from fewstep.train.trainer import Trainer
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass
@@ -63,9 +65,10 @@ class Run:
 
     optimizers: for each player that moves. until: training images at the end. snapshots: how many are taken on the way
     there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
-    checkpoint_seconds: at least so much time lies between two checkpoints. evaluation: how the product is measured on the
-    way, None for not at all. track: where figures go beside the folder, as `trackers.TRACKERS` has it. name, card: for the
-    log and the model's card; the rest of the card is filled in. command: the command line that repeats this run.
+    checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
+    the product is measured on the way, None for not at all. track: where figures go beside the folder, as
+    `trackers.TRACKERS` has it. name, card: for the log and the model's card; the rest of the card is filled in. command:
+    the command line that repeats this run.
     """
 
     method: Method
@@ -78,6 +81,7 @@ class Run:
     seed: int = 0
     snapshots: int = 10
     checkpoint_seconds: float = 60.0
+    keep: int = KEPT
     evaluation: Evaluation | None = None
     track: tuple[str, ...] = ()
     name: str = "run"
@@ -191,6 +195,26 @@ def differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
     return [] if mine == theirs else [f"{prefix} was {json.dumps(theirs)}, is {json.dumps(mine)}"]
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder, made if it is not there, is this process's for the block; another run in it is refused meanwhile."""
+    if rank() != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process trains in {folder} at this moment; wait for it, stop it, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
     """Make the run's folder, or find that it is this run's."""
     record = folder / "run.json"
@@ -210,76 +234,50 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
                     + ("" if len(found) <= 5 else f"; and {len(found) - 5} more")
                     + ". Choose another folder, or start over with --fresh (fresh=True)"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"name": run.name, "command": run.command, "started": started, "until": run.until}
             write_json(record, about | environment() | {"identity": identity})
     barrier()
 
 
-def save_checkpoint(trainer: Trainer, folder: Path, seconds: float) -> None:
-    """Write the whole state under `checkpoints/`, then drop all but the newest two."""
-    state = trainer.state_dict()
-    with new_folder(folder / "checkpoints" / f"{trainer.nimg:012d}") as partial:
-        save_file(checkpoint.contiguous(state.pop("tensors")), partial / "state.safetensors")
-        write_json(
-            partial / "state.json", state | {"seconds": seconds, "sha256": sha256(partial / "state.safetensors")}
-        )
-    for old in sorted((folder / "checkpoints").glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def load_checkpoint(trainer: Trainer, folder: Path) -> float:
-    """Bring the trainer to the newest checkpoint that is whole; returns the seconds trained so far, 0 without one."""
-    for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
-        try:
-            state = read_json(path / "state.json")
-            if sha256(path / "state.safetensors") != state["sha256"]:
-                raise ValueError("the tensors do not have the recorded hash")
-            counters = [state[name] for name in ("nimg", "steps", "position")]
-            if any(type(n) is not int or n < 0 for n in counters) or type(state["scalers"]) is not dict:
-                raise ValueError("its counters are no numbers")
-            seconds = float(state["seconds"])
-            tensors = load_file(path / "state.safetensors")
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-            print(f"warning: checkpoint {path} is damaged ({error}); using the one before", file=sys.stderr)
-            continue
-        trainer.load_state_dict(state | {"tensors": tensors})
-        return seconds
-    return 0.0
-
-
 def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     """Train until `run.until` images, in `folder`; returns the averaged product.
 
     The same call again resumes from the newest checkpoint, or returns at once what is finished. A run is the same, bit
-    for bit, however often it was interrupted. fresh: discard what is there.
+    for bit, however often it was interrupted. SIGTERM and SIGINT end it with `Preempted` after its state is saved. fresh:
+    discard what is there.
     """
     folder = Path(folder)
-    open_folder(run, folder, fresh=fresh)
-    trainer = Trainer(
-        run.method,
-        run.data,
-        run.optimizers,
-        batch_size=run.batch_size,
-        micro_batch=run.micro_batch,
-        ema=run.ema,
-        seed=run.seed,
-        device=device(),
-    )
-    before = load_checkpoint(trainer, folder)
-    if trainer.nimg < run.until:
-        advance(run, trainer, folder, before)
+    with claimed(folder):
+        open_folder(run, folder, fresh=fresh)
+        trainer = Trainer(
+            run.method,
+            run.data,
+            run.optimizers,
+            batch_size=run.batch_size,
+            micro_batch=run.micro_batch,
+            ema=run.ema,
+            seed=run.seed,
+            device=device(),
+        )
+        with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
+            before, newest = 0.0, checkpoints.newest()
+            if newest is not None:
+                state = load_state(newest)
+                trainer.load_state_dict(state)
+                before = state["seconds"]
+            if trainer.nimg < run.until:
+                advance(run, trainer, folder, checkpoints, before)
     product = trainer.product
     assert isinstance(product, Denoiser)
     return product
 
 
-def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
-    """Train, log, measure, take snapshots and checkpoints until the end."""
+def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, before: float) -> None:
+    """Train, log, measure, take snapshots and checkpoints until the end, or until a signal asks to stop."""
     lead = rank() == 0
     measure = None if run.evaluation is None else run.evaluation.prepare(run.data.data)
     log = Log(folder / "log.jsonl", trainer.nimg) if lead else None
@@ -290,7 +288,7 @@ def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
     snapshot_every = max(1, total // max(run.snapshots, 1))
     started = saved = logged = time.monotonic()
     logged_nimg = trainer.nimg
-    with Progress(run.name, total=run.until, done=trainer.nimg) as progress:
+    with Progress(run.name, total=run.until, done=trainer.nimg) as progress, stop_signals() as asked:
         try:
             while trainer.nimg < run.until:
                 begun = trainer.nimg
@@ -326,18 +324,18 @@ def advance(run: Run, trainer: Trainer, folder: Path, before: float) -> None:
                         images = take_snapshot(run, trainer, folder)
                         for tracker in trackers:
                             tracker.image(trainer.nimg, "samples", images)
-                    if done or time.monotonic() - saved > run.checkpoint_seconds:
-                        save_checkpoint(trainer, folder, before + time.monotonic() - started)
-                        saved = time.monotonic()
+                stop, due = checkpoints.agree(asked(), time.monotonic() - saved > run.checkpoint_seconds)
+                if done or stop or due:
+                    checkpoints.save(trainer.state_dict(), seconds=before + time.monotonic() - started)
+                    saved = time.monotonic()
                 progress.update(trainer.nimg)
-        except KeyboardInterrupt:
-            if lead:
-                trainer_at = trainer.nimg
-                print(
-                    f"interrupted at {trainer_at:,} images; the same command continues from the last checkpoint",
-                    file=sys.stderr,
-                )
-            raise
+                if stop and not done:
+                    checkpoints.finish()
+                    if lead:
+                        where = f"stopped at {trainer.nimg:,} of {run.until:,} images, which are saved in {folder}"
+                        print(f"{run.name}: {where}; the same command goes on", file=sys.stderr)
+                    raise Preempted
+            checkpoints.finish()
         finally:
             for tracker in trackers:
                 tracker.close()
