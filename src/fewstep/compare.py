@@ -19,8 +19,9 @@ from fewstep.conditional import GenerativeDenoiser
 from fewstep.data import images as open_images
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
+from fewstep.distributed import device, rank
 from fewstep.files import sha256, write_json
-from fewstep.generate import Plan, default_plan, generate, generated
+from fewstep.generate import Plan, default_plan, gathered, generate, generated
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
 from fewstep.recipes import find
@@ -71,7 +72,8 @@ def compare(
             run.evaluation = Evaluation(every=max(1, run.until // evaluations), metrics=metrics, n=count(real))
         fit(run, folder, fresh=fresh)
     rows = measure({"teacher": teacher} | {f.name: f for f in folders.values()}, real, out, metrics=metrics)
-    write_report(out)
+    if rank() == 0:
+        write_report(out)
     return rows
 
 
@@ -105,7 +107,7 @@ def measure(
     known = known_rows(out)
     rows = []
     for name, folder in folders.items():
-        model = load(folder)
+        model = load(folder, device=device())
         weights = sha256(model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
             plan = default_plan(model, steps)
@@ -114,7 +116,8 @@ def measure(
                 r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
             ]
             rows.append(old[0] if old else row(name, folder, model, weights, plan, real, out, metrics))
-    write_json(out / "results.json", rows)
+    if rank() == 0:
+        write_json(out / "results.json", rows)
     return rows
 
 
@@ -157,9 +160,9 @@ def row(
     picture = out / "samples" / f"{name}-nfe{plan.nfe:03d}.png"
     columns = min(model.num_classes, 10) or 10
     fixed = torch.arange(5 * columns) % columns if model.num_classes else None
-    save_png(
-        grid(np.stack(list(generate(model, range(5 * columns), label=fixed, plan=plan))), columns=columns), picture
-    )
+    shown = list(gathered(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns))
+    if rank() == 0:
+        save_png(grid(np.stack(shown), columns=columns), picture)
     return {
         "model": name,
         "method": about.method,

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.cli.arguments import command_line
 from fewstep.cli.restoration import restore
 from fewstep.compare import compare, show
+from fewstep.distributed import rank
 from fewstep.recipes import digits as recipes
 from fewstep.report.page import write_report
 from fewstep.train.run import fit
@@ -46,6 +47,8 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
         fresh=fresh,
         command=command,
     )
+    if rank() != 0:
+        return
     show(rows, out)
     restorations(out / "ncvsd" if all_methods else teacher, out / "restored", seed=seed)
     write_report(out)

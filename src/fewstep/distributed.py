@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -64,6 +67,24 @@ def sum_over_ranks(tensors: list[Tensor]) -> None:
         dist.all_reduce(flat)
         for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
             t.copy_(part.view_as(t))
+
+
+def gather(value: T) -> list[T]:
+    """The value of every rank, by rank, on the first one; nothing on the others. Values are pickled: keep them small."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.gather_object(value, found if rank() == 0 else None)
+    return found if rank() == 0 else []
+
+
+def from_first(value: T) -> T:
+    """The value of the first rank, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def barrier() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fewstep.conditional import GenerativeDenoiser
 from fewstep.denoiser import Denoise, Denoiser, guided
-from fewstep.distributed import rank, world_size
+from fewstep.distributed import gather, rank, world_size
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import Source
 from fewstep.noise import Noise
@@ -195,6 +196,17 @@ def generate(
                 f"the images of the seeds {show_seeds(bad)} are not finite; check weights, levels, precision"
             )
         yield from denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> Iterator[NDArray[np.uint8]]:
+    """All `n` images in order on the first rank, out of every rank's share (every world-th); none on the others.
+
+    Every rank must go through it to the end. batch_size: images that a rank sends at a time.
+    """
+    mine = iter(images)
+    for _ in range(0, n, batch_size * world_size()):
+        for row in zip_longest(*gather(list(islice(mine, batch_size)))):
+            yield from (image for image in row if image is not None)
 
 
 def generated(

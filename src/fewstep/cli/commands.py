@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,9 @@ from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fewstep.train.run import Run
 
 
@@ -38,8 +43,10 @@ def demo(
         seed: of weights, data order and noise.
     """
     from fewstep.demo import demo as run_demo
+    from fewstep.distributed import process_group
 
-    run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
+    with process_group():
+        run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
 
 
 def ema(run: Positional[Path], *, std: str, nimg: int | None = None, out: Path | None = None) -> None:
@@ -117,14 +124,17 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     name, *rest = argv
     options = joined(find(name), fitting)
     run, given = tyro.cli(options, args=with_config(rest), prog=f"fewstep {command} {name}")
-    from fewstep.distributed import process_group
+    from fewstep.distributed import process_group, rank
     from fewstep.train.run import fit
 
     run.command = command_line([command, *argv])
     monitored(run, given)
     with process_group():
         fit(run, given["out"], fresh=given["fresh"])
-    print(f"{given['out']}: trained to {run.until:,} images; next: fewstep sample {given['out']} --grid grid.png")
+        if rank() == 0:
+            print(
+                f"{given['out']}: trained to {run.until:,} images; next: fewstep sample {given['out']} --grid grid.png"
+            )
 
 
 def sample(
@@ -163,27 +173,30 @@ def sample(
     from fewstep.checkpoint import load
     from fewstep.distributed import device, process_group, rank, world_size
     from fewstep.files import new_file
-    from fewstep.generate import generate
+    from fewstep.generate import gathered, generate
     from fewstep.progress import track
     from fewstep.report.grid import grid as make_grid
     from fewstep.report.grid import save_png
 
     with process_group():
-        if (grid is not None or npz is not None) and world_size() > 1:
-            raise ValueError("one file needs all images in one process; under torchrun give --out alone")
         network = load(model, device=device())
         mine = chosen[rank() :: world_size()]
-        images = []
         made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch)
-        for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
-            if out is not None:
-                folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
-                save_png(make_grid(image, scale=1), folder / f"{seed:06d}.png")
-            if grid is not None or npz is not None:
-                images.append(image)
-        if grid is not None:
+
+        def written() -> Iterator[NDArray[np.uint8]]:
+            for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
+                if out is not None:
+                    folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
+                    save_png(make_grid(image, scale=1), folder / f"{seed:06d}.png")
+                yield image
+
+        if grid is None and npz is None:
+            deque(written(), maxlen=0)
+            return
+        images = list(gathered(written(), len(chosen), batch_size=batch))
+        if grid is not None and rank() == 0:
             save_png(make_grid(np.stack(images)), grid)
-        if npz is not None:
+        if npz is not None and rank() == 0:
             with new_file(npz) as partial, partial.open("wb") as file:
                 np.savez(file, arr_0=np.stack(images))
 
@@ -268,23 +281,26 @@ def compare(
     """
     from fewstep.compare import compare as run_compare
     from fewstep.compare import show
+    from fewstep.distributed import process_group, rank
 
     if not methods:
         raise ValueError("name the recipes to compare, such as digits:sid digits:sida; fewstep recipes lists them")
-    rows = run_compare(
-        teacher,
-        methods,
-        out,
-        data=data,
-        until=until,
-        evaluations=evaluations,
-        metrics=tuple(metrics.split(",")),
-        seed=seed,
-        fresh=fresh,
-        command=command_line(["compare", str(teacher), *methods, "--data", data, "--out", str(out)]),
-    )
-    show(rows, out)
-    print(f"Look at {out / 'report.html'}")
+    with process_group():
+        rows = run_compare(
+            teacher,
+            methods,
+            out,
+            data=data,
+            until=until,
+            evaluations=evaluations,
+            metrics=tuple(metrics.split(",")),
+            seed=seed,
+            fresh=fresh,
+            command=command_line(["compare", str(teacher), *methods, "--data", data, "--out", str(out)]),
+        )
+        if rank() == 0:
+            show(rows, out)
+            print(f"Look at {out / 'report.html'}")
 
 
 def report(folder: Positional[Path]) -> None:
@@ -371,6 +387,13 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+SHARED = {
+    *("demo", "train", "distill", "compare", "sample", "restore", "eval", "eval reference", "eval pairs"),
+    *("data pack", "data latents", "data stats", "data check"),
+}
+"""Commands that all ranks of torchrun work on; the others are the first rank's alone."""
+
+
 def overview() -> str:
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
@@ -396,6 +419,8 @@ def run(argv: list[str]) -> None:
             return
         raise ValueError(f"there is no command {' '.join(argv[:2])!r}; there are {', '.join(COMMANDS)}")
     function, _ = COMMANDS[name]
+    if name not in SHARED and os.environ.get("RANK", "0") != "0":
+        return
     if function is fit_recipe:
         fit_recipe(argv[words:], name)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -33,18 +35,31 @@ def pack(
         skip_bad: leave out what cannot be read, and list it at the end.
     """
     from fewstep.data.prepare import pack as run_pack
+    from fewstep.data.prepare import ranks
 
-    packed = run_pack(
-        source,
-        dest,
-        resolution=resolution,
-        transform=transform,
-        resize=resize,
-        max_images=max_images,
-        skip_bad=skip_bad,
-    )
-    print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
-    print(f"{dest}: {packed.images:,} images, {'x'.join(map(str, packed.shape))}, {len(packed.skipped)} left out")
+    with group():
+        packed = run_pack(
+            source,
+            dest,
+            resolution=resolution,
+            transform=transform,
+            resize=resize,
+            max_images=max_images,
+            skip_bad=skip_bad,
+        )
+        if ranks()[0] == 0:
+            print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
+            shape = "x".join(map(str, packed.shape))
+            print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} left out")
+
+
+def group() -> AbstractContextManager[None]:
+    """The ranks of torchrun; without it nothing, and no torch."""
+    if "RANK" not in os.environ:
+        return nullcontext()
+    from fewstep.distributed import process_group
+
+    return process_group()
 
 
 def latents(
@@ -65,11 +80,13 @@ def latents(
     from fewstep.data import images as open_images
     from fewstep.data.codec import StabilityVAE
     from fewstep.data.latents import encode_images
-    from fewstep.distributed import device
+    from fewstep.distributed import device, process_group, rank
 
     codec = StabilityVAE(encoder, batch_size=batch)
-    n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
-    print(f"{dest}: latents of {n:,} images; next: fewstep recipes imagenet512:teacher")
+    with process_group():
+        n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
+        if rank() == 0:
+            print(f"{dest}: latents of {n:,} images; next: fewstep recipes imagenet512:teacher")
 
 
 def stats(data: Positional[str]) -> None:
@@ -81,9 +98,13 @@ def stats(data: Positional[str]) -> None:
     import json
 
     from fewstep.data import images as open_images
+    from fewstep.data.prepare import ranks
     from fewstep.data.prepare import stats as measure
 
-    print(json.dumps(measure(open_images(data)), indent=2))
+    with group():
+        found = json.dumps(measure(open_images(data)), indent=2)
+        if ranks()[0] == 0:
+            print(found)
 
 
 def check(data: Positional[Path]) -> None:
@@ -93,9 +114,13 @@ def check(data: Positional[Path]) -> None:
         data: image zip or folder.
     """
     from fewstep.data.prepare import check as find_problems
+    from fewstep.data.prepare import ranks
 
-    if problems := find_problems(data):
-        raise ValueError(
-            "\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)])
-        )
-    print(f"{data}: no problems")
+    with group():
+        problems = find_problems(data)
+        if problems:
+            raise ValueError(
+                "\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)])
+            )
+        if ranks()[0] == 0:
+            print(f"{data}: no problems")

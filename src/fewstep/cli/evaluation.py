@@ -214,6 +214,7 @@ def pairs(
     """
     from importlib.metadata import version
 
+    from fewstep.distributed import process_group, rank, world_size
     from fewstep.metrics.image import evaluate_pairs, measures
     from fewstep.metrics.protocol import markdown as table
     from fewstep.metrics.protocol import write_results
@@ -223,19 +224,22 @@ def pairs(
     ours, theirs = open_pairs(a, b)
     named = measures(metrics.split(","))
     n = len(ours)
-    both = zip(*(batches(map(images.__getitem__, range(n)), batch) for images in (ours, theirs)), strict=True)
-    shown = track(both, total=-(-n // batch), description="eval pairs", unit="batches")
     protocol = {"images": ours.name, "sha256": ours.fingerprint}
     protocol |= {
         "reference": {"name": theirs.name, "n": n, "sha256": theirs.fingerprint},
         "fewstep": version("fewstep"),
     }
-    results = evaluate_pairs(((x, y) for x, y in shown), named, protocol=protocol)
-    text = table([results])
-    if json_file is not None:
-        write_results(json_file, results)
-    write_text(markdown, text)
-    print(text, end="")
+    with process_group():
+        mine = range(rank(), n, world_size())
+        both = zip(*(batches(map(images.__getitem__, mine), batch) for images in (ours, theirs)), strict=True)
+        shown = track(both, total=-(-len(mine) // batch), description="eval pairs", unit="batches")
+        results = evaluate_pairs(((x, y) for x, y in shown), named, protocol=protocol)
+        if rank() == 0:
+            text = table([results])
+            if json_file is not None:
+                write_results(json_file, results)
+            write_text(markdown, text)
+            print(text, end="")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import deque
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ from fewstep.data.files import Zip, array_header, parse_labels
 from fewstep.data.images import ImageData
 from fewstep.data.prepare import fixed
 from fewstep.data.stream import locate
+from fewstep.distributed import gather, rank, world_size
 from fewstep.files import new_file
 from fewstep.method import Batch
 from fewstep.progress import track
@@ -89,8 +92,9 @@ def encode_images(
 ) -> int:
     """Write the moments of all images to the zip `dest`, which `LatentData` opens and EDM2 reads; returns how many.
 
-    batch_size: images at a time, in memory and in the encoder. The same images give the same bytes, as nothing is drawn
-    here. Raises ValueError that names the image; on any failure `dest` stays as it was.
+    batch_size: images at a time, in memory and in the encoder. Ranks share the work, and the first one writes. The same
+    images give the same bytes, as nothing is drawn here. Raises ValueError that names the image; on any failure `dest`
+    stays as it was.
     """
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
@@ -104,15 +108,25 @@ def encode_images(
             "First: fewstep data pack SOURCE OUT.zip --resolution 512x512 --transform center-crop-dhariwal"
         )
     names = [f"{i // 1000:05d}/img-mean-std-{i:08d}.npy" for i in range(len(data))]
-    starts = range(0, len(data), batch_size)
-    with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
+    starts = range(0, len(data), batch_size * world_size())
+
+    def moments(start: int) -> NDArray[np.float32]:
+        index = np.arange(min(start, len(data)), min(start + batch_size, len(data)))
+        images = torch.from_numpy(data.gather(index)) if len(index) else torch.empty(0)
+        return codec.moments(images.to(device)).float().cpu().numpy() if len(index) else np.empty(0, np.float32)
+
+    def encoded() -> Iterator[NDArray[np.float32]]:
         for start in track(starts, total=len(starts), description=f"encoding {data.name}", unit="batches"):
-            mine = names[start : start + batch_size]
-            images = torch.from_numpy(data.gather(np.arange(start, start + len(mine))))
-            moments = codec.moments(images.to(device)).float().cpu().numpy()
-            for name, array in zip(mine, moments, strict=True):
-                np.save(buffer := io.BytesIO(), array)
-                archive.writestr(fixed(name), buffer.getvalue())
+            for part in gather(moments(start + rank() * batch_size)):
+                yield from part
+
+    if rank() != 0:
+        deque(encoded(), maxlen=0)
+        return len(data)
+    with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in zip(names, encoded(), strict=True):
+            np.save(buffer := io.BytesIO(), array)
+            archive.writestr(fixed(name), buffer.getvalue())
         labels = None if data.labels is None else [list(pair) for pair in zip(names, data.labels.tolist(), strict=True)]
         content: dict[str, Any] = {"labels": labels}
         if data.class_names is not None:

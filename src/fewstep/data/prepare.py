@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import sys
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from fewstep.data.transform import Crop, Encoded, Entry, Resize, Transform, enco
 from fewstep.files import new_file
 from fewstep.progress import track
 
+T = TypeVar("T")
 CHUNK_IMAGES = 128
 CHUNK_BYTES = 2**18
 IN_FLIGHT = 3
@@ -73,7 +75,8 @@ def pack(
     default one per core, and none for a small set. A script that packs must do so under `if __name__ == "__main__":`,
     since it is imported by the processes.
 
-    Raises ValueError that names the file; on any failure `dest` stays as it was.
+    Ranks share the work, and the first one writes. Raises ValueError that names the file; on any failure `dest` stays as
+    it was.
     """
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
@@ -88,11 +91,15 @@ def pack(
     images = open_source(source)
     total = images.total if max_images is None else min(images.total, max_images)
     if workers is None:
-        workers = 1 if total <= 2 * CHUNK_IMAGES else len(os.sched_getaffinity(0))
+        share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks()[1] > 1 else 1
+        workers = 1 if total <= 2 * CHUNK_IMAGES else max(1, len(os.sched_getaffinity(0)) // share)
 
     labels: list[list[str | int | None]] = []
     skipped: list[str] = []
     first: tuple[str, tuple[int, int, int]] | None = None
+    if ranks()[0] != 0:
+        deque(encoded(work, islice(images.entries(), total), workers), maxlen=0)
+        return from_first(Packed(0, (0, 0, 0), ()))
     with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
         results = encoded(work, islice(images.entries(), total), workers)
         for entry, result in track(results, total=total, description=f"packing {dest.name}"):
@@ -116,7 +123,7 @@ def pack(
         if images.class_names is not None:
             content["class_names"] = images.class_names
         archive.writestr(fixed("dataset.json"), json.dumps(content))
-    return Packed(len(labels), first[1], tuple(skipped))
+    return from_first(Packed(len(labels), first[1], tuple(skipped)))
 
 
 def fixed(name: str) -> zipfile.ZipInfo:
@@ -153,26 +160,64 @@ def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
+def ranks() -> tuple[int, int]:
+    """This rank, and how many there are; a process without torch, as this tool's own, is alone."""
+    if "torch" not in sys.modules:
+        return 0, 1
+    from fewstep.distributed import rank, world_size
+
+    return rank(), world_size()
+
+
+def gather(value: T) -> list[T]:
+    """As `distributed.gather`, which a process without torch does without."""
+    if ranks()[1] == 1:
+        return [value]
+    from fewstep import distributed
+
+    return distributed.gather(value)
+
+
+def from_first(value: T) -> T:
+    """Likewise `distributed.from_first`."""
+    if ranks()[1] == 1:
+        return value
+    from fewstep import distributed
+
+    return distributed.from_first(value)
+
+
 def encoded(
     transform: Transform, entries: Iterable[Entry], workers: int
 ) -> Iterator[tuple[Entry, Encoded | ValueError]]:
-    """Every entry with its PNG or its error, in order."""
+    """Every entry with its PNG or its error, in order, on the first rank; nothing on others, which do their share."""
+    for group, mine in worked(transform, chunks(entries), workers):
+        for chunk, results in zip(group, gather(mine), strict=False):
+            yield from zip(chunk, results, strict=True)
+
+
+def worked(
+    transform: Transform, chunks: Iterator[list[Entry]], workers: int
+) -> Iterator[tuple[list[list[Entry]], list[Encoded | ValueError]]]:
+    """A chunk for each rank at a time, with the results of this rank's."""
+    me, world = ranks()
+    groups = iter(lambda: list(islice(chunks, world)), [])
     if workers == 1:
-        for chunk in chunks(entries):
-            yield from zip(chunk, encode_all(transform, chunk), strict=True)
+        for group in groups:
+            yield group, encode_all(transform, group[me]) if me < len(group) else []
         return
-    pending: deque[tuple[list[Entry], Future[list[Encoded | ValueError]]]] = deque()
+    pending: deque[tuple[list[list[Entry]], Future[list[Encoded | ValueError]]]] = deque()
     # Started afresh: a fork of a process that has threads, as PyTorch has, may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            for chunk in chunks(entries):
-                pending.append((chunk, pool.submit(encode_all, transform, chunk)))
+            for group in groups:
+                pending.append((group, pool.submit(encode_all, transform, group[me] if me < len(group) else [])))
                 if len(pending) > IN_FLIGHT * workers:
                     done, future = pending.popleft()
-                    yield from zip(done, future.result(), strict=True)
+                    yield done, future.result()
             while pending:
                 done, future = pending.popleft()
-                yield from zip(done, future.result(), strict=True)
+                yield done, future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that decodes images ended: out of memory, or pack was called by a script outside of "
@@ -183,18 +228,29 @@ def encoded(
 
 
 def check(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Every file of a folder or zip that keeps `images` from using it, with the reason; empty if there is none.
+    """Every file of a folder or zip that keeps `images` from using it, with the reason; empty if there is none, and on
+    ranks other than the first, which share the work.
 
     Raises ValueError if it is no such thing. The first intact image decides on the shape.
     """
     files = open_files(Path(path))
+    me, world = ranks()
+    mine = files.names[me::world]
+    found: list[tuple[int, ...] | str] = []  # the shape of an image, or what is wrong with it
+    for name in track(mine, total=len(mine), description=f"checking {Path(path).name}"):
+        try:
+            found.append(read_pixels(files, name).shape)
+        except ValueError as error:
+            found.append(str(error))
+    parts = gather(found)
+    if me != 0:
+        return []
     problems: list[tuple[str, str]] = []
     first: tuple[str, tuple[int, ...]] | None = None
-    for name in track(files.names, total=len(files.names), description=f"checking {Path(path).name}"):
-        try:
-            shape = read_pixels(files, name).shape
-        except ValueError as error:
-            problems.append((name, str(error)))
+    for i, name in enumerate(files.names):
+        shape = parts[i % world][i // world]
+        if isinstance(shape, str):
+            problems.append((name, shape))
             continue
         first = first or (name, shape)
         if shape != first[1]:
@@ -215,10 +271,12 @@ def stats(data: ImageData) -> dict[str, Any]:
     over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4). recipe: None where no recipe for pixels fits.
     """
     counts = np.zeros(256, dtype=np.int64)
-    starts = range(0, len(data), 256)
+    me, world = ranks()
+    starts = range(256 * me, len(data), 256 * world)
     for start in track(starts, total=len(starts), description=f"reading {data.name}", unit="batches"):
         batch = data.gather(np.arange(start, min(start + 256, len(data))))
         counts += np.bincount(batch.reshape(-1), minlength=256)
+    counts = from_first(np.sum(gather(counts), axis=0))
     values = np.arange(256) / 127.5 - 1
     mean = float(counts @ values / counts.sum())
     sigma_data = math.sqrt(float(counts @ (values - mean) ** 2 / counts.sum()))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.distributed import device
+from fewstep.distributed import device, rank, sum_over_ranks, world_size
 from fewstep.metrics import weights
 from fewstep.metrics.extractors import full_precision
 from fewstep.metrics.networks.lpips import LPIPS, Backbone
@@ -117,15 +117,18 @@ def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair
 def evaluate_pairs(
     pairs: Iterable[tuple[Tensor, Tensor]], named: dict[str, Pair], *, protocol: dict[str, Any] | None = None
 ) -> list[Result]:
-    """The mean of each measure over batches of (image, target), both (B, C, H, W); of this process alone."""
+    """The mean of each measure over the pairs of all ranks, in batches of (image, target), both (B, C, H, W)."""
     n, sums = 0, dict.fromkeys(named, 0.0)
     for image, target in pairs:
         for name, measure in named.items():
             values = measure(image, target)
             if bad := [n + i for i in range(len(values)) if not math.isfinite(values[i])]:
-                raise ValueError(f"{name} of pair {bad[0]} is not finite; check the images")
+                raise ValueError(f"{name} of pair {bad[0] * world_size() + rank()} is not finite; check the images")
             sums[name] += float(values.double().sum())
         n += len(image)
+    total = torch.tensor([n, *sums.values()], dtype=torch.float64, device=device())
+    sum_over_ranks([total])
+    n, sums = int(total[0]), dict(zip(named, total[1:].tolist(), strict=True))
     if n == 0:
         raise ValueError("there are no pairs of images to measure")
 
