@@ -65,6 +65,14 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+OFFLINE = "FEWSTEP_OFFLINE"
+"""Environment variable that keeps everything here from the network, if it is 1."""
+
+
+def offline() -> bool:
+    return os.environ.get(OFFLINE) == "1"
+
+
 def regular(path: Path) -> Path:
     """The path, if a regular file or nothing at all lies there: a pipe or a device would be read for ever."""
     if path.exists() and not path.is_file():

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from fewstep.cli import data, evaluation, restoration
 from fewstep.cli.arguments import command_line, joined, parse_seeds, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
+from fewstep.files import OFFLINE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -206,7 +208,6 @@ def convert(
     out: Positional[Path],
     *,
     levels: str | None = None,
-    offline: bool = False,
 ) -> None:
     """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD) into a model folder; nothing in it is run.
 
@@ -214,13 +215,12 @@ def convert(
         source: path or http(s) address of the file.
         out: model folder to write.
         levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
-        offline: never touch the network.
     """
     from fewstep.checkpoint import Card, save
     from fewstep.convert import convert as read
     from fewstep.convert import fetch
 
-    path = fetch(source, offline=offline)
+    path = fetch(source)
     given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
     denoiser, origin = read(path, source=source.rsplit("/", 1)[-1] if "://" in source else None, levels=given)
     print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
@@ -397,11 +397,40 @@ SHARED = {
 def overview() -> str:
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(["usage: fewstep COMMAND ...", "", *lines, "", "fewstep COMMAND --help shows the options of one."])
+    more = ["fewstep COMMAND --help shows the options of one.", "--offline, with any of them: never touch the network."]
+    return "\n".join(["usage: fewstep COMMAND ...", "", *lines, "", *more])
+
+
+NO_NETWORK = {
+    OFFLINE: "1",
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "DO_NOT_TRACK"), "1"),
+    **dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"), "1"),
+    "WANDB_MODE": "offline",
+}
+"""What keeps this library and the packages that it may use from the network."""
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Everything in here stays off the network, processes that are started included."""
+    before = {name: os.environ.get(name) for name in NO_NETWORK}
+    os.environ |= NO_NETWORK
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def run(argv: list[str]) -> None:
-    """Find the command, parse its options, call it."""
+    """Find the command, parse its options, call it. `--offline` goes with every command, in any place."""
+    if "--offline" in argv:
+        with without_network():
+            run([word for word in argv if word != "--offline"])
+        return
     if argv[:1] in (["--version"], ["-V"]):
         from importlib.metadata import version
 

@@ -283,7 +283,6 @@ def assets_fetch(
     *,
     source: str | None = None,
     sha256: str | None = None,
-    offline: bool = False,
 ) -> None:
     """Download or read the published weights of one network, check them, and keep them as safetensors.
 
@@ -291,12 +290,11 @@ def assets_fetch(
         name: as fewstep assets list has it.
         source: file or address, if not the usual one.
         sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
-        offline: never touch the network.
     """
     from fewstep.convert.features import fetch_asset
     from fewstep.metrics.weights import ASSETS, read_weights
 
-    path = fetch_asset(name, source=source, sha256_prefix=sha256, offline=offline)
+    path = fetch_asset(name, source=source, sha256_prefix=sha256)
     about = read_weights(ASSETS[name])[1]
     print(f"{path}: weights {about['sha256']}, from a file {about['source_sha256']}")
 

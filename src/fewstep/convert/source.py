@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from fewstep import files
 from fewstep.files import new_file
 
 MAX_BYTES = 32 * 2**30
@@ -25,7 +26,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
     """The local file for a path, or for an http(s) address, downloaded once and kept in `cache`.
 
     The file is whole or absent. Raises ValueError for other schemes, and for an address that is not in the cache while
-    `offline`; OSError if the download fails.
+    `offline`, or where FEWSTEP_OFFLINE=1; OSError if the download fails.
     """
     scheme = urllib.parse.urlsplit(str(source)).scheme if isinstance(source, str) and "://" in source else ""
     if not scheme:
@@ -43,7 +44,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
     target = (cache or cache_folder()) / cache_name(address)
     if target.is_file():
         return target
-    if offline:
+    if offline or files.offline():
         raise ValueError(
             f"{address} is not in the cache ({target}); fetch it without offline, or give the path of a copy"
         )

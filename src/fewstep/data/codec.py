@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fewstep.files import offline
+
 
 class Codec(Protocol):
     def encode(self, image: Tensor, /) -> Tensor: ...
@@ -95,13 +97,13 @@ class StabilityVAE:
 
 @lru_cache(maxsize=1)
 def autoencoder(name: str, device: torch.device) -> Any:
-    """The VAE by folder or name; from the hub only what is not a folder, and nothing if HF_HUB_OFFLINE is set."""
+    """The VAE by folder or name; from the hub only what is not a folder, and offline only what was got before."""
     try:
         kind = import_module("diffusers").AutoencoderKL
     except ImportError as error:
         raise ValueError('latents need the package diffusers: pip install "fewstep[vae]"') from error
     try:
-        vae = kind.from_pretrained(name, local_files_only=Path(name).is_dir())
+        vae = kind.from_pretrained(name, local_files_only=offline() or Path(name).is_dir())
     except OSError as error:
         raise ValueError(
             f"the VAE {name!r} is neither a folder nor to be had from the hub ({error}); copy the folder of diffusers' "
