@@ -11,8 +11,8 @@ import fewstep
 
 ROOT = Path(fewstep.__file__).parent
 LAYERS = [
-    ("files", "noise", "method", "distributed", "progress", "diagnostics"),
-    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics"),
+    ("files", "noise", "method", "distributed", "progress", "diagnostics", "hub"),
+    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "card"),
     ("objectives", "samplers", "distill", "inverse"),
     ("checkpoint", "train", "convert", "generate", "restore", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fewstep import hub
+from fewstep.card import Card
 from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
@@ -29,49 +30,6 @@ NETWORKS = {SongConfig: SongUNet, ADMConfig: ADMUNet, EDM2Config: EDM2UNet}
 PRECONDITIONS = (EDM, Boundary, VP, VE, IDDPM)
 CODECS = (Pixels, StabilityVAE)
 DENOISERS: dict[str, type[Denoiser]] = {c.__name__: c for c in (Denoiser, ConditionalDenoiser, GenerativeDenoiser)}
-
-
-@dataclass
-class Card:
-    """What a model says of itself; free text and numbers, written into `README.md` and `config.json`.
-
-    method: how it was made. nimg: training images seen. data: its name, number of images and fingerprint. lineage: the
-    models it comes from. license: of the weights, which a student inherits from its teacher. metrics: results with
-    their protocol. ema: how the weights were averaged over training.
-    """
-
-    name: str = ""
-    method: str = ""
-    nimg: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
-    lineage: list[str] = field(default_factory=list)
-    license: str = "not stated"
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    ema: dict[str, Any] = field(default_factory=dict)
-
-    def student(self, method: str) -> Card:
-        """The card of a model distilled from this one: it inherits lineage and license."""
-        return Card(method=method, lineage=[self.name, *self.lineage], license=self.license)
-
-    def markdown(self, config: dict[str, Any]) -> str:
-        shape = " x ".join(str(n) for n in config["shape"])
-        lines = [
-            f"# {self.name or 'A fewstep model'}",
-            "",
-            f"A {config['network']['kind']} under {config['precondition']['kind']} preconditioning for images of {shape}, "
-            f"{config['num_classes'] or 'no'} classes.",
-            "",
-            f"- Made by: {self.method or 'not stated'}, {self.nimg:,} training images",
-            f"- Data: {self.data.get('name', 'not stated')}"
-            + (f", {self.data['n']:,} images, sha256 {self.data['sha256'][:16]}" if "sha256" in self.data else ""),
-            f"- Lineage: {' <- '.join(self.lineage) if self.lineage else 'trained from scratch'}",
-            f"- License of the weights: {self.license}",
-        ]
-        if config["levels"]:
-            levels = ", ".join(f"{s:g}" for s in config["levels"])
-            lines.append(f"- A generator: {len(config['levels'])} step(s), from sigma = {levels}")
-        lines += ["", "```python", "import fewstep as fs", 'model = fs.load("path/to/this/folder")', "```", ""]
-        return "\n".join(lines)
 
 
 def plain(value: Any) -> Any:
@@ -176,7 +134,9 @@ def uncertainty_channels(denoiser: Denoiser) -> int:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by `path`: itself, or the newest snapshot of a run folder."""
+    """The model folder meant by `path`: itself, the newest snapshot of a run folder, or a copy of a model on the hub."""
+    if hub.is_address(path):
+        return hub.fetch(hub.parse(path))
     path = Path(path)
     if path.suffix in (".pkl", ".pt", ".pth", ".ckpt") and path.is_file():
         raise ValueError(
@@ -208,7 +168,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def card(path: str | Path) -> Card:
-    """The card of a model folder."""
+    """The card of a model folder; the name of a model on the hub is its address there."""
     values = read_config(path).get("card", {})
     where = model_folder(path) / "config.json"
     if not isinstance(values, dict) or set(values) - field_names(Card):
@@ -216,11 +176,13 @@ def card(path: str | Path) -> Card:
     empty = dataclasses.asdict(Card())
     if wrong := [name for name, value in values.items() if type(value) is not type(empty[name])]:
         raise ValueError(f"{where}: entries of the card are of another type than they should be: {', '.join(wrong)}")
-    return Card(**values)
+    return Card(**values | {"name": str(hub.parse(path))} if hub.is_address(path) else values)
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
-    """The denoiser in a model folder, or in the newest snapshot of a run folder; in evaluation mode, strict."""
+    """The denoiser in a model folder, in the newest snapshot of a run folder, or on the hub (hf://owner/name@revision); in
+    evaluation mode, strict.
+    """
     folder = model_folder(path)
     config = read_config(folder)
     where = folder / "config.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli import data, evaluation, restoration
+from fewstep.cli import data, evaluation, restoration, sharing
 from fewstep.cli.arguments import command_line, joined, parse_seeds, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
@@ -374,6 +374,8 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "ema": (ema, "averages of any length after training (EDM2)"),
     "convert": (convert, "turn an upstream pickle into a model folder, safely"),
     "export": (export, "write a model's weights under their upstream names"),
+    "push": (sharing.push, "send a model to the Hugging Face hub"),
+    "pull": (sharing.pull, "get a model from the Hugging Face hub"),
     "eval": (evaluation.evaluate, "measure a model or images"),
     "eval reference": (evaluation.reference, "compute once what metrics need of real images"),
     "eval pairs": (evaluation.pairs, "measure how close images are to those they should be"),

@@ -113,7 +113,9 @@ def user_extractors(names: str | None) -> dict[str, Any]:
 
 def is_model(path: Path) -> bool:
     """Whether a path means a model or a run rather than images."""
-    return (path / "config.json").is_file() or (path / "run.json").is_file()
+    from fewstep.hub import is_address
+
+    return is_address(path) or (path / "config.json").is_file() or (path / "run.json").is_file()
 
 
 def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Reference) -> list[int]:

@@ -351,7 +351,7 @@ def hugging_face(name: str) -> Source:
     try:
         datasets = import_module("datasets")
     except ImportError as error:
-        raise ValueError(f"hf:{name} needs the package datasets: pip install datasets") from error
+        raise ValueError(f'hf:{name} needs the package datasets: pip install "fewstep[datasets]"') from error
     table = datasets.load_dataset(name, split="train")
     images = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
     classes = [column for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]

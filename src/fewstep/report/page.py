@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.card import body
 from fewstep.files import new_file
 from fewstep.report import records, theme
 from fewstep.report.comparison import direction, grids, palette, quality, results_table, wide
@@ -210,7 +211,7 @@ def cards(folder: Path) -> str:
     told = []
     for path in records.find_cards(folder):
         name = path.parent.relative_to(folder)
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        text = body(path.read_text(encoding="utf-8", errors="replace"))
         told.append(disclosure(name.as_posix() if name != Path() else folder.name, f"<pre>{escape(text)}</pre>"))
     return "".join(told)
 
