@@ -79,6 +79,7 @@ def fake(tmp_path, monkeypatch):
     module.__dict__.update(root=tmp_path / "hub", calls=[], private=None, errors=errors())
     module.__dict__.update(HfApi=lambda: Client(module), CommitOperationAdd=lambda name, content: (name, content))
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", module.errors)
     monkeypatch.delenv(OFFLINE, raising=False)
     hub.fetch.cache_clear()
     yield module

@@ -52,9 +52,9 @@ def package() -> Any:
 
 
 @contextmanager
-def explained(hub: Any, address: Address) -> Iterator[None]:
+def explained(address: Address) -> Iterator[None]:
     """The hub's errors as a ValueError that says what to do; those of the network, which are OSErrors, stay as they are."""
-    errors = hub.errors
+    errors = import_module("huggingface_hub.errors")
     try:
         yield
     except errors.GatedRepoError as error:
@@ -78,7 +78,7 @@ def fetch(address: Address) -> Path:
     repository is no model of this library.
     """
     hub = package()
-    with explained(hub, address):
+    with explained(address):
         folder = hub.HfApi().snapshot_download(
             address.repository,
             revision=address.revision,
@@ -117,7 +117,7 @@ def push(address: Address, files: Mapping[str, Path | bytes], *, private: bool =
     assert set(files) == set(FILES)
     added = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
     api = hub.HfApi()
-    with explained(hub, address):
+    with explained(address):
         api.create_repo(address.repository, private=private, exist_ok=True)
         commit = api.create_commit(address.repository, added, commit_message="A model, by fewstep")
     return str(commit.commit_url)
