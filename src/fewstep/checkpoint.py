@@ -176,7 +176,8 @@ def card(path: str | Path) -> Card:
     empty = dataclasses.asdict(Card())
     if wrong := [name for name, value in values.items() if type(value) is not type(empty[name])]:
         raise ValueError(f"{where}: entries of the card are of another type than they should be: {', '.join(wrong)}")
-    return Card(**values | {"name": str(hub.parse(path))} if hub.is_address(path) else values)
+    about = Card(**values)
+    return dataclasses.replace(about, name=str(hub.parse(path))) if hub.is_address(path) else about
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:

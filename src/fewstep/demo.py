@@ -47,10 +47,11 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
         fresh=fresh,
         command=command,
     )
+    if rank() == 0:
+        show(rows, out)
+    restorations(out / "ncvsd" if all_methods else teacher, out / "restored", seed=seed)
     if rank() != 0:
         return
-    show(rows, out)
-    restorations(out / "ncvsd" if all_methods else teacher, out / "restored", seed=seed)
     write_report(out)
     print(f"Done in {time.monotonic() - began:.0f} s. Look at {out / 'report.html'}")
     print(f"Models: {teacher} and {out / methods[0]}. Next: fewstep sample {out / methods[0]} --grid grid.png")
