@@ -15,10 +15,10 @@ import yaml
 
 import fewstep as fs
 from fewstep import checkpoint, hub
-from fewstep.card import Card
 from fewstep.cli import main
 from fewstep.files import OFFLINE, sha256
 from fewstep.metrics.protocol import Result, write_results
+from fewstep.model_card import Card
 from tests.test_cli import fails
 
 NAMES = ("GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError", "LocalEntryNotFoundError")

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep import hub
-from fewstep.card import Card
 from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
 from fewstep.files import new_folder, read_json, regular, write_json
+from fewstep.model_card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty

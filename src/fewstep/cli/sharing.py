@@ -28,10 +28,10 @@ def push(
     import json
 
     from fewstep import hub
-    from fewstep.card import UNSTATED
     from fewstep.checkpoint import card, load, model_folder, read_config
     from fewstep.files import sha256
     from fewstep.metrics.protocol import read_results
+    from fewstep.model_card import UNSTATED
 
     address = hub.parse(repository)
     folder = model_folder(model)

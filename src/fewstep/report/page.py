@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.card import body
 from fewstep.files import new_file
+from fewstep.model_card import body
 from fewstep.report import records, theme
 from fewstep.report.comparison import direction, grids, palette, quality, results_table, wide
 from fewstep.report.markup import definitions, disclosure, embed, escape, figure, heading, plural, spoken, words
