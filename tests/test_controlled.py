@@ -70,6 +70,8 @@ def test_the_start_is_the_teacher(family):
     answer = player(x, LEVELS, label, given=given)
     assert torch.equal(answer, expected)
     assert torch.equal(player.train()(x, LEVELS, label, given=given), expected)  # no dropout
+    together = conditional(teacher, fused=True)(x, LEVELS, label, given=given)
+    assert torch.equal(together, teacher(*fuse(*given, x, LEVELS), label))
 
     answer.square().sum().backward()
     dec = player.net.dec
@@ -93,7 +95,7 @@ def test_the_teacher_is_not_moved_and_a_head_is_new(denoiser):
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert isinstance(player.uncertainty, Uncertainty)
     assert not torch.equal(player.uncertainty.fourier.freqs, before["uncertainty.fourier.freqs"])
-    assert conditional(denoiser).uncertainty is None
+    assert denoiser.uncertainty is None and isinstance(conditional(denoiser).uncertainty, Uncertainty)
 
 
 def test_merge_weights_move_from_one_image_to_the_other():

@@ -259,6 +259,15 @@ def test_gradients_reach_the_player_that_moves_alone(denoiser):
         player.requires_grad_(False)
 
 
+def test_a_fused_fake_score_starts_at_no_gap(stream, denoiser):
+    """It is the real score, as long as it has not learned how the draws differ from data."""
+    torch.manual_seed(0)
+    batch = stream.batch(0, 4)
+    for fused in (True, False):
+        _, _, _, logs = NCVSD(denoiser, fused=fused).distil(batch)
+        assert (logs["gap"][0].sum() == 0) == fused
+
+
 # Learning
 
 
@@ -281,15 +290,14 @@ def test_the_trainer_keeps_merge_weights_in_range_and_lengths_of_the_generator(s
 
 
 def test_toy():
-    """Draws of the ring in four steps; without a log-variance head the adversarial term must count for less.
-
-    Other seeds come to 1.3 to 2.1 times the distance of the teacher, here to 2.
+    """Draws of the ring in four steps. Other seeds come to 1.3 and 1.4 times the distance of the teacher, here to 1.0;
+    with gamma = 0.414 to twice that distance.
     """
     teacher = toy.teacher()  # first, as it draws random numbers when it is made
     torch.manual_seed(0)
-    method = NCVSD(teacher, gan_weight=0.1, noise=LogNormal(-0.2, 1.0), levels=(80.0, 16.8, 2.24, 0.13))
+    method = NCVSD(teacher, gamma=2.0, noise=LogNormal(-0.2, 1.0), levels=(80.0, 16.8, 2.24, 0.13))
     rates = {"fake_score": 4e-3, "discriminator": 1e-3, "generator": 1e-3}
-    toy.assert_learned(toy.distilled(method, rates, steps=1200, betas=(0.5, 0.99)), ratio=2.5)
+    toy.assert_learned(toy.distilled(method, rates, steps=1200, betas=(0.5, 0.99)))
 
 
 # Bad input

@@ -15,7 +15,7 @@ from fewstep.denoiser import Denoiser, Features
 from fewstep.nets.controlled import Controlled, without_dropout
 from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import Uncertainty
-from fewstep.noise import Noise, expand
+from fewstep.noise import Noise, expand, fuse
 from fewstep.precondition import Precondition
 
 
@@ -52,7 +52,16 @@ def given_observation(
 
 
 class ConditionalDenoiser(Denoiser):
-    """D(x; sigma, y, sigma_y), an estimate of E[x0 | x, y]: a `Controlled` network under a preconditioning."""
+    """D(x; sigma, y, sigma_y), an estimate of E[x0 | x, y]: a `Controlled` network under a preconditioning.
+
+    fused: the network sees, beside y, not x but `fuse(y, sigma_y, x, sigma)`, preconditioned for its level. Nothing is lost,
+    as y and this give x; but one that is made of a denoiser then starts at E[x0 | x, y] where x0 is distributed as that
+    denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
+    """
+
+    def __init__(self, net: nn.Module, *, fused: bool = False, **options: Any) -> None:
+        super().__init__(net, **options)
+        self.fused = fused
 
     def forward(
         self,
@@ -66,6 +75,8 @@ class ConditionalDenoiser(Denoiser):
         """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,), and the observation `given`."""
         if given is None:
             raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
+        if self.fused:
+            x, sigma = fuse(*given, x, sigma)
         return given_observation(self, x, sigma, label, augment, given)
 
 
@@ -149,12 +160,12 @@ class ConditionalDiscriminator(nn.Module):
         return self.net(features, seen(self.net.ctrl, self.precondition, self.dtype, *given, label))
 
 
-def conditional(teacher: Denoiser) -> ConditionalDenoiser:
-    """A conditional denoiser that answers as its teacher until it is trained, whatever it is given.
+def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoiser:
+    """A conditional denoiser that answers as its teacher until it is trained: for x, or if `fused` for x and y together.
 
-    It trains without dropout. A log-variance head is made anew, as the teacher's knows another error.
+    It trains without dropout. Its log-variance head is new, as the teacher's, where there is one, knows another error.
     """
-    return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), **shared(teacher))
+    return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
 
 
 def generative(
@@ -173,7 +184,7 @@ def shared(teacher: Denoiser) -> dict[str, Any]:
         "precondition": teacher.precondition,
         "dtype": teacher.dtype,
         "codec": teacher.codec,
-        "uncertainty": Uncertainty(head.channels) if isinstance(head, Uncertainty) else None,
+        "uncertainty": Uncertainty(head.channels) if isinstance(head, Uncertainty) else Uncertainty(),
     }
 
 

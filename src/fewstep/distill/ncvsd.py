@@ -71,8 +71,9 @@ class NCVSD(Method):
 
     gamma, sigma_init, levels: of the generative denoiser; what it draws from, and how it samples by default. observed: the
     noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
-    looks. gan_weight, gan_start: the adversarial term's weight, and the images after which it enters; the discriminator
-    trains from the beginning. loss_scale: of all losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
+    looks. fused: of the fake score, see `ConditionalDenoiser`; the paper's is not. gan_weight, gan_start: the adversarial
+    term's weight, and the images after which it enters; the discriminator trains from the beginning. loss_scale: of all
+    losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
 
     The adversarial terms are per image and count once a pixel, as in the reference implementation.
     """
@@ -91,6 +92,7 @@ class NCVSD(Method):
         levels: tuple[float, ...] = (80.0,),
         observed: NoiseLevels = KarrasGrid(),
         noise: NoiseLevels = LogNormal(-0.8, 1.6),
+        fused: bool = False,
         gan_weight: float = 1.0,
         gan_start: float = 0,
         loss_scale: float = 1.0,
@@ -108,7 +110,7 @@ class NCVSD(Method):
                     f"{player.shape} in {player.num_classes}"
                 )
         self.teacher = frozen(teacher)
-        self.fake_score = (fake_score or conditional(teacher)).requires_grad_(True)
+        self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
         self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
         self.generator = trainable(generator or generative(teacher, gamma=gamma, sigma_init=sigma_init, levels=levels))
         self.observed, self.noise = observed, noise
