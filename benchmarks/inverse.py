@@ -9,7 +9,6 @@ solver on five tasks: PSNR, SSIM, LPIPS where its weights can be had, seconds, a
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Table, alternate
+from benchmarks.measure import Table, alternate, clock
 from fewstep import inverse
 from fewstep.checkpoint import load
 from fewstep.conditional import GenerativeDenoiser, generative
@@ -165,17 +164,18 @@ def compare(
         op = TASKS[task](teacher.shape).to(here)
         y = measure(op, truth, 0.05, [seed_of(0, i) for i in range(n)])
         for name, (denoiser, solver) in contenders(teacher, draws, task, nfe, prior_steps).items():
-            began = time.perf_counter()
+            began = clock()
             seeds = [seed_of(0, i, 0) for i in range(n)]
             own = label if denoiser.num_classes else None
             x0 = restore(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
-            seconds = time.perf_counter() - began
+            seconds = clock() - began
             figures = [f"{compute(x0, truth).mean():.3f}" for compute in named.values()]
             body.append([task, name, str(solver.nfe(denoiser)), *figures, f"{seconds:.1f}"])
             print(*body[-1], flush=True)
     labels = "their labels given" if has_labels else "no labels"
     about = [
-        f"{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE",
+        f"{n} images of {data}, sigma_y 0.05, one sample each, {labels}; DPS also takes a backward pass for each NFE; "
+        "seconds are the processor's, or the wall's with a GPU",
         *(f"{name}: {CONVENTIONS[name]}" for name in named),
         *(f"{name}: {note}" for name, note in notes.items()),
     ]
