@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -85,6 +85,70 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients in one message: enough to use the connection, few enough to begin early in a backward pass (as in DDP)."""
+
+
+def buckets(params: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The parameters from last to first, which is about when backward reaches them, in messages of one dtype each."""
+    result: list[list[Tensor]] = []
+    size = BUCKET_BYTES
+    for p in reversed(params):
+        if size >= BUCKET_BYTES or result[-1][0].dtype != p.dtype:
+            result.append([])
+            size = 0
+        result[-1].append(p)
+        size += p.nbytes
+    return result
+
+
+@contextmanager
+def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Around the last backward pass of a step: afterwards each gradient is the sum over the ranks.
+
+    A message leaves as soon as all of its gradients are there, while the pass goes on, and in the same order on every
+    rank. Where a parameter has a gradient on some ranks alone it counts as zero on the others; without one on any rank it
+    stays without.
+    """
+    if world_size() == 1:
+        yield
+        return
+    groups = buckets(params)
+    number = {p: i for i, group in enumerate(groups) for p in group}
+    missing = [len(group) for group in groups]
+    sent: list[tuple[Tensor, Any]] = []
+
+    @torch.no_grad()
+    def send() -> None:
+        group = groups[len(sent)]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        there = torch.tensor([p.grad is not None for p in group]).to(parts[0])
+        flat = torch.cat([*(part.flatten() for part in parts), there])
+        sent.append((flat, dist.all_reduce(flat, async_op=True)))
+
+    def arrived(p: Tensor) -> None:
+        missing[number[p]] -= 1
+        while len(sent) < len(groups) and not missing[len(sent)]:
+            send()
+
+    hooks = [p.register_post_accumulate_grad_hook(arrived) for p in params]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    while len(sent) < len(groups):
+        send()
+    for group, (flat, work) in zip(groups, sent, strict=True):
+        work.wait()
+        *parts, there = flat.split([*(p.numel() for p in group), len(group)])
+        for p, part, count in zip(group, parts, there, strict=True):
+            if p.grad is not None:
+                p.grad.copy_(part.view_as(p))
+            elif count > 0:
+                p.grad = part.view_as(p).clone()
 
 
 def barrier() -> None:

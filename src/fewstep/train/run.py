@@ -226,7 +226,10 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
         identity = json.loads(json.dumps(run.identity(), allow_nan=False))
         if record.exists():
             theirs = read_json(record)
-            found = differences(identity, theirs.get("identity") if isinstance(theirs, dict) else None)
+            known = theirs.get("identity") if isinstance(theirs, dict) else None
+            if run.micro_batch is None and isinstance(known, dict):  # the number of ranks may be another one now
+                identity["micro_batch"] = known.get("micro_batch")
+            found = differences(identity, known)
             if found:
                 raise ValueError(
                     f"{folder} belongs to another configuration: {'; '.join(found[:5])}"
@@ -257,7 +260,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             run.data,
             run.optimizers,
             batch_size=run.batch_size,
-            micro_batch=run.micro_batch,
+            micro_batch=read_json(folder / "run.json")["identity"]["micro_batch"],
             ema=run.ema,
             seed=run.seed,
             device=device(),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.distributed import rank, sum_over_ranks, world_size
+from fewstep.distributed import rank, sum_over_ranks, summed_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
 
@@ -91,7 +91,8 @@ class Trainer:
         if batch_size % (self.micro_batch * world_size()):
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch times the number of ranks; got batch_size={batch_size}, "
-                f"micro_batch={self.micro_batch}, ranks={world_size()}"
+                f"micro_batch={self.micro_batch}, ranks={world_size()}. A run keeps the micro-batch with which it began: give "
+                "one small enough for as many ranks as it will have"
             )
         players = list(dict.fromkeys(phase.player for phase in method.phases))
         if set(players) != set(optimizers):
@@ -142,7 +143,8 @@ class Trainer:
                 batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
                 loss, diagnostics = phase.loss(batch.to(self.device))
-                scaler.scale(loss.sum() / self.batch_size).backward()
+                with summed_over_ranks(params) if k + world_size() >= rounds else nullcontext():
+                    scaler.scale(loss.sum() / self.batch_size).backward()
                 figures = {phase.name: loss.detach().mean()}
                 figures |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
                 for key, value in figures.items():
@@ -151,7 +153,7 @@ class Trainer:
                     logs[key] = logs[key] + share if key in logs else share
         self.position += self.batch_size
         gradients = [p.grad for p in params if p.grad is not None]
-        sum_over_ranks([*gradients, *logs.values()])
+        sum_over_ranks([*logs.values()])
         scaler.unscale_(optimizer)
         logs[f"nonfinite/{phase.name}"] = phase.clean(gradients)
         logs[f"grad_norm/{phase.name}"] = torch.stack(torch._foreach_norm(gradients)).norm()

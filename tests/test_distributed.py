@@ -1,0 +1,173 @@
+"""Ranks are no more than a way to compute the same: real processes against one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fewstep import distributed
+from fewstep.data import ImageStream, digits
+from fewstep.denoiser import Denoiser
+from fewstep.distill import GDD, SiDA
+from fewstep.distributed import sum_over_ranks, summed_over_ranks
+from fewstep.method import Method
+from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.train.optim import Adam
+from fewstep.train.run import Run, fit
+from fewstep.train.trainer import Trainer
+from tests.conftest import tiny_net
+
+CONTEXT = torch.multiprocessing.get_context("fork")
+
+
+def one_rank(rank: int, path: Path, job: Callable[..., Any], given: tuple, queue: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    try:
+        queue.put((rank, job(*given)))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_ranks(path: Path, job: Callable[..., Any], *given: Any) -> list[Any]:
+    """What `job` returns on each of two processes; without tensors."""
+    queue = CONTEXT.Queue()
+    jobs = [CONTEXT.Process(target=one_rank, args=(r, path, job, given, queue)) for r in range(2)]
+    for process in jobs:
+        process.start()
+    found = dict(queue.get(timeout=100) for _ in jobs)
+    for process in jobs:
+        process.join()
+    return [found[0], found[1]]
+
+
+class Judge(nn.Module):
+    """A small discriminator that can be differentiated twice; its last bias has no part in R1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.conv1 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3)
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor | None) -> list[torch.Tensor]:
+        return [self.conv1(nn.functional.silu(self.conv0(x))).flatten(1)]
+
+
+def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
+    """With weights of float64: a bias before a norm has the gradient 0, and Adam makes whole steps of what rounds it."""
+    torch.manual_seed(1)
+    adam = Adam(1e-4)
+    denoiser = Denoiser(tiny_net().double(), dtype=torch.float64)
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    if kind == "pretraining":
+        return Pretraining(denoiser, DenoisingLoss()), {"denoiser": adam}
+    if kind == "sida":
+        return SiDA(denoiser, gates=(0, 20), average="global"), {"fake_score": adam, "generator": adam}
+    return GDD(denoiser, Judge(), r1=1.0, r1_every=2), {"generator": adam, "discriminator": adam}
+
+
+def train(kind: str, steps: int) -> dict[str, Any]:
+    method, optimizers = method_of(kind)
+    trainer = Trainer(
+        method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1 if kind == "pretraining" else 2
+    )
+    for _ in range(steps):
+        trainer.step()
+    return {k: v.numpy() for k, v in trainer.state_dict()["tensors"].items()}
+
+
+def distance(mine: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest difference of any tensor, relative to its largest entry where that is above 1."""
+    assert mine.keys() == theirs.keys()
+    return max(float(abs(v - theirs[k]).max() / max(abs(v).max(), 1)) for k, v in mine.items() if v.size)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "sida", "gdd"])
+def test_two_ranks_are_one_after_20_steps(kind, tmp_path):
+    one = train(kind, 20)
+    two = on_two_ranks(tmp_path / "store", train, kind, 20)
+    assert all((v == two[1][k]).all() for k, v in two[0].items())
+    assert distance(one, two[0]) <= 1e-6
+
+
+def gradients(bucket_bytes: int) -> list[Any]:
+    """Of a sum of losses over the ranks: overlapping with backward, and by one message afterwards."""
+    distributed.BUCKET_BYTES = bucket_bytes
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2), nn.Linear(2, 2))
+    params = list(net.parameters())
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    draws = [torch.randn(4, 3) for _ in range(2)]
+    results = []
+    for overlap in (True, False):
+        net.zero_grad()
+        # the last layer is used by the second rank alone, the one before it twice
+        used = net if rank else net[:3]
+        used(draws[0]).square().sum().backward()
+        loss = used(draws[1]).square().sum() + net[2](torch.ones(5)).sum()
+        if overlap:
+            with summed_over_ranks(params):
+                loss.backward()
+        else:
+            loss.backward()
+            for p in params:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sum_over_ranks([p.grad for p in params if p.grad is not None])
+        results.append([p.grad.numpy().copy() for p in params if p.grad is not None])
+    return results
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 64, 2**20])
+def test_gradients_in_buckets_are_those_of_one_message(bucket_bytes, tmp_path):
+    for overlapping, flat in on_two_ranks(tmp_path / "store", gradients, bucket_bytes):
+        assert len(overlapping) == len(flat) == 6
+        assert all((a == b).all() for a, b in zip(overlapping, flat, strict=True))
+
+
+def unused() -> list[bool]:
+    """Which parameters have a gradient when one of two layers has a part in the loss."""
+    net = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    params = list(net.parameters())
+    with summed_over_ranks(params):
+        net[0](torch.ones(2)).sum().backward()
+    return [p.grad is not None for p in params]
+
+
+def test_a_parameter_without_a_gradient_stays_without(tmp_path):
+    assert on_two_ranks(tmp_path / "store", unused) == [[True, True, False, False]] * 2
+
+
+def run_of(until: int, **options: Any) -> Run:
+    torch.manual_seed(0)
+    method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
+    settings = {"batch_size": 8, "until": until, "snapshots": 0, "checkpoint_seconds": 1e9} | options
+    return Run(method, ImageStream(digits()), {"denoiser": Adam(1e-4)}, **settings)
+
+
+def fit_until(folder: Path, until: int) -> None:
+    fit(run_of(until), folder)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["denoising_loss"] for line in lines]
+
+
+def test_the_number_of_ranks_may_change_between_resumes(tmp_path):
+    """1 -> 2 -> 1: the same losses up to rounding. The micro-batch is the one with which the run began."""
+    fit(run_of(160, micro_batch=4), tmp_path / "whole")
+    fit(run_of(48, micro_batch=4), tmp_path / "parts")
+    on_two_ranks(tmp_path / "store", fit_until, tmp_path / "parts", 104)
+    fit_until(tmp_path / "parts", 160)
+    assert len(losses(tmp_path / "whole")) == 20
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
