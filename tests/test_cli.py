@@ -178,6 +178,11 @@ def sampled(model: str, tmp_path, *options: str) -> np.ndarray:
         return file["arr_0"]
 
 
+def test_precisions_of_sampling(model, tmp_path):
+    exact, low = (sampled(model, tmp_path, *options).astype(int) for options in ((), ("--dtype", "bfloat16")))
+    assert 0 < np.abs(exact - low).mean() < 3
+
+
 def test_ways_to_sample(model, tmp_path, capsys):
     own = "def mine(denoise, x, sigmas):\n    yield from heun(denoise, x, sigmas)\n"
     (tmp_path / "mine.py").write_text(f"from fewstep.samplers import heun\n\n\n{own}")

@@ -90,3 +90,22 @@ def test_plans_say_what_they_do(denoiser):
     narrow = default_plan(Denoiser(denoiser.net, precondition=VE(sigma_max=50.0)))
     assert narrow.sigmas[0] == 50
     assert narrow.sigmas[-2].item() == pytest.approx(0.02)
+
+
+def test_batches_shrink_to_what_memory_holds(denoiser, monkeypatch):
+    expected = np.stack(list(generate(denoiser, range(13), plan=default_plan(denoiser, 2), batch_size=1)))
+    forward, sizes = Denoiser.forward, []
+
+    def limited(self, x, *args, **options):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return forward(self, x, *args, **options)
+
+    monkeypatch.setattr(Denoiser, "forward", limited)
+    found = np.stack(list(generate(denoiser, range(13), plan=default_plan(denoiser, 2), batch_size=8)))
+    assert np.array_equal(found, expected)
+    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2, 1}
+    monkeypatch.setattr(Denoiser, "forward", lambda self, *a, **k: limited(self, torch.zeros(4)))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(generate(denoiser, range(2)))

@@ -15,6 +15,7 @@ from fewstep.denoiser import Denoiser, Features
 from fewstep.nets.controlled import Controlled, without_dropout
 from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import Uncertainty
+from fewstep.nets.layers import activations
 from fewstep.noise import Noise, expand, fuse
 from fewstep.precondition import Precondition
 
@@ -32,7 +33,7 @@ def seen(
     """What an encoder makes of a noisy image, scaled as for a denoiser."""
     c = precondition(expand(sigma, x))
     c_noise = c.noise.flatten().to(torch.promote_types(dtype, torch.float32))
-    return encoder.encode((c.input * x).to(dtype), c_noise, label)
+    return encoder.encode(activations(c.input * x, dtype), c_noise, label)
 
 
 def given_observation(

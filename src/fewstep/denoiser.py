@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.codec import Codec, Pixels
+from fewstep.nets.layers import activations
 from fewstep.noise import expand
 from fewstep.precondition import EDM, Precondition
 
@@ -116,7 +117,7 @@ class Denoiser(nn.Module):
         c = self.precondition(sigma)
         # the embedding of the noise level is never rounded to less than float32
         c_noise = c.noise.flatten().to(torch.promote_types(self.dtype, torch.float32))
-        return Encoded(x, sigma, self.net.encode((c.input * x).to(self.dtype), c_noise, label, augment))
+        return Encoded(x, sigma, self.net.encode(activations(c.input * x, self.dtype), c_noise, label, augment))
 
     def decode(self, encoded: Encoded) -> Tensor:
         """The second half: the clean image, from what `encode` returned."""
@@ -129,6 +130,13 @@ class Denoiser(nn.Module):
         if self.uncertainty is None:
             raise ValueError("this denoiser has no log-variance head; build it with Denoiser(..., uncertainty=...)")
         return self.uncertainty(self.precondition(sigma.float().reshape(-1)).noise)
+
+
+def lay_out(module: nn.Module) -> None:
+    """Store the convolutions of all denoisers in `module` that compute below float32 as their activations lie, in place."""
+    for part in module.modules():
+        if isinstance(part, Denoiser) and part.dtype.itemsize < 4:
+            part.net.to(memory_format=torch.channels_last)
 
 
 def score(denoise: Denoise, x: Tensor, sigma: float | Tensor) -> Tensor:

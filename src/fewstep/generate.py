@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, zip_longest
@@ -155,11 +155,24 @@ def spread_sigmas(denoiser: GenerativeDenoiser, steps: int) -> Tensor:
     return indexed_sigmas([*(GRID * k // steps for k in range(steps)), GRID - 1], sigma_init=denoiser.sigma_init)
 
 
-def batches(seeds: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """This rank's share of the seeds, every world-th, in batches."""
-    mine = list(seeds)[rank() :: world_size()]
-    for start in range(0, len(mine), batch_size):
-        yield mine[start : start + batch_size]
+def in_batches(
+    make: Callable[[list[int]], NDArray[np.uint8]], seeds: Sequence[int], batch_size: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The images of this rank's share of the seeds, every world-th, made in batches; smaller ones from where memory ends."""
+    mine, start = list(seeds)[rank() :: world_size()], 0
+    while start < len(mine):
+        batch = mine[start : start + batch_size]
+        try:
+            images = make(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            images, batch_size = None, len(batch) // 2
+        if images is None:  # outside of the handler, whose traceback holds the tensors
+            torch.cuda.empty_cache()
+            continue
+        yield from images
+        start += len(batch)
 
 
 @torch.inference_mode()
@@ -174,15 +187,17 @@ def generate(
     """Images (H, W, C) uint8, one for each seed of this rank (every world-th), in order.
 
     label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
-    None. The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the
-    sampler's noise (float64), so that they are those of EDM's generator on a CPU.
+    None. batch_size: images at a time, halved as often as memory does not suffice. The draws of a seed are, in order: the
+    initial noise (float32), a class if there are classes, and the sampler's noise (float64), so that they are those of
+    EDM's generator on a CPU.
     """
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
     plan.check(denoiser)
     device = next(denoiser.parameters()).device
     place = {seed: i for i, seed in enumerate(seeds)}
-    for batch in batches(seeds, batch_size):
+
+    def make(batch: list[int]) -> NDArray[np.uint8]:
         noise = SeededNoise(batch)
         z = noise.draw(denoiser.shape, torch.float32).to(device)
         classes = noise.classes(denoiser.num_classes).to(device) if denoiser.num_classes else None
@@ -195,7 +210,9 @@ def generate(
             raise ValueError(
                 f"the images of the seeds {show_seeds(bad)} are not finite; check weights, levels, precision"
             )
-        yield from denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+        return denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+
+    yield from in_batches(make, seeds, batch_size)
 
 
 def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> Iterator[NDArray[np.uint8]]:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -149,6 +149,7 @@ def sample(
     subdirs: bool = False,
     label: Annotated[int | None, arg(name="class")] = None,
     batch: int = 64,
+    dtype: Literal["float32", "auto", "bfloat16", "float16"] = "float32",
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
     """Make images: one for each seed, as PNG files, as one grid, as one array, or all of these.
@@ -161,7 +162,8 @@ def sample(
         npz: file for all images as one array, arr_0 (N, H, W, C).
         subdirs: a folder for every 1,000 seeds.
         label: class index for all images; drawn from the seed if left out.
-        batch: images at a time; it does not change them.
+        batch: images at a time, halved where memory does not suffice; it does not change them.
+        dtype: in which the network computes; auto is bfloat16 where the hardware has it, several times as fast.
         sampling: how.
     """
     if out is None and grid is None and npz is None:
@@ -171,9 +173,10 @@ def sample(
         raise ValueError(f"--batch must be at least 1; got {batch}")
 
     import numpy as np
+    import torch
 
     from fewstep.checkpoint import load
-    from fewstep.distributed import device, process_group, rank, world_size
+    from fewstep.distributed import device, fast_dtype, process_group, rank, world_size
     from fewstep.files import new_file
     from fewstep.generate import gathered, generate
     from fewstep.progress import track
@@ -182,6 +185,7 @@ def sample(
 
     with process_group():
         network = load(model, device=device())
+        network.dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
         mine = chosen[rank() :: world_size()]
         made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch)
 
