@@ -106,6 +106,13 @@ def test_pipes_are_not_waited_for(denoiser, tmp_path):
         checkpoint.load(model)
 
 
+def test_a_link_to_itself_is_no_picture(tmp_path):
+    (tmp_path / "results.json").write_text('[{"model": "m", "grid": "a.png"}]')
+    (tmp_path / "a.png").symlink_to("a.png")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        write_report(tmp_path)
+
+
 def array_file(shape, kind="|u1", content=b"\0"):
     header = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content

@@ -12,7 +12,7 @@ import fewstep
 ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ("files", "noise", "method", "distributed", "progress", "diagnostics", "hub"),
-    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "card"),
+    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
     ("objectives", "samplers", "distill", "inverse"),
     ("checkpoint", "train", "convert", "generate", "restore", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),
@@ -73,3 +73,10 @@ def test_public_names_are_there():
     assert run("import sys, fewstep; print('torch' in sys.modules)") == "False\n"
     for name in dir(fewstep):
         assert getattr(fewstep, name) is not None
+
+
+def test_no_module_hides_a_public_function():
+    modules = sorted(path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__"))
+    code = "print(*(n for n in dir(fewstep) if callable(getattr(fewstep, n))))"
+    found = run(f"import fewstep, fewstep.{', fewstep.'.join(modules)}\n{code}").split()
+    assert {"card", "load", "save", "evaluate", "images"} <= {*found}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +176,7 @@ def grids(results: Sequence[Result]) -> str:
         row = result.row
         if row.get("grid") is None:
             continue
-        path = (result.folder / str(row["grid"])).resolve()
+        path = Path(os.path.realpath(result.folder / str(row["grid"])))  # which loops of links do not stop
         if not path.is_relative_to(result.folder.resolve()):
             raise ValueError(f"a grid lies within the folder of its results.json, {result.folder}; got {row['grid']!r}")
         model = spoken(row.get("model", path.stem))
