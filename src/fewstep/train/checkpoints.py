@@ -46,6 +46,7 @@ class Checkpoints:
         self.group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
+        self.copies: dict[str, Tensor] = {}
 
     def save(self, state: dict[str, Any], *, seconds: float) -> None:
         """Begin to write a `Trainer.state_dict`, which may change as soon as this returns: it is copied first.
@@ -63,9 +64,19 @@ class Checkpoints:
             partial.mkdir()
         if self.group is not None:
             dist.barrier(self.group)
-        # a copy for each, as training goes on while they are written
-        staged = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state["tensors"].items()}
-        self.pending = self.thread.submit(self.write, staged, partial, place, about)
+        self.pending = self.thread.submit(self.write, self.copied(state["tensors"]), partial, place, about)
+
+    @torch.no_grad()
+    def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What training may go on from while it is written; in the memory of the copy before, which is twice as fast."""
+        fits = [(k, t.shape, t.dtype) for k, t in tensors.items()] == [
+            (k, t.shape, t.dtype) for k, t in self.copies.items()
+        ]
+        if not fits:
+            pin = torch.cuda.is_available()
+            self.copies = {k: torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for k, t in tensors.items()}
+        torch._foreach_copy_([*self.copies.values()], [*tensors.values()])
+        return self.copies
 
     def write(self, tensors: dict[str, Tensor], partial: Path, place: Path, about: Mapping[str, Any]) -> None:
         """Each rank its shard; then record their hashes, put the folder in its place, drop old ones."""
