@@ -29,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> Iterator[Table]:
+    if given.steps < 2:
+        raise SystemExit(f"EDM's schedule has at least two steps; got --steps {given.steps}")
     ours = networks.denoiser(given)
     seeds, plan = list(range(given.batch)), default_plan(ours, given.steps)
     x = torch.randn(given.batch, *ours.shape, device=next(ours.parameters()).device)
