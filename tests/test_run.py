@@ -166,7 +166,7 @@ def test_one_run_in_a_folder(tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     fit(teacher_run(until=8), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"belongs to another configuration: batch_size was 8, is 4; .*--fresh"):
+    with pytest.raises(ValueError, match=r"belongs to another configuration: batch_size was 8, is 4\. .*--fresh"):
         fit(teacher_run(until=8, batch_size=4), tmp_path / "run")
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         fit(teacher_run(until=8, seed=1), tmp_path / "run")
