@@ -113,7 +113,7 @@ def fuzz(n: int, seed: int, only: str = "") -> Tally:
     work = Path(tempfile.mkdtemp(prefix="fewstep-fuzz-"))
     (work / "made").mkdir()
     (work / "outside").touch()
-    world = [reader for reader in readers(work / "made") if only in reader.name]
+    world = [reader for reader in readers(work / "made") if re.search(only, reader.name)]
     others = [data for reader in world for data in reader.files.values() if data]
     watch, tally = Watch(), Tally()
     for reader in world:  # undamaged first: they must be read, and what is imported lazily comes in
@@ -136,7 +136,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--n", type=int, default=20_000, help="damaged inputs in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="readers whose name contains this")
+    parser.add_argument("--only", default="", help="readers whose name has this pattern")
     options = parser.parse_args()
     began = time.monotonic()
     tally = fuzz(options.n, options.seed, options.only)
