@@ -16,7 +16,7 @@ from fewstep import distributed
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, SiDA
-from fewstep.distributed import sum_over_ranks, summed_over_ranks
+from fewstep.distributed import Shard, sum_over_ranks, summed_over_ranks
 from fewstep.method import Method
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.optim import Adam
@@ -43,7 +43,7 @@ def on_two_ranks(path: Path, job: Callable[..., Any], *given: Any) -> list[Any]:
     jobs = [CONTEXT.Process(target=one_rank, args=(r, path, job, given, queue)) for r in range(2)]
     for process in jobs:
         process.start()
-    found = dict(queue.get(timeout=100) for _ in jobs)
+    found = dict(queue.get(timeout=60) for _ in jobs)
     for process in jobs:
         process.join()
     return [found[0], found[1]]
@@ -83,6 +83,47 @@ def train(kind: str, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         trainer.step()
     return {k: v.numpy() for k, v in trainer.state_dict()["tensors"].items()}
+
+
+def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state before and after the steps with every denoiser in parts; the averaged product is a network again."""
+    method, optimizers = method_of(kind)
+    parts = {name: Shard() for name, m in method.named_children() if isinstance(m, Denoiser)}
+    trainer = Trainer(method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=parts)
+    states = []
+    if before is not None:
+        tensors = {k: torch.from_numpy(v) for k, v in before["tensors"].items()}
+        trainer.load_state_dict(before | {"tensors": tensors})
+    for n in (0, steps):
+        for _ in range(n):
+            trainer.step()
+        state = trainer.state_dict()
+        states.append(state | {"tensors": {k: v.numpy().copy() for k, v in state["tensors"].items()}})
+    trainer.condition()
+    trainer.gather()
+    assert all(p.isfinite().all() for p in trainer.product(torch.zeros(1, 1, 8, 8), 1.0, torch.tensor([3])))
+    return states[0], states[1]
+
+
+def replicated(kind: str, steps: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    method, optimizers = method_of(kind)
+    trainer = Trainer(method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1)
+    if before is not None:
+        trainer.load_state_dict(before | {"tensors": {k: torch.from_numpy(v) for k, v in before["tensors"].items()}})
+    for _ in range(steps):
+        trainer.step()
+    state = trainer.state_dict()
+    return state | {"tensors": {k: v.numpy().copy() for k, v in state["tensors"].items()}}
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "sida", "gdd"])
+def test_parts_are_the_whole(kind, tmp_path):
+    """Replicated, then in parts on two ranks, then replicated on one: as one rank from beginning to end."""
+    middle = replicated(kind, 2)
+    before, after = on_two_ranks(tmp_path / "store", sharded, kind, 3, middle)[0]
+    assert all((v == before["tensors"][k]).all() for k, v in middle["tensors"].items())
+    expected = replicated(kind, 6)
+    assert distance(expected["tensors"], replicated(kind, 1, after)["tensors"]) <= 1e-6
 
 
 def distance(mine: dict[str, Any], theirs: dict[str, Any]) -> float:

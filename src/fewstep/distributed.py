@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 
@@ -149,6 +153,75 @@ def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
                 p.grad.copy_(part.view_as(p))
             elif count > 0:
                 p.grad = part.view_as(p).clone()
+
+
+class Strategy(Protocol):
+    """How a network and its gradients lie over the ranks."""
+
+    def place(self, network: nn.Module, /) -> None:
+        """Lay out the parameters; before the network has an optimizer."""
+
+    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
+        """Around a backward pass of a step: after the last one each gradient is the sum over the ranks."""
+        ...
+
+
+class Replicate:
+    """Every rank holds all of the network; for any module and any loss."""
+
+    def place(self, network: nn.Module) -> None:
+        pass
+
+    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
+        return summed_over_ranks(params) if last else nullcontext()
+
+
+class Shard:
+    """Every rank holds its part of each parameter, gradient, moment and average (FSDP2), for networks that do not fit.
+
+    A block's parameters are together only while it computes. Every `forward` and every method named in `methods` must be
+    called by all ranks alike. A loss that differentiates the network twice, as R1 does, is for `Replicate`.
+    """
+
+    methods = ("encode", "decode", "log_variance")
+
+    def place(self, network: nn.Module) -> None:
+        # `encode` hands its input on, and nothing writes into what it returns
+        warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
+        mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
+        lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+        blocks = [block for each in lists for block in each.children() if any(True for _ in block.parameters())]
+        for module in (*blocks, network):
+            placed = fully_shard(module, mesh=mesh)
+            placed.set_gradient_divide_factor(1.0)  # sums, by operations that gloo has too
+            placed.set_force_sum_reduction_for_comms(True)
+        for name in self.methods:
+            if hasattr(network, name):
+                register_fsdp_forward_method(network, name)
+
+    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()  # FSDP2 sums in every pass
+
+
+STRATEGIES: dict[str, type[Strategy]] = {"replicate": Replicate, "shard": Shard}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every rank; of one in parts, a copy. All ranks call it."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, laid out as `model`; the tensor itself if `model` is whole."""
+    if not isinstance(model, DTensor):
+        return tensor
+    there = tensor.detach().to(model.device)
+    return distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, without a copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def barrier() -> None:

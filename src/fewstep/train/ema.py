@@ -10,7 +10,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fewstep.distributed import laid_out_as, part, whole
 
 
 class Profile(Protocol):
@@ -80,17 +82,55 @@ class PowerFunction:
 
 
 class Average:
-    """The average of one module's parameters; buffers are copied."""
+    """The average of one module's parameters; buffers are copied.
+
+    module: the average as a network. Once the source lies in parts on the ranks (`follow`) so does the average, and the
+    network has its weights between `gather` and the next `update` alone.
+    """
 
     def __init__(self, module: nn.Module, profile: Profile) -> None:
         self.profile = profile
         self.source = module
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.params: dict[str, Tensor] = dict(self.module.named_parameters())
+        self.parted = False
+
+    def follow(self) -> None:
+        """Lie on the ranks as the source does by now."""
+        source = dict(self.source.named_parameters())
+        self.parted = any(part(p) is not p for p in source.values())
+        self.params = {name: laid_out_as(source[name], p) for name, p in self.params.items()}
+
+    def gather(self) -> None:
+        """Let `module` have its weights, on every rank; all ranks call it."""
+        if self.parted:
+            together = {name: whole(p) for name, p in self.params.items()}
+            self.module.load_state_dict(together, strict=False, assign=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Of the module, with all weights; all ranks call it."""
+        return self.module.state_dict() | {name: whole(p) for name, p in self.params.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.parted:
+            there = {name: t.to(self.params[name].device) if name in self.params else t for name, t in state.items()}
+            self.module.load_state_dict(there, assign=True)
+            self.params = dict(self.module.named_parameters())
+            self.follow()
+        else:
+            self.module.load_state_dict(state)
 
     @torch.no_grad()
     def update(self, seen: int, batch_size: int) -> None:
         decay = self.profile.decay(seen, batch_size)
-        torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
+        mine, theirs = self.params.values(), self.source.parameters()
+        torch._foreach_lerp_([part(p) for p in mine], [part(p) for p in theirs], 1 - decay)
+        if self.parted:
+            self.module.load_state_dict(
+                {name: torch.empty_like(p, device="meta") for name, p in self.module.named_parameters()},
+                strict=False,
+                assign=True,
+            )
         for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import lay_out
-from fewstep.distributed import rank, sum_over_ranks, summed_over_ranks, world_size
+from fewstep.distributed import Replicate, Strategy, laid_out_as, rank, sum_over_ranks, whole, world_size
 from fewstep.method import Batch, Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
 
@@ -73,7 +73,8 @@ class Trainer:
     is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move.
 
     optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
-    several; the first is the one that is evaluated.
+    several; the first is the one that is evaluated. strategies: how networks lie on the ranks, by the name of any player,
+    those that do not move included; the others are replicated.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         ema: Profile | tuple[Profile, ...] = HalfLife(),
         seed: int = 0,
         device: torch.device | None = None,
+        strategies: Mapping[str, Strategy] | None = None,
     ) -> None:
         self.micro_batch = micro_batch or batch_size // world_size()
         if batch_size % (self.micro_batch * world_size()):
@@ -102,21 +104,36 @@ class Trainer:
         self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
         lay_out(self.method)
         self.nimg = self.steps = self.position = 0
-        self.params = {name: [p for p in self.player(name).parameters() if p.requires_grad] for name in players}
+        moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
+        method.requires_grad_(False).eval()
+        self.averages = averages(self.player(method.product), ema)
+        self.strategies: dict[str, Strategy] = dict(strategies or {})
+        for name, strategy in self.strategies.items():
+            strategy.place(self.player(name))
+        for average in self.averages:
+            average.follow()
+        self.params = {name: [self.player(name).get_parameter(k) for k in keys] for name, keys in moving.items()}
+        for params in self.params.values():
+            for p in params:
+                p.requires_grad_(True)
         self.projected = {name: constrained(self.player(name)) for name in players}
         self.settings = dict(optimizers)
         self.optimizers = {name: make(self.params[name]) for name, make in optimizers.items()}
         self.scalers = {name: loss_scaler(self.device, settings.loss_scale) for name, settings in optimizers.items()}
-        method.requires_grad_(False).eval()
-        self.averages = averages(self.player(method.product), ema)
+        method.requires_grad_(False)
 
     def player(self, name: str) -> nn.Module:
         return self.method.get_submodule(name)
 
     @property
     def product(self) -> nn.Module:
-        """The averaged product, by the first average."""
+        """The averaged product, by the first average; if it lies in parts, after `gather`."""
         return self.averages[0].module
+
+    def gather(self) -> None:
+        """Let every average have its weights as a network until the next step; all ranks call it."""
+        for average in self.averages:
+            average.gather()
 
     def step(self) -> dict[str, Tensor]:
         """Move every player that is due; returns what to log, without waiting for the device.
@@ -138,6 +155,7 @@ class Trainer:
         """One step of one player's optimizer, over one batch."""
         params, optimizer = self.params[phase.player], self.optimizers[phase.player]
         scaler = self.scalers[phase.player]
+        strategy = self.strategies.get(phase.player, Replicate())
         rounds = self.batch_size // self.micro_batch
         logs: dict[str, Tensor] = {}
         with self.thawed(phase.player):
@@ -145,7 +163,7 @@ class Trainer:
                 batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
                 loss, diagnostics = phase.loss(batch.to(self.device))
-                with summed_over_ranks(params) if k + world_size() >= rounds else nullcontext():
+                with strategy.summing(params, last=k + world_size() >= rounds):
                     scaler.scale(loss.sum() / self.batch_size).backward()
                 figures = {phase.name: loss.detach().mean()}
                 figures |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
@@ -157,8 +175,8 @@ class Trainer:
         gradients = [p.grad for p in params if p.grad is not None]
         sum_over_ranks([*logs.values()])
         scaler.unscale_(optimizer)
-        logs[f"nonfinite/{phase.name}"] = phase.clean(gradients)
-        logs[f"grad_norm/{phase.name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
+        logs[f"nonfinite/{phase.name}"] = whole(phase.clean(gradients))
+        logs[f"grad_norm/{phase.name}"] = whole(torch.stack(torch._foreach_norm(gradients)).norm())
         for group in optimizer.param_groups:
             group["lr"] = self.settings[phase.player].rate(self.nimg)
         if scaler.is_enabled():
@@ -185,32 +203,42 @@ class Trainer:
             module.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, beside the settings: tensors under dotted names, counters, scales."""
-        tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        """Everything that the next step depends on, beside the settings: tensors under dotted names, counters, scales.
+
+        Tensors are whole, whatever the strategy; all ranks call it.
+        """
+        tensors = {f"method.{k}": whole(v) for k, v in self.method.state_dict().items()}
         for average in self.averages:
-            tensors |= {f"average.{average.profile.name}/{k}": v for k, v in average.module.state_dict().items()}
+            tensors |= {f"average.{average.profile.name}/{k}": v for k, v in average.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in entries.items()}
+                tensors |= {f"optimizer.{name}.{index}.{key}": whole(value) for key, value in entries.items()}
         scalers = {name: s.state_dict() for name, s in self.scalers.items() if s.is_enabled()}
         counters = {"nimg": self.nimg, "steps": self.steps, "position": self.position}
         return {**counters, "scalers": scalers, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, into a Trainer of the same settings; strict."""
+        """The inverse of `state_dict`, into a Trainer of the same settings, under any strategies; strict."""
         parts: dict[str, dict[str, Tensor]] = {"method": {}, "average": {}, "optimizer": {}}
         for key, value in state["tensors"].items():
             part, rest = key.split(".", 1)
             parts[part][rest] = value
-        self.method.load_state_dict(parts["method"])
+        mine = self.method.state_dict()
+        self.method.load_state_dict(
+            {k: laid_out_as(mine[k], v) if k in mine else v for k, v in parts["method"].items()}
+        )
         for average in self.averages:
             prefix = f"{average.profile.name}/"
-            mine = {k.removeprefix(prefix): v for k, v in parts["average"].items() if k.startswith(prefix)}
-            average.module.load_state_dict(mine)
+            average.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in parts["average"].items() if k.startswith(prefix)}
+            )
         moments: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
         for key, value in parts["optimizer"].items():
             name, index, entry = key.rsplit(".", 2)
-            moments[name].setdefault(int(index), {})[entry] = value
+            param = self.params[name][int(index)]
+            moments[name].setdefault(int(index), {})[entry] = (
+                laid_out_as(param, value) if value.shape == param.shape else value  # the count of steps has no parts
+            )
         for name, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
@@ -223,9 +251,12 @@ class Trainer:
         self.nimg, self.steps, self.position = state["nimg"], state["steps"], state["position"]
 
     def condition(self) -> dict[str, float]:
-        """Figures of the present: for each player the norm of all weights that move, and the rate of its last step."""
+        """Figures of the present: for each player the norm of all weights that move, and the rate of its last step.
+
+        All ranks call it.
+        """
         figures: dict[str, float] = {}
         for name, optimizer in self.optimizers.items():
-            figures[f"weight_norm/{name}"] = float(torch.stack(torch._foreach_norm([*self.params[name]])).norm())
+            figures[f"weight_norm/{name}"] = float(whole(torch.stack(torch._foreach_norm([*self.params[name]])).norm()))
             figures[f"learning_rate/{name}"] = float(optimizer.param_groups[0]["lr"])
         return figures
