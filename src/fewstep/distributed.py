@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fewstep.nets.layers import IN_PARTS
 
 T = TypeVar("T")
 
@@ -176,6 +179,20 @@ class Replicate:
         return summed_over_ranks(params) if last else nullcontext()
 
 
+def in_parts(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a network in parts; no weight is kept in another precision beyond its computation."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        token = IN_PARTS.set(True)
+        try:
+            return method(*args, **options)
+        finally:
+            IN_PARTS.reset(token)
+
+    return call
+
+
 class Shard:
     """Every rank holds its part of each parameter, gradient, moment and average (FSDP2), for networks that do not fit.
 
@@ -198,6 +215,7 @@ class Shard:
         for name in self.methods:
             if hasattr(network, name):
                 register_fsdp_forward_method(network, name)
+                setattr(network, name, in_parts(getattr(network, name)))
 
     def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()  # FSDP2 sums in every pass
@@ -208,7 +226,7 @@ STRATEGIES: dict[str, type[Strategy]] = {"replicate": Replicate, "shard": Shard}
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank; of one in parts, a copy. All ranks call it."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:

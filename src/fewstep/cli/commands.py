@@ -75,6 +75,7 @@ def fitting(
     out: Path,
     fresh: bool = False,
     keep: int = 3,
+    strategy: Literal["replicate", "shard"] = "replicate",
     track: str | None = None,
     eval_every: int | None = None,
     eval_metrics: str = "fd_pixels",
@@ -87,6 +88,7 @@ def fitting(
         out: the run's folder; the same command again resumes it.
         fresh: start over.
         keep: how many checkpoints, each the whole state of training, stay on disk.
+        strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
         eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
@@ -101,6 +103,7 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
     from fewstep.train.evaluation import Evaluation
 
     run.keep = given["keep"]
+    run.strategy = given["strategy"]
     if given["track"] is not None:
         run.track = tuple(given["track"].split(","))
     if given["eval_every"] is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
@@ -67,6 +68,9 @@ class Lowered(NamedTuple):
 LOWERED: MutableMapping[Tensor, Lowered] = WeakIdKeyDictionary()
 """Of the parameters that did not move when they were last used."""
 
+IN_PARTS: ContextVar[bool] = ContextVar("in_parts", default=False)
+"""Whether parameters are together for this computation alone (FSDP2): a copy would outlive them, and not follow them."""
+
 
 @overload
 def cast(parameter: Tensor, x: Tensor) -> Tensor: ...
@@ -81,7 +85,7 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """
     if parameter is None:
         return None
-    if x.dtype.itemsize >= 4 or forward_mode() or torch.compiler.is_compiling():
+    if x.dtype.itemsize >= 4 or forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get():
         return parameter.to(x.dtype)
     if parameter.requires_grad and not torch.is_inference_mode_enabled():
         LOWERED.pop(parameter, None)

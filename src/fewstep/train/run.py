@@ -41,7 +41,7 @@ from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import barrier, device, rank, world_size
+from fewstep.distributed import STRATEGIES, barrier, device, rank, world_size
 from fewstep.files import read_json, write_json
 from fewstep.generate import generate
 from fewstep.method import Method
@@ -67,7 +67,8 @@ class Run:
     there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
-    `trackers.TRACKERS` has it. name, card: for the log and the model's card; the rest of the card is filled in. command:
+    `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `distributed.STRATEGIES`; other networks are
+    replicated. name, card: for the log and the model's card; the rest of the card is filled in. command:
     the command line that repeats this run.
     """
 
@@ -84,6 +85,7 @@ class Run:
     keep: int = KEPT
     evaluation: Evaluation | None = None
     track: tuple[str, ...] = ()
+    strategy: str = "replicate"
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
@@ -264,6 +266,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             ema=run.ema,
             seed=run.seed,
             device=device(),
+            strategies={name: STRATEGIES[run.strategy]() for name, _ in denoisers(run.method)},
         )
         with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
             before, newest = 0.0, checkpoints.newest()
@@ -273,6 +276,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
                 before = state["seconds"]
             if trainer.nimg < run.until:
                 advance(run, trainer, folder, checkpoints, before)
+        trainer.gather()
     product = trainer.product
     assert isinstance(product, Denoiser)
     return product
@@ -298,11 +302,13 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                 done = trainer.nimg >= run.until
                 now = time.monotonic()
                 results: list[Result] = []
-                if (
-                    run.evaluation is not None
-                    and measure is not None
-                    and (done or run.evaluation.due(begun, trainer.nimg))
-                ):
+                measured = done or (run.evaluation is not None and run.evaluation.due(begun, trainer.nimg))
+                pictured = done or trainer.steps % snapshot_every == 0
+                noted = done or measured or trainer.steps % log_every == 0
+                condition = trainer.condition() if noted else {}  # as `gather`, by all ranks
+                if measured or pictured:
+                    trainer.gather()
+                if measure is not None and measured:
                     assert isinstance(trainer.product, Denoiser)
                     results = measure(trainer.product)
                     logged += time.monotonic() - now  # images per second are those of training
@@ -310,11 +316,11 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                         record(results, scores, run, trainer, folder)
                 if log is not None:
                     log.add(logs)
-                    if trainer.steps % log_every == 0 or done or results:
+                    if noted:
                         now = time.monotonic()
                         rate = (trainer.nimg - logged_nimg) / max(now - logged, 1e-9)
                         entry = {"nimg": trainer.nimg, "seconds": before + now - started, "images_per_second": rate}
-                        entry |= {"peak_memory_gib": peak_memory_gib(), **trainer.condition()}
+                        entry |= {"peak_memory_gib": peak_memory_gib(), **condition}
                         entry |= {r.key: r.value for r in results}
                         figures = log.write(entry)
                         check_finite(figures, trainer, folder)
@@ -322,7 +328,7 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                             tracker.log(trainer.nimg, {k: v for k, v in (entry | figures).items() if k != "nimg"})
                         progress.figures(figures | {r.key: r.value for r in results})
                         logged, logged_nimg = now, trainer.nimg
-                    if trainer.steps % snapshot_every == 0 or done:
+                    if pictured:
                         images = take_snapshot(run, trainer, folder)
                         for tracker in trackers:
                             tracker.image(trainer.nimg, "samples", images)
