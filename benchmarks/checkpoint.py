@@ -30,21 +30,21 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     denoiser = networks.denoiser(given)
     trainer = networks.trainer(SiD(denoiser), denoiser, given.batch)
     trainer.step()
-    stopped, whole = [], []
+    stopped, whole, tensors = [], [], trainer.state_dict()["tensors"]
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         checkpoints = Checkpoints(Path(folder), keep=1)
         for nimg in range(given.repeats + 1):
             began = time.perf_counter()
-            state = trainer.state_dict() | {"nimg": nimg}
-            checkpoints.save(state, seconds=0.0)
+            state = trainer.state_dict()
+            checkpoints.save(state | {"nimg": nimg}, seconds=0.0)
             stopped.append(time.perf_counter() - began)
             checkpoints.finish()
             whole.append(time.perf_counter() - began)
         checkpoints.close()
-    size = sum(t.nbytes for t in state["tensors"].values())
+    size = sum(t.nbytes for t in tensors.values())
     blocks, writes = median(stopped[1:]), median(whole[1:])
     row = {
-        "": f"{size / 2**20:,.0f} MiB in {len(state['tensors']):,} tensors",
+        "": f"{size / 2**20:,.0f} MiB in {len(tensors):,} tensors",
         "training stops, s": blocks,
         "until it is on disk, s": writes,
         "of a save that training waits for": f"{100 * blocks / writes:.1f} %",

@@ -26,7 +26,7 @@ from fewstep.data import images
 from fewstep.data.codec import Pixels
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import device
-from fewstep.generate import SeededNoise
+from fewstep.generation import SeededNoise
 from fewstep.inverse import BALANCED, Likelihood, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.metrics.image import CONVENTIONS

@@ -15,7 +15,7 @@ from fewstep.convert import Record, upstream
 from fewstep.data import codec
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
-from fewstep.generate import default_plan, generate
+from fewstep.generation import default_plan, generate
 from tests.conftest import tiny_net
 
 

@@ -22,7 +22,7 @@ from fewstep.conditional import (
 from fewstep.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
 from fewstep.convert.upstream import snapshot
 from fewstep.denoiser import Denoiser
-from fewstep.generate import Guidance, Plan, default_plan, generate
+from fewstep.generation import Guidance, Plan, default_plan, generate
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty

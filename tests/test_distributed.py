@@ -12,15 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fewstep import distributed
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, SiDA
-from fewstep.distributed import Shard, sum_over_ranks, summed_over_ranks
+from fewstep.distributed import sum_over_ranks
 from fewstep.method import Method
 from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.train import strategies
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit
+from fewstep.train.strategies import Shard, summed_over_ranks
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
@@ -142,7 +143,7 @@ def test_two_ranks_are_one_after_20_steps(kind, tmp_path):
 
 def gradients(bucket_bytes: int) -> list[Any]:
     """Of a sum of losses over the ranks: overlapping with backward, and by one message afterwards."""
-    distributed.BUCKET_BYTES = bucket_bytes
+    strategies.BUCKET_BYTES = bucket_bytes
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2), nn.Linear(2, 2))
     params = list(net.parameters())

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from fewstep.denoiser import Denoiser
-from fewstep.generate import Plan, SeededNoise, default_plan, generate
+from fewstep.generation import Plan, SeededNoise, default_plan, generate
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.noise import karras_sigmas
 from fewstep.precondition import VE

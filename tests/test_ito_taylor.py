@@ -17,7 +17,7 @@ from fewstep.bench.convergence import Paths, anisotropic, arrive, f64, geometric
 from fewstep.checkpoint import Card, save
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
-from fewstep.generate import Guidance, Plan, generate
+from fewstep.generation import Guidance, Plan, generate
 from fewstep.noise import karras_sigmas
 from fewstep.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.precondition import IDDPM

@@ -14,7 +14,7 @@ LAYERS = [
     ("files", "noise", "method", "distributed", "progress", "diagnostics", "hub"),
     ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
     ("objectives", "samplers", "distill", "inverse"),
-    ("checkpoint", "train", "convert", "generate", "restore", "report"),
+    ("checkpoint", "train", "convert", "generation", "restore", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -79,4 +79,4 @@ def test_no_module_hides_a_public_function():
     modules = sorted(path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__"))
     code = "print(*(n for n in dir(fewstep) if callable(getattr(fewstep, n))))"
     found = run(f"import fewstep, fewstep.{', fewstep.'.join(modules)}\n{code}").split()
-    assert {"card", "load", "save", "evaluate", "images"} <= {*found}
+    assert {"card", "generate", "load", "save", "evaluate", "images"} <= {*found}

@@ -16,7 +16,7 @@ from fewstep import checkpoint
 from fewstep.cli import main
 from fewstep.data import ImageData, ImageStream, digits
 from fewstep.denoiser import Denoiser
-from fewstep.generate import generated
+from fewstep.generation import generated
 from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.protocol import Result
 from fewstep.objectives import DenoisingLoss, Pretraining

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fewstep import inverse
-from fewstep.generate import SeededNoise
+from fewstep.generation import SeededNoise
 from fewstep.inverse.operator import LANGEVIN_STEPS, Decomposed, Linear, Operator
 from tests.linear import F64, Impulses, affine, matrix
 

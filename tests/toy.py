@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser, Features
-from fewstep.generate import default_plan
+from fewstep.generation import default_plan
 from fewstep.method import Batch, Method
 from fewstep.noise import LogNormal
 from fewstep.objectives import DenoisingLoss, Pretraining

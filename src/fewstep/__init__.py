@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser as Denoiser
     from fewstep.denoiser import guided as guided
     from fewstep.denoiser import score as score
-    from fewstep.generate import Plan as Plan
-    from fewstep.generate import default_plan as default_plan
-    from fewstep.generate import generate as generate
-    from fewstep.generate import generated as generated
+    from fewstep.generation import Plan as Plan
+    from fewstep.generation import default_plan as default_plan
+    from fewstep.generation import generate as generate
+    from fewstep.generation import generated as generated
     from fewstep.method import Batch as Batch
     from fewstep.method import Method as Method
     from fewstep.method import Phase as Phase
@@ -53,7 +53,7 @@ NAMES = {
     "checkpoint": ("Card", "card", "load", "save"),
     "data": ("ImageData", "ImageStream", "images"),
     "denoiser": ("Denoiser", "guided", "score"),
-    "generate": ("Plan", "default_plan", "generate", "generated"),
+    "generation": ("Plan", "default_plan", "generate", "generated"),
     "method": ("Batch", "Method", "Phase"),
     "metrics.evaluate": ("evaluate",),
     "noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),

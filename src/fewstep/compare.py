@@ -21,7 +21,7 @@ from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import device, rank
 from fewstep.files import sha256, write_json
-from fewstep.generate import Plan, default_plan, gathered, generate, generated
+from fewstep.generation import Plan, default_plan, gathered, generate, generated
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
 from fewstep.recipes import find

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
-
-from fewstep.nets.layers import IN_PARTS
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -92,154 +85,6 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
-
-
-BUCKET_BYTES = 25 * 2**20
-"""Of gradients in one message: enough to use the connection, few enough to begin early in a backward pass (as in DDP)."""
-
-
-def buckets(params: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The parameters from last to first, which is about when backward reaches them, in messages of one dtype each."""
-    result: list[list[Tensor]] = []
-    size = BUCKET_BYTES
-    for p in reversed(params):
-        if size >= BUCKET_BYTES or result[-1][0].dtype != p.dtype:
-            result.append([])
-            size = 0
-        result[-1].append(p)
-        size += p.nbytes
-    return result
-
-
-@contextmanager
-def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
-    """Around the last backward pass of a step: afterwards each gradient is the sum over the ranks.
-
-    A message leaves as soon as all of its gradients are there, while the pass goes on, and in the same order on every
-    rank. Where a parameter has a gradient on some ranks alone it counts as zero on the others; without one on any rank it
-    stays without.
-    """
-    if world_size() == 1:
-        yield
-        return
-    groups = buckets(params)
-    number = {p: i for i, group in enumerate(groups) for p in group}
-    missing = [len(group) for group in groups]
-    sent: list[tuple[Tensor, Any]] = []
-
-    @torch.no_grad()
-    def send() -> None:
-        group = groups[len(sent)]
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        there = torch.tensor([p.grad is not None for p in group]).to(parts[0])
-        flat = torch.cat([*(part.flatten() for part in parts), there])
-        sent.append((flat, dist.all_reduce(flat, async_op=True)))
-
-    def arrived(p: Tensor) -> None:
-        missing[number[p]] -= 1
-        while len(sent) < len(groups) and not missing[len(sent)]:
-            send()
-
-    hooks = [p.register_post_accumulate_grad_hook(arrived) for p in params]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    while len(sent) < len(groups):
-        send()
-    for group, (flat, work) in zip(groups, sent, strict=True):
-        work.wait()
-        *parts, there = flat.split([*(p.numel() for p in group), len(group)])
-        for p, part, count in zip(group, parts, there, strict=True):
-            if p.grad is not None:
-                p.grad.copy_(part.view_as(p))
-            elif count > 0:
-                p.grad = part.view_as(p).clone()
-
-
-class Strategy(Protocol):
-    """How a network and its gradients lie over the ranks."""
-
-    def place(self, network: nn.Module, /) -> None:
-        """Lay out the parameters; before the network has an optimizer."""
-
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        """Around a backward pass of a step: after the last one each gradient is the sum over the ranks."""
-        ...
-
-
-class Replicate:
-    """Every rank holds all of the network; for any module and any loss."""
-
-    def place(self, network: nn.Module) -> None:
-        pass
-
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        return summed_over_ranks(params) if last else nullcontext()
-
-
-def in_parts(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method of a network in parts; no weight is kept in another precision beyond its computation."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **options: Any) -> Any:
-        token = IN_PARTS.set(True)
-        try:
-            return method(*args, **options)
-        finally:
-            IN_PARTS.reset(token)
-
-    return call
-
-
-class Shard:
-    """Every rank holds its part of each parameter, gradient, moment and average (FSDP2), for networks that do not fit.
-
-    A block's parameters are together only while it computes. Every `forward` and every method named in `methods` must be
-    called by all ranks alike. A loss that differentiates the network twice, as R1 does, is for `Replicate`.
-    """
-
-    methods = ("encode", "decode", "log_variance")
-
-    def place(self, network: nn.Module) -> None:
-        # `encode` hands its input on, and nothing writes into what it returns
-        warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
-        mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
-        lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
-        blocks = [block for each in lists for block in each.children() if any(True for _ in block.parameters())]
-        for module in (*blocks, network):
-            placed = fully_shard(module, mesh=mesh)
-            placed.set_gradient_divide_factor(1.0)  # sums, by operations that gloo has too
-            placed.set_force_sum_reduction_for_comms(True)
-        for name in self.methods:
-            if hasattr(network, name):
-                register_fsdp_forward_method(network, name)
-                setattr(network, name, in_parts(getattr(network, name)))
-
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()  # FSDP2 sums in every pass
-
-
-STRATEGIES: dict[str, type[Strategy]] = {"replicate": Replicate, "shard": Shard}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every rank; of one in parts, a copy. All ranks call it."""
-    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
-
-
-def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, laid out as `model`; the tensor itself if `model` is whole."""
-    if not isinstance(model, DTensor):
-        return tensor
-    there = tensor.detach().to(model.device)
-    return distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None)
-
-
-def part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, without a copy."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def barrier() -> None:

@@ -22,7 +22,7 @@ from fewstep.data.codec import Pixels, StabilityVAE, autoencoder
 from fewstep.denoiser import Denoise, Denoiser
 from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.files import new_file, write_json
-from fewstep.generate import SeededNoise, check_label
+from fewstep.generation import SeededNoise, check_label
 from fewstep.inverse import Likelihood, Operator
 from fewstep.inverse.operator import Decomposed, LangevinDiverged, linear
 from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, Preset

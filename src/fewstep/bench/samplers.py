@@ -21,7 +21,7 @@ from fewstep.checkpoint import card, load, model_folder
 from fewstep.data import images as open_images
 from fewstep.denoiser import Denoiser
 from fewstep.files import sha256
-from fewstep.generate import Plan, generate
+from fewstep.generation import Plan, generate
 from fewstep.metrics.evaluate import evaluate
 from fewstep.noise import karras_sigmas
 from fewstep.progress import track

@@ -181,7 +181,7 @@ def sample(
     from fewstep.checkpoint import load
     from fewstep.distributed import device, fast_dtype, process_group, rank, world_size
     from fewstep.files import new_file
-    from fewstep.generate import gathered, generate
+    from fewstep.generation import gathered, generate
     from fewstep.progress import track
     from fewstep.report.grid import grid as make_grid
     from fewstep.report.grid import save_png

@@ -136,7 +136,7 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int, sampli
     from fewstep.checkpoint import card, load, model_folder
     from fewstep.distributed import device
     from fewstep.files import sha256
-    from fewstep.generate import generated
+    from fewstep.generation import generated
     from fewstep.metrics.protocol import repeat_seeds
 
     model = load(path, device=device())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from fewstep.conditional import GenerativeDenoiser
     from fewstep.denoiser import Denoiser
-    from fewstep.generate import Guidance, Plan
+    from fewstep.generation import Guidance, Plan
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Sampling:
         """The plan for one model; options that would have no effect are refused."""
         from fewstep import samplers
         from fewstep.conditional import GenerativeDenoiser
-        from fewstep.generate import default_plan
+        from fewstep.generation import default_plan
 
         draws = isinstance(denoiser, GenerativeDenoiser)
         if draws and self.sampler in (None, "posterior"):
@@ -115,7 +115,7 @@ class Sampling:
         """A plan for a model that draws from the posterior: its own levels, or those given."""
         import torch
 
-        from fewstep.generate import Plan, default_plan
+        from fewstep.generation import Plan, default_plan
         from fewstep.samplers import indexed_sigmas, posterior
 
         others = dataclasses.replace(self, sampler=None, steps=None, levels=None, ts=None, guidance=1.0, guide=None)
@@ -135,7 +135,7 @@ class Sampling:
     def chosen(self, denoiser: Denoiser) -> Plan:
         """A plan of a named sampler on chosen noise levels."""
         from fewstep import samplers
-        from fewstep.generate import Plan
+        from fewstep.generation import Plan
 
         steps = 18 if self.steps is None else self.steps
         bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
@@ -187,7 +187,7 @@ class Sampling:
     def guided(self) -> Guidance | None:
         from fewstep.checkpoint import load
         from fewstep.distributed import device
-        from fewstep.generate import Guidance
+        from fewstep.generation import Guidance
 
         if self.guidance == 1:
             if self.guide is not None:

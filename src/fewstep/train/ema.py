@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.distributed import laid_out_as, part, whole
+from fewstep.train.strategies import laid_out_as, part, whole
 
 
 class Profile(Protocol):

@@ -13,7 +13,7 @@ from fewstep.checkpoint import Card
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.files import write_json
-from fewstep.generate import generated
+from fewstep.generation import generated
 from fewstep.metrics import evaluate as metrics
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.protocol import Result, differences

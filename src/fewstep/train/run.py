@@ -41,9 +41,9 @@ from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import STRATEGIES, barrier, device, rank, world_size
+from fewstep.distributed import barrier, device, rank, world_size
 from fewstep.files import read_json, write_json
-from fewstep.generate import generate
+from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
 from fewstep.progress import Progress
@@ -55,6 +55,7 @@ from fewstep.train.evaluation import Evaluation, keep_best
 from fewstep.train.log import Lines, Log
 from fewstep.train.optim import Adam
 from fewstep.train.preemption import Preempted, stop_signals
+from fewstep.train.strategies import STRATEGIES
 from fewstep.train.trackers import open_trackers
 from fewstep.train.trainer import Trainer
 
@@ -67,7 +68,7 @@ class Run:
     there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
-    `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `distributed.STRATEGIES`; other networks are
+    `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `strategies.STRATEGIES`; other networks are
     replicated. name, card: for the log and the model's card; the rest of the card is filled in. command:
     the command line that repeats this run.
     """
@@ -328,10 +329,10 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                             tracker.log(trainer.nimg, {k: v for k, v in (entry | figures).items() if k != "nimg"})
                         progress.figures(figures | {r.key: r.value for r in results})
                         logged, logged_nimg = now, trainer.nimg
-                    if pictured:
-                        images = take_snapshot(run, trainer, folder)
-                        for tracker in trackers:
-                            tracker.image(trainer.nimg, "samples", images)
+                if pictured:
+                    images = take_snapshot(run, trainer, folder)
+                    for tracker in trackers:
+                        tracker.image(trainer.nimg, "samples", images)
                 stop, due = checkpoints.agree(asked(), time.monotonic() - saved > run.checkpoint_seconds)
                 if done or stop or due:
                     checkpoints.save(trainer.state_dict(), seconds=before + time.monotonic() - started)
@@ -388,11 +389,11 @@ def card_of(run: Run, trainer: Trainer) -> Card:
 def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> Image.Image:
     """Save the averaged product as a model folder, with its other averages, and a grid of images of fixed seeds.
 
-    Returns the grid.
+    All ranks make images, and the first one writes. Returns the grid; on the other ranks an empty one.
     """
     product, card = trainer.product, card_of(run, trainer)
     assert isinstance(product, Denoiser)
-    for average in reversed(trainer.averages):  # the product last: where it is, the others are
+    for average in reversed(trainer.averages if rank() == 0 else ()):  # the product last: where it is, the others are
         first = average is trainer.averages[0]
         place = folder / ("snapshots" if first else f"averages/{average.profile.name}") / f"{trainer.nimg:012d}"
         assert isinstance(average.module, Denoiser)
@@ -400,7 +401,10 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> Image.Image:
     n = max(1, product.num_classes)
     columns = min(n, 10)
     label = torch.arange(4 * columns) % n if product.num_classes else None
-    images = np.stack(list(generate(product, range(4 * columns), label=label)))
+    made = list(gathered(generate(product, range(4 * columns), label=label), 4 * columns))
+    if rank() != 0:
+        return Image.new("L", (1, 1))
+    images = np.stack(made)
     channels = images.shape[3]
     if channels not in (1, 3):  # a tile for each channel
         images = images.transpose(0, 3, 1, 2).reshape(-1, *images.shape[1:3], 1)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import lay_out
-from fewstep.distributed import Replicate, Strategy, laid_out_as, rank, sum_over_ranks, whole, world_size
+from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
+from fewstep.train.strategies import Replicate, Strategy, laid_out_as, whole
 
 
 class Stream(Protocol):
