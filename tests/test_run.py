@@ -16,6 +16,7 @@ from fewstep import checkpoint
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import SiD
+from fewstep.files import sha256
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import checkpoints
 from fewstep.train.optim import Adam
@@ -103,6 +104,19 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
     (newest / "state.json").write_text("{")
     fit(teacher_run(), folder)
     assert_same(expected, final(folder))
+
+
+def test_shards_that_are_none_are_named(tmp_path):
+    """Of the hash that is recorded, so that nothing was damaged by accident."""
+    fit(teacher_run(until=8), tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    shard = next(newest.glob("*.safetensors"))
+    content, state = shard.read_bytes(), json.loads((newest / "state.json").read_text())
+    for hostile in (b"", b"\xff" * 8 + content[8:], content[:4000], (2).to_bytes(8, "little") + b"{}"):
+        shard.write_bytes(hostile)
+        (newest / "state.json").write_text(json.dumps(state | {"shards": {shard.name: sha256(shard)}}))
+        with pytest.raises(ValueError, match=r"its shards cannot be read|holds no state of this run"):
+            fit(teacher_run(), tmp_path / "run")
 
 
 def test_the_newest_whole_checkpoints_stay(tmp_path):

@@ -44,6 +44,8 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         # on the CPU and apart from the gradients, so that it can be used by another thread at any time
         self.group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        # of its own: messages of two threads in one group would meet each other's
+        self.asking: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.copies: dict[str, Tensor] = {}
@@ -69,10 +71,8 @@ class Checkpoints:
     @torch.no_grad()
     def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What training may go on from while it is written; in the memory of the copy before, which is twice as fast."""
-        fits = [(k, t.shape, t.dtype) for k, t in tensors.items()] == [
-            (k, t.shape, t.dtype) for k, t in self.copies.items()
-        ]
-        if not fits:
+        mine, theirs = ({k: (t.shape, t.dtype) for k, t in each.items()} for each in (self.copies, tensors))
+        if mine != theirs:
             pin = torch.cuda.is_available()
             self.copies = {k: torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for k, t in tensors.items()}
         torch._foreach_copy_([*self.copies.values()], [*tensors.values()])
@@ -110,7 +110,7 @@ class Checkpoints:
         if self.group is None:
             return stop, due
         flags = torch.tensor([stop, due and rank() == 0], dtype=torch.uint8)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.asking)
         return bool(flags[0]), bool(flags[1])
 
     def finish(self) -> None:
@@ -179,15 +179,21 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A whole `Trainer.state_dict` with `seconds`, from shards of any number of ranks."""
+    """A whole `Trainer.state_dict` with `seconds`, from shards of any number of ranks.
+
+    Raises ValueError for shards that have the recorded hash and are none nevertheless.
+    """
     state = read_state(path)
     reader = HuggingFaceStorageReader(str(path))
-    tensors: dict[str, Tensor] = {
-        name: torch.empty(about.size, dtype=about.properties.dtype)  # pyright: ignore[reportAttributeAccessIssue] - all are tensors
-        for name, about in reader.read_metadata().state_dict_metadata.items()
-    }
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    load_shards(tensors, storage_reader=reader, no_dist=True)  # pyright: ignore[reportArgumentType] - dict is invariant
+    try:
+        tensors: dict[str, Tensor] = {
+            name: torch.empty(about.size, dtype=about.properties.dtype)  # pyright: ignore[reportAttributeAccessIssue] - all are tensors
+            for name, about in reader.read_metadata().state_dict_metadata.items()
+        }
+        load_shards(tensors, storage_reader=reader, no_dist=True)  # pyright: ignore[reportArgumentType] - dict is invariant
+    except (CheckpointException, RuntimeError, *DAMAGE) as error:
+        raise ValueError(f"{path}: its shards cannot be read ({reason(error)}); remove this checkpoint") from error
     return state | {"tensors": tensors}
 
 

@@ -273,7 +273,12 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             before, newest = 0.0, checkpoints.newest()
             if newest is not None:
                 state = load_state(newest)
-                trainer.load_state_dict(state)
+                try:
+                    trainer.load_state_dict(state)
+                except (RuntimeError, LookupError) as error:
+                    raise ValueError(
+                        f"{newest} holds no state of this run ({str(error)[:200]}); remove it, and the one before is used"
+                    ) from error
                 before = state["seconds"]
             if trainer.nimg < run.until:
                 advance(run, trainer, folder, checkpoints, before)
