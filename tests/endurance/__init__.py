@@ -7,14 +7,12 @@ line of its log (one is written while the next is begun); at the end the state m
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -133,38 +131,3 @@ def different(a: Path, b: Path) -> list[str]:
     return sorted(
         k for k in {*mine, *theirs} if k not in mine or k not in theirs or not torch.equal(mine[k], theirs[k])
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=50, help="kills in all")
-    parser.add_argument("--steps", type=int, default=60, help="of every run")
-    parser.add_argument("--longest", type=float, default=0.5, help="seconds from a new checkpoint to a kill, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    moments = random.Random(given.seed)
-    worst, kills, began = 0, 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
-        for kind in METHODS:
-            whole, killed = Path(place, f"{kind}-whole"), Path(place, f"{kind}-killed")
-            finish(kind, given.steps, whole)
-            count, runs = 0, 0
-            while count < given.n // len(METHODS):
-                lost = kill(kind, given.steps, killed, moments, given.longest)
-                if lost is not None:
-                    count, worst = count + 1, max(worst, lost // BATCH)
-                    continue
-                runs += 1
-                if wrong := different(whole, killed):
-                    raise AssertionError(f"{kind}: {len(wrong)} tensors differ, such as {wrong[:3]}")
-                killed = Path(place, f"{kind}-killed-{runs}")
-            finish(kind, given.steps, killed)
-            if wrong := different(whole, killed):
-                raise AssertionError(f"{kind}: {len(wrong)} tensors differ, such as {wrong[:3]}")
-            kills += count
-            print(f"{kind}: {count} kills, the same bits as without; {runs + 1} run(s)", flush=True)
-    print(f"{kills} kills in {time.monotonic() - began:.0f} s, seed {given.seed}; at most {worst} step(s) lost by one")
-
-
-if __name__ == "__main__":
-    main()
