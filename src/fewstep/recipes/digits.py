@@ -260,11 +260,11 @@ def ncvsd(
     fused: bool = True,
     gan_weight: float = 1.0,
     gan_start: int = 0,
-    lr: float = 5e-4,
-    fake_lr: float = 2e-3,
-    discriminator_lr: float = 5e-4,
-    batch_size: int = 64,
-    until: int = 76_800,
+    lr: float = 3.5e-4,
+    fake_lr: float = 1.4e-3,
+    discriminator_lr: float = 3.5e-4,
+    batch_size: int = 32,
+    until: int = 57_600,
     seed: int = 0,
 ) -> fs.Run:
     """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
@@ -286,6 +286,8 @@ def ncvsd(
     """
     import torch
 
+    from fewstep.distill.ncvsd import KarrasGrid
+
     def adam(rate: float, beta: float) -> fs.Adam:
         return fs.Adam(rate, betas=(beta, 0.99), rampup=0.1 * until, cooldown=0.5 * until, until=until)
 
@@ -293,7 +295,8 @@ def ncvsd(
     method = fs.distill.NCVSD(
         fs.load(teacher),
         gamma=gamma,
-        levels=(11.72,),
+        levels=(5.0,),
+        observed=KarrasGrid(sigma_min=0.1),  # below, 17 shades of grey leave no question
         noise=fs.LogNormal(-0.4, 1.0),
         fused=fused,
         gan_weight=gan_weight,
