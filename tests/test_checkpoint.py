@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
 from fewstep.denoiser import Denoiser
+from fewstep.files import write_tensors
 from fewstep.nets.song import SongUNet, ncsnpp
 from fewstep.precondition import EDM, IDDPM, VE, VP
 
@@ -108,7 +110,7 @@ def test_saving_over_a_model_is_complete_or_not_at_all(denoiser, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fewstep.checkpoint.save_file", full)
+        patch.setattr("fewstep.checkpoint.write_tensors", full)
         with pytest.raises(OSError, match="No space"):
             checkpoint.save(denoiser, folder, Card(name="second"))
     assert checkpoint.card(folder).name == "first"
@@ -122,3 +124,14 @@ def test_infinite_range_survives_json(denoiser, tmp_path):
     folder = checkpoint.save(denoiser, tmp_path / "m")
     json.loads((folder / "config.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     assert checkpoint.load(folder).sigma_max == math.inf
+
+
+def test_a_file_that_cannot_grow_is_an_error_of_the_system(tmp_path):
+    """As on a full disk, here by a limit on the size of files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"x\.safetensors: could not be written"):
+            write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(4000)}, metadata={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep import hub
 from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.denoiser import Denoiser
-from fewstep.files import new_folder, read_json, regular, write_json
+from fewstep.files import new_folder, read_json, regular, write_json, write_tensors
 from fewstep.model_card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
@@ -103,7 +103,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "card": dataclasses.asdict(card or Card()),
     }
     with new_folder(folder) as partial:
-        save_file(contiguous(denoiser.state_dict()), partial / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(partial / "model.safetensors", contiguous(denoiser.state_dict()), metadata={"format": "pt"})
         write_json(partial / "config.json", config)
         (partial / "README.md").write_text((card or Card()).markdown(config))
     return folder

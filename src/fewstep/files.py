@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,17 @@ def write_json(path: Path, value: Any) -> None:
     """Strict JSON: an infinite or undefined number is an error, not a word that other readers refuse."""
     with new_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str]) -> None:
+    """A safetensors file; a disk that is full is an OSError, as for every other file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written; {error}") from error
 
 
 OFFLINE = "FEWSTEP_OFFLINE"

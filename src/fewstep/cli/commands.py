@@ -247,17 +247,15 @@ def export(model: Positional[Path], out: Positional[Path]) -> None:
         model: model or run folder.
         out: safetensors file to write.
     """
-    from safetensors.torch import save_file
-
     from fewstep.checkpoint import contiguous, load
     from fewstep.convert import upstream_state_dict
-    from fewstep.files import new_file
+    from fewstep.files import new_file, write_tensors
 
     if out.suffix != ".safetensors":
         raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
     tensors = contiguous(upstream_state_dict(load(model)))
     with new_file(out) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        write_tensors(partial, tensors, metadata={"format": "pt"})
     print(f"{out}: {len(tensors)} tensors")
 
 

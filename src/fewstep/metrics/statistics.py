@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.distributed import rank, world_size
-from fewstep.files import new_file
+from fewstep.files import new_file, write_tensors
 from fewstep.metrics.catalog import SPLITS, Need
 from fewstep.metrics.distribution import Moments, Samples, ScoreSums
 from fewstep.metrics.extractors import Extractor, Features
@@ -154,7 +153,7 @@ class Saved:
         if self.path is None or time.monotonic() - self.time < every:
             return
         with new_file(self.path) as partial:
-            save_file(statistics.state(), partial, metadata={"done": str(statistics.seen)})
+            write_tensors(partial, statistics.state(), metadata={"done": str(statistics.seen)})
         self.time = time.monotonic()
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.files import new_file
+from fewstep.files import new_file, write_tensors
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def save_weights(asset: Asset, state: Mapping[str, Tensor], source_sha256: str, 
     floats = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
     metadata = {"asset": asset.name, "sha256": content_hash(floats), "source_sha256": source_sha256}
     with new_file(path) as partial:
-        save_file(floats, partial, metadata=metadata)
+        write_tensors(partial, floats, metadata=metadata)
     return path
 
 

@@ -100,8 +100,8 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
             newest = next(iter(self.newest_first()), None)
             raise OSError(
-                f"{place}: this checkpoint could not be written ({reason(error)}). "
-                + (f"The one before, {newest}, is untouched; " if newest else "")
+                f"{place}: this checkpoint could not be written ({reason(error)}); "
+                + (f"the one before, {newest}, is untouched; " if newest else "")
                 + "make room or mend the folder, then the same command continues"
             ) from error
 
