@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,22 @@ def test_shards_that_are_none_are_named(tmp_path):
         (newest / "state.json").write_text(json.dumps(state | {"shards": {shard.name: sha256(shard)}}))
         with pytest.raises(ValueError, match=r"its shards cannot be read|holds no state of this run"):
             fit(teacher_run(), tmp_path / "run")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
+    """What is written is what was there when it was asked for, however late the thread begins, at every save."""
+    saves = checkpoints.Checkpoints(tmp_path)
+    x = torch.zeros(3)
+    for nimg in (1, 2):
+        go = threading.Event()
+        saves.thread.submit(go.wait)
+        x.fill_(nimg)
+        saves.save({"nimg": nimg, "steps": 0, "position": 0, "scalers": {}, "tensors": {"x": x}}, seconds=0.0)
+        x.fill_(-1)
+        go.set()
+        saves.finish()
+        assert checkpoints.load(tmp_path / f"{nimg:012d}")["tensors"]["x"].tolist() == [nimg] * 3
+    saves.close()
 
 
 def test_the_newest_whole_checkpoints_stay(tmp_path):
