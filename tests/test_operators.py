@@ -160,9 +160,10 @@ def test_phase_retrieval() -> None:
     assert y.shape == (1, 1, 16, 16)
     assert y.square().sum().item() == pytest.approx(((x + 1) / 2).square().sum().item())
     assert y[0, 0, 8, 8].item() == pytest.approx(abs(((x + 1) / 2).sum().item()) / 16)  # the centre is frequency 0
-    gradient = op.gradient(x, torch.zeros_like(y))  # |A|^2 / 2 is |(x + 1) / 2|^2 / 2
+    gradient = op.gradient(torch.zeros_like(y))(x)  # |A|^2 / 2 is |(x + 1) / 2|^2 / 2
     torch.testing.assert_close(gradient, (x + 1) / 4)
-    assert 0.25 <= float(op.curvature(x)) <= 0.4
+    slopes = torch.autograd.functional.jacobian(op, x).view(256, 64)
+    assert torch.linalg.matrix_norm(slopes, 2).square().item() == pytest.approx(op.curvature(x).item())
 
 
 @pytest.mark.parametrize(("shape", "oversampling"), [((1, 8, 8), 4.0), ((3, 9, 7), 3.0), ((2, 5, 6), 0.0)])
@@ -170,7 +171,7 @@ def test_phase_retrieval_knows_its_gradient(shape: tuple[int, ...], oversampling
     """Also for a measurement with noise, which is no even function of the frequency."""
     op, x = inverse.PhaseRetrieval(shape, oversampling), image(2, shape)  # pyright: ignore[reportArgumentType]
     y = op(image(2, shape, seed=2)) + 0.1 * image(2, tuple(op(x).shape[1:]), seed=3)
-    torch.testing.assert_close(op.gradient(x, y), Operator.gradient(op, x, y))
+    torch.testing.assert_close(op.gradient(y)(x), Operator.gradient(op, y)(x))
     v = image(2, tuple(y.shape[1:]), seed=4)
     nudged = (op(x + 1e-6 * op.A_vjp(x, v)) - op(x)) / 1e-6
     torch.testing.assert_close((nudged * v).sum(), op.A_vjp(x, v).square().sum(), rtol=1e-4, atol=0)
@@ -187,21 +188,21 @@ def test_jpeg_is_that_of_pillow_and_quantization_rounds() -> None:
     assert (ours - torch.from_numpy(pixels.astype(np.float64))).abs().max() > 10
     coarse = inverse.Quantization((1, 16, 16), bits=1)
     assert set(coarse(x).flatten().tolist()) == {-1.0, 1.0}
-    torch.testing.assert_close(coarse.gradient(x, coarse(x) - 0.5), torch.full_like(x, 0.5))
+    torch.testing.assert_close(coarse.gradient(coarse(x) - 0.5)(x), torch.full_like(x, 0.5))
     assert inverse.JPEG((1, 13, 9))(image(1, (1, 13, 9))).shape == (1, 1, 13, 9)
 
 
 def test_langevin_draws_are_the_exact_gaussian_of_a_linear_operator() -> None:
-    """Mean and covariance, read off unit impulses of the noise; plain Langevin steps have variances 24 % too large here."""
+    """Mean and covariance, read off unit impulses of the noise; plain Langevin steps have variances up to twice as large."""
     A = torch.tensor([[2.0, 0.3, 0.1], [0.0, 1.6, 0.4], [0.2, 0.0, 1.8], [0.5, 0.5, 0.5]], dtype=F64)
     op, sigma_y, rho = inverse.Function(lambda x: (x.flatten(1) @ A.T).view(-1, 1, 1, 4), (1, 1, 3)), 0.5, 1.0
     noise = Impulses((3,) * (LANGEVIN_STEPS + 1))
     x, y = torch.full((noise.rows, 1, 1, 3), 0.5, dtype=F64), torch.full((noise.rows, 1, 1, 4), 3.0, dtype=F64)
-    step = 0.5 / (op.curvature(x[:1]) / 1.3 / sigma_y**2 + 1)
+    step = 1 / (op.curvature(x[:1]) / 1.3 / sigma_y**2 + 1)
     mean, covariance = affine(op.walk(x, y, sigma_y, rho, x, step, noise))
     exact = torch.linalg.inv(A.T @ A / sigma_y**2 + torch.eye(3).to(A) / rho**2)
-    torch.testing.assert_close(covariance, exact, atol=1e-9, rtol=0)
-    torch.testing.assert_close(mean, exact @ (A.T @ y[0].flatten() / sigma_y**2 + x[0].flatten()), atol=1e-9, rtol=0)
+    torch.testing.assert_close(covariance, exact, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mean, exact @ (A.T @ y[0].flatten() / sigma_y**2 + x[0].flatten()), atol=1e-6, rtol=0)
 
 
 def test_langevin_draws_of_many_images_have_that_law() -> None:

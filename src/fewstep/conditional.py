@@ -156,9 +156,16 @@ class ConditionalDiscriminator(nn.Module):
         super().__init__()
         self.net, self.precondition, self.dtype = net, precondition, dtype
 
-    def forward(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, given: Observation) -> Tensor:
-        features = seen(self.net.enc, self.precondition, self.dtype, x, sigma, label)
-        return self.net(features, seen(self.net.ctrl, self.precondition, self.dtype, *given, label))
+    def see(self, given: Observation, label: Tensor | None = None) -> Features:
+        """The features of an observation, for all images that are judged by it."""
+        return seen(self.net.ctrl, self.precondition, self.dtype, *given, label)
+
+    def forward(
+        self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, given: Observation | Features
+    ) -> Tensor:
+        """given: the observation, or what `see` made of it."""
+        control = given if isinstance(given, Features) else self.see(given, label)
+        return self.net(seen(self.net.enc, self.precondition, self.dtype, x, sigma, label), control)
 
 
 def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoiser:

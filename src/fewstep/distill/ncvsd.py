@@ -142,9 +142,9 @@ class NCVSD(Method):
         given = self.observe(batch)
         with torch.no_grad():
             x0 = self.generator(*given, batch.label)
-        t = self.noise(x0)
-        real = self.discriminator(add_noise(batch.image, t), t, batch.label, given=given)
-        fake = self.discriminator(add_noise(x0, t), t, batch.label, given=given)
+        t, seen = self.noise(x0), self.discriminator.see(given, batch.label)
+        real = self.discriminator(add_noise(batch.image, t), t, batch.label, given=seen)
+        fake = self.discriminator(add_noise(x0, t), t, batch.label, given=seen)
         loss = (as_fake(fake) + as_real(real)) / 2 * x0[0].numel()
         return self.loss_scale * loss, verdicts(real, fake)
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,24 +34,34 @@ class PhaseRetrieval(Operator):
         if not oversampling >= 0:
             raise ValueError(f"the oversampling must not be negative; got {oversampling}")
         self.pad = tuple(int(oversampling / 8 * n) for n in shape[1:])
-        size = [n + 2 * p for n, p in zip(shape[1:], self.pad, strict=True)]
-        place = torch.fft.ifftshift(torch.arange(size[0] * size[1]).view(size))
+        self.size = [n + 2 * p for n, p in zip(shape[1:], self.pad, strict=True)]
+        place = torch.fft.ifftshift(torch.arange(self.size[0] * self.size[1]).view(self.size))
         both = torch.stack([place, place.flip(0, 1).roll((1, 1), (0, 1))])  # of a frequency, and of the opposite one
-        self.register_buffer("halves", both[..., : size[1] // 2 + 1].flatten(1), persistent=False)
+        self.register_buffer("halves", both[..., : self.size[1] // 2 + 1].flatten(1), persistent=False)
 
     def A(self, x: Tensor) -> Tensor:
         h, w = self.pad
         padded = F.pad((x + 1) / 2, (w, w, h, h))
         return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho"), dim=(-2, -1)).abs()
 
-    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
-        """By transforms of half a spectrum: the image is real, so that only the even part of `y` pulls at it."""
-        (h, w), (height, width) = self.pad, self.shape[1:]
-        even = y.flatten(2)[..., self.halves].mean(2)
-        padded = F.pad((u + 1) / 2, (w, w, h, h))
-        phases = torch.fft.rfft2(padded).sgn()
-        fitted = torch.fft.irfft2(even.view(phases.shape) * phases, s=padded.shape[2:], norm="ortho")
-        return (padded - fitted)[..., h : h + height, w : w + width] / 2
+    def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """By transforms of half a spectrum: the image is real, so that only the even part of `y` pulls at it. Where in its
+        frame the image lies changes no modulus; here it is the corner.
+        """
+        (height, width), size = self.shape[1:], self.size
+        even = y.flatten(2)[..., self.halves].mean(2).view(*y.shape[:2], size[0], -1)
+
+        def gradient(u: Tensor) -> Tensor:
+            pixels = (u + 1) / 2
+            phases = torch.fft.rfft2(pixels, s=size).sgn()
+            fitted = torch.fft.irfft2(even * phases, s=size, norm="ortho")
+            return (pixels - fitted[..., :height, :width]) / 2
+
+        return gradient
+
+    def curvature(self, x: Tensor) -> Tensor:
+        """1/4: |A(u) - y|^2 / 2 is |u + 1|^2 / 8 less y |A(u)|, which is convex for moduli y >= 0."""
+        return torch.full_like(x[:, :1, :1, :1], 0.25)
 
     def view(self, y: Tensor) -> Tensor:
         """ln(1 + y), scaled to its largest value."""

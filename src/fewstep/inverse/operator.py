@@ -23,10 +23,12 @@ from fewstep.noise import Noise
 Coupling = Literal["split", "tight"]
 """How strongly u is tied to the measurement; see `Decomposed.shrinkage`."""
 
-LANGEVIN_STEPS = 100
-STEP = 0.5
+LANGEVIN_STEPS = 25
+"""More of them gain nothing measurable (docs/results.md): as the levels fall, each draw starts where the last one ended."""
+STEP = 1.0
 """Of the Langevin step, in units of 1 / curvature; steps below 2 are stable."""
 HALVINGS = 12
+POWER_STEPS = 8
 CG_STEPS, CG_TOLERANCE, DRAW_TOLERANCE = 500, 1e-6, 1e-4
 
 
@@ -103,16 +105,20 @@ class Operator(nn.Module, ABC):
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.A(x), x, v)[0]
 
-    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
-        """J^T (A(u) - y), (B, *shape): of |A(u) - y|^2 / 2."""
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            return torch.autograd.grad((self.A(u) - y).square().sum() / 2, u)[0]
+    def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """u -> J^T (A(u) - y), (B, *shape): of |A(u) - y|^2 / 2. What depends on y alone is computed once."""
 
-    def curvature(self, x: Tensor, iterations: int = 8) -> Tensor:
+        def gradient(u: Tensor) -> Tensor:
+            with torch.enable_grad():
+                u = u.detach().requires_grad_()
+                return torch.autograd.grad((self.A(u) - y).square().sum() / 2, u)[0]
+
+        return gradient
+
+    def curvature(self, x: Tensor) -> Tensor:
         """An upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
 
-        The iteration approaches from below; the margin of 1.3 covers what eight steps leave.
+        The iteration approaches from below; the margin of 1.3 covers what its steps leave.
         """
         drawn = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
         v = drawn.to(x).expand(x.shape)
@@ -125,7 +131,7 @@ class Operator(nn.Module, ABC):
             out = self.A(at)
             w = torch.zeros_like(out, requires_grad=True)
             (pulled,) = torch.autograd.grad(out, at, w, create_graph=True)  # J^T w, whose derivative in w is J v
-            for _ in range(iterations):
+            for _ in range(POWER_STEPS):
                 v = v / dots(v, v).sqrt().clamp_min(1e-30)
                 (pushed,) = torch.autograd.grad(pulled, w, v, retain_graph=True)
                 (v,) = torch.autograd.grad(out, at, pushed, retain_graph=True)
@@ -175,10 +181,10 @@ class Operator(nn.Module, ABC):
         Neighbouring steps share their noise: so a Gaussian's stationary variances are exact at every stable h, where plain
         Langevin steps make them 1 / (1 - h lambda / 2) times as large along a direction of curvature lambda.
         """
-        eps = noise(u)
+        eps, gradient = noise(u), self.gradient(y)
         for _ in range(LANGEVIN_STEPS):
             fresh = noise(u)
-            downhill = self.gradient(u, y) / sigma_y**2 + (u - z) / rho**2
+            downhill = gradient(u) / sigma_y**2 + (u - z) / rho**2
             u, eps = u - step * downhill + (step / 2).sqrt() * (eps + fresh), fresh
         return u
 
@@ -202,8 +208,8 @@ class Linear(Operator):
         """The image of least norm among those that fit `y` best."""
         return self.solve(self.A_adjoint(y), lambda u: self.A_adjoint(self.A(u)), y.new_zeros(len(y), *self.shape))
 
-    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
-        return self.A_adjoint(self.A(u) - y)
+    def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda u: self.A_adjoint(self.A(u) - y)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         """argmin_u gamma / 2 |A u - y|^2 + 1/2 |u - z|^2 = (I + gamma A^T A)^-1 (z + gamma A^T y)."""
