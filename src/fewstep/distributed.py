@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,8 +11,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
+
+GRACE = 3.0
+"""Seconds that a rank which lost another one leaves to `torchrun`, which else takes the first to be gone for the cause."""
 
 
 def rank() -> int:
@@ -43,17 +48,53 @@ def fast_dtype() -> torch.dtype:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment, for the duration; nothing to do without torchrun."""
+    """Join the group that `torchrun` describes in the environment, for the duration; nothing to do without torchrun.
+
+    Raises ConnectionError where the only trouble of this rank is that another one is gone.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    store, number, size = meeting_point()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
         yield
+    except Exception as error:
+        if not lost_another(error):
+            raise
+        if dist.is_torchelastic_launched():
+            time.sleep(GRACE)
+        raise ConnectionError(f"another rank is gone, and torchrun says why ({str(error).splitlines()[0]})") from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def meeting_point() -> tuple[dist.Store, int, int]:
+    """Where the ranks find each other, the number of this one, and how many there are.
+
+    Over its restarts torchrun keeps what the ranks tell each other, the addresses of those that are gone too. On one
+    machine every start has its own names there; between machines starts are not counted alike.
+    """
+    given = os.environ
+    kept = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if kept and given.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and given["GROUP_WORLD_SIZE"] != "1":
+        raise ValueError(
+            "restarts on several machines need ranks that meet anew each time; start torchrun with --rdzv-backend c10d and "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or with --max-restarts 0"
+        )
+    store, number, size = next(rendezvous("env://"))
+    if kept:
+        store = dist.PrefixStore(f"start {given['TORCHELASTIC_RESTART_COUNT']}", store)
+    return store, number, size
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether a message between ranks failed. NCCL's errors have a type of their own, gloo's name its source file."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 @torch.no_grad()

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake is one line on standard error and exit code 2, a warning is one line."""
+    """Run one command; a user's mistake is one line on standard error and exit code 2, a warning is one line.
+
+    Of several ranks the one that fails says which it is and why, above its trace.
+    """
     from fewstep.cli.commands import run
 
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    name = f"fewstep: rank {os.environ['RANK']}" if several else "fewstep"
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
-        run(list(sys.argv[1:] if argv is None else argv))
+        recorded(run)(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
-        print(f"fewstep: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if several:
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
     finally:
         warnings.formatwarning = format_before
     return 0
+
+
+def recorded(command: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """Under `torchrun`, the command with its exception left in a file from which torchrun names the first rank to fail."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return command
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)
 
 
 def warning_line(
