@@ -518,7 +518,9 @@ def test_recipes_refuse_other_data(places, timm, denoiser, tmp_path):
         gdd(teacher, places / "images32.zip")
 
 
-@pytest.mark.parametrize(("name", "features"), [("digits:gdd", "classifier"), ("digits:gddi", "encoder")])
+@pytest.mark.parametrize(
+    ("name", "features"), [("digits:gdd", "both"), ("digits:gddi", "encoder"), ("digits:gdd", "classifier")]
+)
 def test_digits_distil(name, features, denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr(_gdd, "CLASSIFIER_IMAGES", 256)
     save(denoiser, tmp_path / "teacher")
@@ -526,8 +528,12 @@ def test_digits_distil(name, features, denoiser, tmp_path, monkeypatch):
     student = fit(run, tmp_path / "student")
     assert student.levels == (80.0,)
     assert run.method.freeze == (INNATE if name.endswith("i") else ())
-    words = {"classifier": "classifier of 10 classes trained on the spot", "encoder": "encoder of the teacher at sigma"}
-    assert words[features] in run.card.method
+    words = {
+        "classifier": "classifier of 10 classes trained on the spot",
+        "encoder": "encoder of the teacher at sigma 0.2",
+    }
+    words["both"] = f"{words['classifier']} + {words['encoder']}"
+    assert run.card.method.endswith(f"on {words[features]}")
     again = find(name)(tmp_path / "teacher", features=features, batch_size=8, until=16)
     assert again.identity() == run.identity()
     mine, theirs = (r.method.discriminator.networks.state_dict() for r in (run, again))

@@ -235,6 +235,12 @@ def test_the_phases_are_the_paper_s(denoiser):
         ("generator", "generator_loss", 1000, math.inf),
     ]
     assert all(p.clean is zero_nonfinite for p in method.phases)
+    alone = NCVSD(denoiser, gan_weight=0)
+    assert [(p.player, p.name, p.start) for p in alone.phases] == [
+        ("fake_score", "fake_score_loss", 0),
+        ("generator", "vsd_loss", 0),
+    ]
+    assert {name for name, _ in alone.named_children()} == {"teacher", "fake_score", "generator"}
     assert [p.name for p in NCVSD(denoiser).phases if p.due(0, 0)][2:] == ["generator_loss"]
     assert (method.generator.gamma, method.generator.sigma_init, method.product) == (0.414, 80.0, "generator")
 
@@ -335,15 +341,16 @@ def folders(denoiser, tmp_path):
     return [checkpoint.save(t, tmp_path / str(i)) for i, t in enumerate((denoiser, teacher_of("edm2")))]
 
 
-def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path):
-    run = digits.ncvsd(folders[0], until=16, batch_size=8)
+@pytest.mark.parametrize("gan_weight", [0.0, 1.0])
+def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_weight):
+    run = digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8)
     product = fit(run, tmp_path / "run")
     assert isinstance(product, GenerativeDenoiser)
     loaded = checkpoint.load(tmp_path / "run")
     assert isinstance(loaded, GenerativeDenoiser)
     assert loaded.levels == product.levels
     assert checkpoint.card(tmp_path / "run").method == "NCVSD"
-    again = fit(digits.ncvsd(folders[0], until=16, batch_size=8), tmp_path / "run")
+    again = fit(digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8), tmp_path / "run")
     assert all(map(torch.equal, again.state_dict().values(), product.state_dict().values()))
     sample(tmp_path / "run", seeds="0-3", grid=tmp_path / "grid.png", sampling=Sampling(ts="10,22,39"))
     assert (tmp_path / "grid.png").is_file()

@@ -72,8 +72,8 @@ class NCVSD(Method):
     gamma, sigma_init, levels: of the generative denoiser; what it draws from, and how it samples by default. observed: the
     noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
     looks. fused: of the fake score, see `ConditionalDenoiser`; the paper's is not. gan_weight, gan_start: the adversarial
-    term's weight, and the images after which it enters; the discriminator trains from the beginning. loss_scale: of all
-    losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
+    term's weight, and the images after which it enters; the discriminator trains from the beginning, and there is none if
+    the weight is 0. loss_scale: of all losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
 
     The adversarial terms are per image and count once a pixel, as in the reference implementation.
     """
@@ -111,16 +111,19 @@ class NCVSD(Method):
                 )
         self.teacher = frozen(teacher)
         self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
-        self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
         self.generator = trainable(generator or generative(teacher, gamma=gamma, sigma_init=sigma_init, levels=levels))
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
-        self.phases = (
-            Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),
-            Phase("discriminator", self.discriminator_loss, clean=zero_nonfinite),
-            Phase("generator", self.vsd_loss, stop=gan_start, clean=zero_nonfinite),
-            Phase("generator", self.generator_loss, start=gan_start, clean=zero_nonfinite),
-        )
+        self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)
+        if gan_weight == 0:
+            self.phases += (Phase("generator", self.vsd_loss, clean=zero_nonfinite),)
+        else:
+            self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
+            self.phases += (
+                Phase("discriminator", self.discriminator_loss, clean=zero_nonfinite),
+                Phase("generator", self.vsd_loss, stop=gan_start, clean=zero_nonfinite),
+                Phase("generator", self.generator_loss, start=gan_start, clean=zero_nonfinite),
+            )
 
     def observe(self, batch: Batch) -> Observation:
         sigma = self.observed(batch.image)

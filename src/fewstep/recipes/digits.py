@@ -8,7 +8,7 @@ from typing import Literal
 import fewstep as fs
 from fewstep.recipes import _gdd
 
-Features = Literal["classifier", "encoder"]
+Features = Literal["both", "classifier", "encoder"]
 
 
 def teacher(
@@ -258,13 +258,13 @@ def ncvsd(
     *,
     gamma: float = 2.0,
     fused: bool = True,
-    gan_weight: float = 1.0,
+    gan_weight: float = 0.0,
     gan_start: int = 0,
     lr: float = 3.5e-4,
     fake_lr: float = 1.4e-3,
     discriminator_lr: float = 3.5e-4,
     batch_size: int = 32,
-    until: int = 57_600,
+    until: int = 64_000,
     seed: int = 0,
 ) -> fs.Run:
     """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
@@ -275,7 +275,8 @@ def ncvsd(
         gamma: by how much of its level an observation is made noisier; with the paper's 0.414 so short a training leaves
             the draws of one observation too much alike.
         fused: the fake score sees observation and noisy image together, as the teacher does.
-        gan_weight: of the adversarial term.
+        gan_weight: of the adversarial term, 0 for none: in so short a training its discriminator stays at chance, and takes
+            two fifths of the time.
         gan_start: training images before the adversarial term enters.
         lr: learning rate of the generator.
         fake_lr: learning rate of the fake score, which has to keep up with the generator.
@@ -305,7 +306,8 @@ def ncvsd(
     return fs.Run(
         method,
         fs.ImageStream(fs.images(data), seed=seed),
-        {"fake_score": adam(fake_lr, 0.5), "discriminator": adam(discriminator_lr, 0.5), "generator": adam(lr, 0.0)},
+        {"fake_score": adam(fake_lr, 0.5), "generator": adam(lr, 0.0)}
+        | ({"discriminator": adam(discriminator_lr, 0.5)} if gan_weight else {}),
         batch_size=batch_size,
         until=until,
         ema=fs.HalfLife(8_000, rampup=0.25),
@@ -320,12 +322,12 @@ def gdd(
     teacher: Path,
     data: str = "digits",
     *,
-    features: Features = "classifier",
+    features: Features = "both",
     innate: bool = False,
     lr: float = 3e-4,
     disc_lr: float = 5e-4,
     batch_size: int = 64,
-    until: int = 76_800,
+    until: int = 57_600,
     seed: int = 0,
 ) -> fs.Run:
     """A one-step student by a GAN loss alone, which starts from the teacher and learns from the data.
@@ -335,7 +337,7 @@ def gdd(
     Args:
         teacher: model or run folder of the teacher.
         data: image zip or folder, or the built-in digits.
-        features: of the discriminator: a small classifier of the data, trained first, or the encoder of the teacher.
+        features: of the discriminator: a small classifier of the data, trained first, the encoder of the teacher, or both.
         innate: freeze most convolutions, as GDD-I does.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator.
@@ -350,10 +352,10 @@ def gdd(
 
     denoiser, images = _gdd.matching(teacher, data)
     stream = fs.ImageStream(images, seed=seed)
-    classify = features == "classifier"
-    network = _gdd.trained_classifier(stream, seed=seed) if classify else EncoderFeatures(denoiser, 0.2)
+    networks = [] if features == "encoder" else [_gdd.trained_classifier(stream, seed=seed)]
+    networks += [] if features == "classifier" else [EncoderFeatures(denoiser, 0.2)]
     torch.manual_seed(seed)
-    judge = ProjectedDiscriminator([network], num_classes=denoiser.num_classes, width=32, seed=seed)
+    judge = ProjectedDiscriminator(networks, num_classes=denoiser.num_classes, width=32, seed=seed)
     schedule = {"rampup": 0.02 * until, "cooldown": 0.5 * until, "until": until}
     return fs.Run(
         GDD(denoiser, judge, freeze=INNATE if innate else ()),
@@ -373,11 +375,11 @@ def gddi(
     teacher: Path,
     data: str = "digits",
     *,
-    features: Features = "classifier",
+    features: Features = "both",
     lr: float = 1e-3,
     disc_lr: float = 5e-4,
     batch_size: int = 64,
-    until: int = 64_000,
+    until: int = 51_200,
     seed: int = 0,
 ) -> fs.Run:
     """As `digits:gdd`, with most convolutions of the generator frozen.
@@ -385,7 +387,7 @@ def gddi(
     Args:
         teacher: model or run folder of the teacher.
         data: image zip or folder, or the built-in digits.
-        features: of the discriminator: a small classifier of the data, trained first, or the encoder of the teacher.
+        features: of the discriminator: a small classifier of the data, trained first, the encoder of the teacher, or both.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator.
         batch_size: images per step.
