@@ -226,7 +226,10 @@ def test_save_and_load_is_the_identity(family, tmp_path):
     teacher = teacher_of(family)
     x, label, given = world()
     z = torch.randn_like(x)
-    for original in (generative(teacher, gamma=0.3, sigma_init=50.0, levels=(20.0, 1.0)), conditional(teacher)):
+    for original in (
+        generative(teacher, gamma=0.3, sigma_init=50.0, sigma_end=0.1, levels=(20.0, 1.0)),
+        conditional(teacher),
+    ):
         checkpoint.save(original, tmp_path / "m")
         loaded = checkpoint.load(tmp_path / "m")
         assert type(loaded) is type(original)
@@ -234,7 +237,7 @@ def test_save_and_load_is_the_identity(family, tmp_path):
         assert loaded.net.config.dropout == 0
         if isinstance(loaded, GenerativeDenoiser):
             assert isinstance(original, GenerativeDenoiser)
-            assert (loaded.gamma, loaded.sigma_init, loaded.levels) == (0.3, 50.0, (20.0, 1.0))
+            assert (loaded.gamma, loaded.sigma_init, loaded.sigma_end, loaded.levels) == (0.3, 50.0, 0.1, (20.0, 1.0))
             assert torch.equal(loaded.draw(*given, z, label), original.draw(*given, z, label))
         else:
             assert all(map(torch.equal, loaded.state_dict().values(), original.state_dict().values()))
@@ -245,9 +248,12 @@ def test_save_and_load_is_the_identity(family, tmp_path):
     [
         ({"kind": "Other"}, "expected one of Denoiser, ConditionalDenoiser, GenerativeDenoiser"),
         ("GenerativeDenoiser", "expected one of Denoiser"),
-        ({"kind": "GenerativeDenoiser", "gamma": 0.4}, "has the numbers gamma, sigma_init"),
-        ({"kind": "GenerativeDenoiser", "gamma": "0.4", "sigma_init": 80}, "has the numbers gamma, sigma_init"),
-        ({"kind": "GenerativeDenoiser", "gamma": -1.0, "sigma_init": 80}, "needs gamma > 0"),
+        (
+            {"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_end": 0.1},
+            "has the numbers gamma, sigma_end, sigma_init",
+        ),
+        ({"kind": "GenerativeDenoiser", "gamma": "4", "sigma_init": 80, "sigma_end": 0.1}, "has the numbers gamma"),
+        ({"kind": "GenerativeDenoiser", "gamma": -1.0, "sigma_init": 80, "sigma_end": 0.1}, "needs gamma > 0"),
         ({"kind": "Denoiser"}, "missing net.map_label.weight"),
     ],
 )
@@ -347,6 +353,9 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
     assert torch.equal(default_plan(model, 2).sigmas, own.sigmas)
     assert torch.equal(default_plan(model, 4).sigmas, indexed_sigmas([0, 10, 20, 30, 39]))
     assert default_plan(model, 39).nfe == 39
+    shallow = generative(teacher_of("ddpmpp"), sigma_end=0.1)
+    grid = karras_sigmas(40, sigma_min=0.1)
+    assert torch.equal(default_plan(shallow, 4).sigmas[1:-1], grid[[0, 10, 20, 30]])
     for sampling, nfe, sigmas in (
         (Sampling(), 2, own.sigmas),
         (Sampling(steps=4), 4, indexed_sigmas([0, 10, 20, 30, 39])),
@@ -390,7 +399,12 @@ def test_calls_that_cannot_be_answered():
         player(x, LEVELS, label)
     with pytest.raises(ValueError, match=r"must have the shape of x, \(4, 1, 8, 8\); got \(4, 1, 4, 4\)"):
         player(x, LEVELS, label, given=Observation(x[..., :4, :4], 1.0))
-    for gamma, sigma_init, levels in ((0.0, 80.0, (80.0,)), (0.4, -1.0, (80.0,)), (0.4, 80.0, ())):
+    for gamma, sigma_init, levels in (
+        (0.0, 80.0, (80.0,)),
+        (0.4, -1.0, (80.0,)),
+        (0.4, 0.001, (80.0,)),
+        (0.4, 80.0, ()),
+    ):
         with pytest.raises(ValueError, match="needs gamma > 0"):
             generative(teacher_of("ddpmpp"), gamma=gamma, sigma_init=sigma_init, levels=levels)
 

@@ -348,7 +348,7 @@ def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_w
     assert isinstance(product, GenerativeDenoiser)
     loaded = checkpoint.load(tmp_path / "run")
     assert isinstance(loaded, GenerativeDenoiser)
-    assert loaded.levels == product.levels
+    assert (loaded.levels, loaded.sigma_end) == (product.levels, 0.1)
     assert checkpoint.card(tmp_path / "run").method == "NCVSD"
     again = fit(digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8), tmp_path / "run")
     assert all(map(torch.equal, again.state_dict().values(), product.state_dict().values()))

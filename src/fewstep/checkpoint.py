@@ -111,7 +111,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
 
 def kind(denoiser: Denoiser) -> dict[str, Any]:
     """The class of a denoiser, and the options that only that class has."""
-    options = ("gamma", "sigma_init") if isinstance(denoiser, GenerativeDenoiser) else ()
+    options = ("gamma", "sigma_init", "sigma_end") if isinstance(denoiser, GenerativeDenoiser) else ()
     return {"kind": type(denoiser).__name__} | {name: getattr(denoiser, name) for name in options}
 
 
@@ -121,7 +121,7 @@ def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser
         raise ValueError(f"{where}: expected one of {', '.join(DENOISERS)}; got {about!r}. A newer fewstep may know it")
     cls = DENOISERS[about["kind"]]
     more = {k: v for k, v in about.items() if k != "kind"}
-    wanted = {"gamma", "sigma_init"} if cls is GenerativeDenoiser else set()
+    wanted = {"gamma", "sigma_init", "sigma_end"} if cls is GenerativeDenoiser else set()
     if set(more) != wanted or not all(type(v) in (int, float) for v in more.values()):
         raise ValueError(f"{where}: a {cls.__name__} has the numbers {', '.join(sorted(wanted)) or 'none'}; got {more}")
     return cls(net if cls is Denoiser else Controlled(net), **options, **more)

@@ -92,7 +92,8 @@ class GenerativeDenoiser(Denoiser):
     samplers and inverse solvers, whose every answer is a sample. `draw` takes z.
 
     sigma_init: the noise level of the observation of nothing, y = sigma_init eps, from which images are made. levels: the
-    noise levels of `samplers.posterior` that follow it when the model is sampled.
+    noise levels of `samplers.posterior` that follow it when the model is sampled. sigma_end: the lowest level of the grid
+    on which other numbers of steps are spread, normally the lowest that it has learned.
     """
 
     def __init__(
@@ -101,16 +102,17 @@ class GenerativeDenoiser(Denoiser):
         *,
         gamma: float = 0.414,
         sigma_init: float = 80.0,
+        sigma_end: float = 0.002,
         levels: tuple[float, ...] = (80.0,),
         **options: Any,
     ) -> None:
-        if not gamma > 0 or not sigma_init > 0 or not levels:
+        if not gamma > 0 or not sigma_init > sigma_end > 0 or not levels:
             raise ValueError(
-                f"a generative denoiser needs gamma > 0, sigma_init > 0 and at least one level; got gamma={gamma}, "
-                f"sigma_init={sigma_init}, levels={levels}"
+                f"a generative denoiser needs gamma > 0, sigma_init > sigma_end > 0 and at least one level; got "
+                f"gamma={gamma}, sigma_init={sigma_init}, sigma_end={sigma_end}, levels={levels}"
             )
         super().__init__(net, levels=levels, **options)
-        self.gamma, self.sigma_init = gamma, sigma_init
+        self.gamma, self.sigma_init, self.sigma_end = gamma, sigma_init, sigma_end
 
     def forward(
         self,
@@ -176,14 +178,11 @@ def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoise
     return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
 
 
-def generative(
-    teacher: Denoiser, *, gamma: float = 0.414, sigma_init: float = 80.0, levels: tuple[float, ...] = (80.0,)
-) -> GenerativeDenoiser:
+def generative(teacher: Denoiser, **options: Any) -> GenerativeDenoiser:
     """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
-    level.
+    level. options: gamma, sigma_init, sigma_end, levels of `GenerativeDenoiser`.
     """
-    net = Controlled(without_dropout(teacher.net))
-    return GenerativeDenoiser(net, gamma=gamma, sigma_init=sigma_init, levels=levels, **shared(teacher))
+    return GenerativeDenoiser(Controlled(without_dropout(teacher.net)), **options, **shared(teacher))
 
 
 def shared(teacher: Denoiser) -> dict[str, Any]:

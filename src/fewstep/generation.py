@@ -149,10 +149,13 @@ def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
 
 
 def spread_sigmas(denoiser: GenerativeDenoiser, steps: int) -> Tensor:
-    """Noise levels of `posterior` for any number of steps: indices at equal distances, as 0,10,20,30,39 for four."""
+    """Noise levels of `posterior` for any number of steps: indices at equal distances, as 0,10,20,30,39 for four, on the
+    grid down to the lowest level that the model has learned.
+    """
     if not 0 < steps < GRID:
         raise ValueError(f"a generative denoiser takes 1 to {GRID - 1} steps; got {steps}")
-    return indexed_sigmas([*(GRID * k // steps for k in range(steps)), GRID - 1], sigma_init=denoiser.sigma_init)
+    indices = [*(GRID * k // steps for k in range(steps)), GRID - 1]
+    return indexed_sigmas(indices, sigma_init=denoiser.sigma_init, sigma_min=denoiser.sigma_end)
 
 
 def in_batches(

@@ -111,7 +111,10 @@ class NCVSD(Method):
                 )
         self.teacher = frozen(teacher)
         self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
-        self.generator = trainable(generator or generative(teacher, gamma=gamma, sigma_init=sigma_init, levels=levels))
+        options = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels}
+        if isinstance(observed, KarrasGrid):
+            options["sigma_end"] = observed.sigma_min
+        self.generator = trainable(generator or generative(teacher, **options))
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)
