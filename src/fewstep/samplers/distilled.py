@@ -58,8 +58,8 @@ GRID = 40
 def indexed_sigmas(indices: Sequence[int], *, sigma_init: float = 80.0, sigma_min: float = 0.002) -> Tensor:
     """The noise levels for `posterior` that an index list of NCVSD means, such as 10,22,39 for two steps.
 
-    Index i is level i of `karras_sigmas(40)`, from 80 to `sigma_min`, 0.002 in the paper. The lists end in 39, which is no step: they stand for
-    sigma_init, the levels but the last, and 0; so there are as many evaluations as indices before 39.
+    Index i is level i of `karras_sigmas(40)`, from 80 to `sigma_min`, 0.002 in the paper. The lists end in 39, which is no
+    step: they stand for sigma_init, the levels but the last, and 0; so there are as many evaluations as indices before 39.
     """
     if len(indices) < 2 or indices[-1] != GRID - 1 or indices[0] < 0 or not all(a < b for a, b in pairwise(indices)):
         raise ValueError(
