@@ -21,7 +21,7 @@ from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import strategies
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit
-from fewstep.train.strategies import Shard, summed_over_ranks
+from fewstep.train.strategies import Replicate, Shard, Strategy, summed_over_ranks
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
@@ -125,6 +125,21 @@ def test_parts_are_the_whole(kind, tmp_path):
     assert all((v == before["tensors"][k]).all() for k, v in middle["tensors"].items())
     expected = replicated(kind, 6)
     assert distance(expected["tensors"], replicated(kind, 1, after)["tensors"]) <= 1e-6
+
+
+def lowered(strategy: Strategy) -> list[float]:
+    """The losses of three steps in bfloat16, of which the last weights are in the last."""
+    torch.manual_seed(1)
+    method = Pretraining(Denoiser(tiny_net(), dtype=torch.bfloat16), DenoisingLoss())
+    trainer = Trainer(
+        method, ImageStream(digits()), {"denoiser": Adam(1e-2)}, batch_size=4, strategies={"denoiser": strategy}
+    )
+    return [trainer.step()["denoising_loss"].item() for _ in range(3)]
+
+
+def test_parts_below_float32(tmp_path):
+    parts, whole = (on_two_ranks(tmp_path / type(s).__name__, lowered, s)[0] for s in (Shard(), Replicate()))
+    assert parts == pytest.approx(whole, rel=0.02)
 
 
 def distance(mine: dict[str, Any], theirs: dict[str, Any]) -> float:
