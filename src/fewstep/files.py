@@ -76,6 +76,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[s
         raise OSError(f"{path}: could not be written; {error}") from error
 
 
+def cache_folder() -> Path:
+    """$FEWSTEP_CACHE, else `fewstep` in $XDG_CACHE_HOME, else ~/.cache/fewstep."""
+    if chosen := os.environ.get("FEWSTEP_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+
+
 OFFLINE = "FEWSTEP_OFFLINE"
 """Environment variable that keeps everything here from the network, if it is 1."""
 

@@ -76,6 +76,7 @@ def fitting(
     fresh: bool = False,
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
+    compile: bool = False,
     track: str | None = None,
     eval_every: int | None = None,
     eval_metrics: str = "fd_pixels",
@@ -89,6 +90,7 @@ def fitting(
         fresh: start over.
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
+        compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
         eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
@@ -104,6 +106,7 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
 
     run.keep = given["keep"]
     run.strategy = given["strategy"]
+    run.compile = given["compile"]
     if given["track"] is not None:
         run.track = tuple(given["track"].split(","))
     if given["eval_every"] is not None:
@@ -178,8 +181,7 @@ def sample(
     import numpy as np
     import torch
 
-    from fewstep.checkpoint import load
-    from fewstep.distributed import device, fast_dtype, process_group, rank, world_size
+    from fewstep.distributed import fast_dtype, process_group, rank, world_size
     from fewstep.files import new_file
     from fewstep.generation import gathered, generate
     from fewstep.progress import track
@@ -187,7 +189,7 @@ def sample(
     from fewstep.report.grid import save_png
 
     with process_group():
-        network = load(model, device=device())
+        network = sampling.load(model)
         network.dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
         mine = chosen[rank() :: world_size()]
         made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch)

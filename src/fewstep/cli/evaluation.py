@@ -97,7 +97,7 @@ def evaluate(
 
 def state_folder(*command: Any) -> Path:
     """Where the state of a command is kept while it runs."""
-    from fewstep.convert.source import cache_folder
+    from fewstep.files import cache_folder
 
     digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
     return cache_folder() / "evaluations" / digest[:16]
@@ -133,13 +133,12 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int, sampli
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 
-    from fewstep.checkpoint import card, load, model_folder
-    from fewstep.distributed import device
+    from fewstep.checkpoint import card, model_folder
     from fewstep.files import sha256
     from fewstep.generation import generated
     from fewstep.metrics.protocol import repeat_seeds
 
-    model = load(path, device=device())
+    model = sampling.load(path)
     plan = sampling.plan(model)
     plan.check(model)
     about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import urllib.parse
 import urllib.request
@@ -11,15 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import files
-from fewstep.files import new_file
+from fewstep.files import cache_folder, new_file
 
 MAX_BYTES = 32 * 2**30
 """Of a download; the largest published network has 3 GB."""
-
-
-def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, or ~/.cache/fewstep."""
-    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
 
 
 def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.files import new_file, write_tensors
+from fewstep.files import cache_folder, new_file, write_tensors
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,9 @@ ASSETS = {asset.name: asset for asset in (INCEPTION, CLIP, DINOV2, VGG, ALEX, LP
 
 
 def assets_folder() -> Path:
-    """$FEWSTEP_ASSETS, else `assets` in $FEWSTEP_CACHE, else ~/.cache/fewstep/assets."""
-    if chosen := os.environ.get("FEWSTEP_ASSETS"):
-        return Path(chosen)
-    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep") / "assets"
+    """$FEWSTEP_ASSETS, else `assets` in the cache folder."""
+    chosen = os.environ.get("FEWSTEP_ASSETS")
+    return Path(chosen) if chosen else cache_folder() / "assets"
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock, check_halvings, one_hot
+from fewstep.nets.blocks import UNetBlock
+from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, check_halvings, one_hot
 
 
 @dataclass(frozen=True)

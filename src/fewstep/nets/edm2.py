@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
+from fewstep.nets.blocks import Block
 from fewstep.nets.layers import accurate, attention, check_halvings, conv2d, one_hot
 
 
@@ -139,7 +140,7 @@ class EDM2Config:
         return self.model_channels * (self.channel_mult_emb or max(self.channel_mult))
 
 
-class MPBlock(nn.Module):
+class MPBlock(Block):
     """The residual block of config G, of the encoder or of the decoder.
 
     With h = conv_res1(dropout(mp_silu(conv_res0(mp_silu(x)) (1 + emb_gain emb_linear(emb))))) it is mp_sum(x, h), then,
@@ -169,7 +170,7 @@ class MPBlock(nn.Module):
             self.attn_qkv = MPConv(out_channels, 3 * out_channels, (1, 1))
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
         if self.down:
             x = F.avg_pool2d(x, 2)
         if self.up:

@@ -112,8 +112,11 @@ def activations(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`F.dropout`; on a CPU with 16 random bits for a value, p rounded to 2^-16, six times as fast as PyTorch's own."""
-    if not (p and training and x.is_cpu):
+    """`F.dropout`; on a CPU with 16 random bits for a value, p rounded to 2^-16, six times as fast as PyTorch's own.
+
+    Compiled code has draws of its own, which are functions of torch's random stream, too.
+    """
+    if not (p and training and x.is_cpu) or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15
@@ -336,74 +339,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
     logits = accurate(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return logits.softmax(-1).to(v.dtype) @ v
-
-
-class UNetBlock(nn.Module):
-    """The residual block of DDPM++, NCSN++ and ADM, with optional resampling and self-attention.
-
-    h = conv1(dropout(silu(mix(norm1(conv0(silu(norm0(x)))), affine(emb))))); the result is (h + skip(x)) skip_scale,
-    after attention (proj(attention) + h) skip_scale. mix is a scale and shift after norm1 (`adaptive_scale`) or an
-    addition before it.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        *,
-        up: bool = False,
-        down: bool = False,
-        attention: bool = False,
-        num_heads: int | None = None,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        skip_scale: float = 1.0,
-        eps: float = 1e-5,
-        resample_filter: tuple[int, ...] = (1, 1),
-        resample_proj: bool = False,
-        adaptive_scale: bool = True,
-        init: Init = Init(),
-        init_zero: Init = Init(weight=0.0),
-        init_attn: Init | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.num_heads = (num_heads or out_channels // channels_per_head) if attention else 0
-        self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
-        resampling = {"up": up, "down": down, "resample_filter": resample_filter}
-
-        self.norm0 = GroupNorm(in_channels, eps=eps)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, **resampling)
-        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), init=init)
-        self.norm1 = GroupNorm(out_channels, eps=eps)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, init=init_zero)
-        self.skip = None
-        if out_channels != in_channels or up or down:
-            kernel = 1 if resample_proj or out_channels != in_channels else 0
-            self.skip = Conv2d(in_channels, out_channels, kernel, init=init, **resampling)
-        if self.num_heads:
-            self.norm2 = GroupNorm(out_channels, eps=eps)
-            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=init_attn or init)
-            self.proj = Conv2d(out_channels, out_channels, 1, init=init_zero)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)))
-        p = self.affine(emb)[:, :, None, None].to(h.dtype)
-        if self.adaptive_scale:
-            scale, shift = p.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        else:
-            h = F.silu(self.norm1(h + p))
-        h = self.conv1(dropout(h, self.dropout, self.training))
-        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
-        if self.num_heads:
-            h = (self.proj(self.attend(h)) + h) * self.skip_scale
-        return h
-
-    def attend(self, h: Tensor) -> Tensor:
-        """Self-attention over the pixels. The channels of `qkv` are ordered head, channel, then q, k, v."""
-        batch, channels, height, width = h.shape
-        qkv = self.qkv(self.norm2(h)).reshape(batch, self.num_heads, channels // self.num_heads, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)
-        return attention(q, k, v).transpose(2, 3).reshape(h.shape)

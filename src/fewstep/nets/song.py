@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
+from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.layers import (
     Conv2d,
     FourierEmbedding,
@@ -22,7 +23,6 @@ from fewstep.nets.layers import (
     Init,
     Linear,
     PositionalEmbedding,
-    UNetBlock,
     check_halvings,
     one_hot,
 )

@@ -46,6 +46,7 @@ from fewstep.files import read_json, write_json
 from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
+from fewstep.nets.blocks import compile_blocks
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
@@ -69,8 +70,8 @@ class Run:
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
     `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `strategies.STRATEGIES`; other networks are
-    replicated. name, card: for the log and the model's card; the rest of the card is filled in. command:
-    the command line that repeats this run.
+    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). name, card: for the log and the
+    model's card; the rest of the card is filled in. command: the command line that repeats this run.
     """
 
     method: Method
@@ -87,6 +88,7 @@ class Run:
     evaluation: Evaluation | None = None
     track: tuple[str, ...] = ()
     strategy: str = "replicate"
+    compile: bool = False
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
@@ -258,6 +260,8 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     folder = Path(folder)
     with claimed(folder):
         open_folder(run, folder, fresh=fresh)
+        if run.compile:
+            compile_blocks(run.method)
         trainer = Trainer(
             run.method,
             run.data,

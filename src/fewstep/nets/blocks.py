@@ -1,0 +1,136 @@
+"""The repeated blocks of U-Nets, which can be compiled, and the one that DDPM++, NCSN++ and ADM have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.files import cache_folder
+from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, attention, dropout, forward_mode
+
+Compute = Callable[["Block", Tensor, Tensor], Tensor]
+
+
+class Block(nn.Module):
+    """A block (B, C, H, W), (B, emb_channels) -> (B, C', H', W') of which a network has many; subclasses say in `compute`
+    what it computes.
+
+    compiled: `compute` as `compile_blocks` made it, None for none; copies of the block have it too.
+    """
+
+    compiled: Compute | None = None
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.compiled is None or forward_mode():  # of which compiled code has no derivative
+            return self.compute(x, emb)
+        for batch in (x, emb):
+            torch._dynamo.maybe_mark_dynamic(batch, 0)
+        return self.compiled(self, x, emb)
+
+
+BACKEND = "inductor"
+VARIANTS = 32
+"""Of one compiled block: with and without gradients to weights or images, in training, of a batch of one, ..."""
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Let `torch.compile` compile the blocks of all networks in `module`, in place; nothing else of them changes.
+
+    It happens when a block is first used, once for all blocks of one kind and for batches of any size (regional
+    compilation): a network has a dozen kinds, where the whole would be one function that takes minutes to compile. What is
+    compiled outlives the process in $TORCHINDUCTOR_CACHE_DIR, else in `inductor` in the cache folder. Results differ from
+    those of plain blocks by rounding, and dropout draws other numbers. Forward-mode derivatives run plain blocks. Second
+    derivatives, which `torch.compile` does not have, raise RuntimeError; R1 is of discriminators, which have no blocks.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    for block in module.modules():
+        if isinstance(block, Block):
+            shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
+            block.compiled = compiled(type(block).compute, BACKEND, shapes)
+
+
+@cache
+def compiled(compute: Compute, backend: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Compute:
+    """`compute`, compiled for blocks of these shapes apart from all others, so that few variants are looked through."""
+    apart: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": VARIANTS}  # not known to the type checker
+    return torch.compile(compute, backend=backend, dynamic=False, **apart)
+
+
+class UNetBlock(Block):
+    """The residual block of DDPM++, NCSN++ and ADM, with optional resampling and self-attention.
+
+    h = conv1(dropout(silu(mix(norm1(conv0(silu(norm0(x)))), affine(emb))))); the result is (h + skip(x)) skip_scale,
+    after attention (proj(attention) + h) skip_scale. mix is a scale and shift after norm1 (`adaptive_scale`) or an
+    addition before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+        num_heads: int | None = None,
+        channels_per_head: int = 64,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: tuple[int, ...] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+        init: Init = Init(),
+        init_zero: Init = Init(weight=0.0),
+        init_attn: Init | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_heads = (num_heads or out_channels // channels_per_head) if attention else 0
+        self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
+        resampling = {"up": up, "down": down, "resample_filter": resample_filter}
+
+        self.norm0 = GroupNorm(in_channels, eps=eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, **resampling)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), init=init)
+        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init=init_zero)
+        self.skip = None
+        if out_channels != in_channels or up or down:
+            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, init=init, **resampling)
+        if self.num_heads:
+            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=init_attn or init)
+            self.proj = Conv2d(out_channels, out_channels, 1, init=init_zero)
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        p = self.affine(emb)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = p.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + p))
+        h = self.conv1(dropout(h, self.dropout, self.training))
+        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            h = (self.proj(self.attend(h)) + h) * self.skip_scale
+        return h
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Self-attention over the pixels. The channels of `qkv` are ordered head, channel, then q, k, v."""
+        batch, channels, height, width = h.shape
+        qkv = self.qkv(self.norm2(h)).reshape(batch, self.num_heads, channels // self.num_heads, 3, height * width)
+        q, k, v = qkv.transpose(2, 4).unbind(3)
+        return attention(q, k, v).transpose(2, 3).reshape(h.shape)
