@@ -13,11 +13,12 @@ from torch import nn
 from benchmarks import reference
 from fewstep.convert import upstream_state_dict
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import device, fast_dtype
+from fewstep.distributed import device
 from fewstep.method import Batch, Method
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongUNet
+from fewstep.precision import fast_dtype
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 

@@ -22,12 +22,13 @@ from benchmarks.measure import Table, alternate, ratio
 from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import device, fast_dtype
+from fewstep.distributed import device
 from fewstep.method import Batch
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.noise import add_noise, expand
 from fewstep.objectives import DenoisingLoss, StableTarget, posterior_mean
+from fewstep.precision import fast_dtype
 from fewstep.report.plot import Series, line_chart
 
 CPU = torch.device("cpu")

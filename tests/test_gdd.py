@@ -23,13 +23,13 @@ from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, SiD
 from fewstep.distill.gdd import INNATE, Role, freeze_layers, generator_of
 from fewstep.distill.players import one_step
-from fewstep.distributed import fast_dtype
 from fewstep.method import Batch
 from fewstep.nets.adm import ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.projected import Classifier, EncoderFeatures, ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.precision import fast_dtype
 from fewstep.precondition import VP
 from fewstep.recipes import _gdd, find
 from fewstep.train.ema import HalfLife

@@ -13,10 +13,10 @@ from PIL import Image
 
 from fewstep.checkpoint import to_dict
 from fewstep.data.codec import Pixels, StabilityVAE
-from fewstep.distributed import fast_dtype
 from fewstep.method import zero_nonfinite
 from fewstep.noise import LogNormal, LogUniform
 from fewstep.objectives import StableTarget, VPTime, edm_weight, inverse_variance
+from fewstep.precision import fast_dtype
 from fewstep.precondition import EDM, VE, VP
 from fewstep.recipes import find, recipes, small
 from fewstep.recipes._edm2 import ROWS

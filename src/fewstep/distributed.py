@@ -34,18 +34,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this process's hardware computes in it (GPUs since 2020, CPUs with AVX512-BF16), else float32.
-
-    Elsewhere it is emulated, a hundred times slower.
-    """
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported()  # there is no public name for it
-    return torch.bfloat16 if native else torch.float32
-
-
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the group that `torchrun` describes in the environment, for the duration; nothing to do without torchrun.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep import precision
 from fewstep.conditional import GenerativeDenoiser
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import gather, rank, world_size
@@ -186,13 +187,14 @@ def generate(
     label: int | Tensor | None = None,
     plan: Plan | None = None,
     batch_size: int = 64,
+    tf32: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
     """Images (H, W, C) uint8, one for each seed of this rank (every world-th), in order.
 
     label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
-    None. batch_size: images at a time, halved as often as memory does not suffice. The draws of a seed are, in order: the
-    initial noise (float32), a class if there are classes, and the sampler's noise (float64), so that they are those of
-    EDM's generator on a CPU.
+    None. batch_size: images at a time, halved as often as memory does not suffice. tf32: see `precision.tf32`. The draws
+    of a seed are, in order: the initial noise (float32), a class if there are classes, and the sampler's noise (float64), so
+    that they are those of EDM's generator on a CPU.
     """
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
@@ -200,6 +202,7 @@ def generate(
     device = next(denoiser.parameters()).device
     place = {seed: i for i, seed in enumerate(seeds)}
 
+    @precision.tf32(tf32)
     def make(batch: list[int]) -> NDArray[np.uint8]:
         noise = SeededNoise(batch)
         z = noise.draw(denoiser.shape, torch.float32).to(device)
@@ -236,6 +239,7 @@ def generated(
     label: int | Tensor | None = None,
     plan: Plan | None = None,
     batch_size: int = 64,
+    tf32: bool = False,
 ) -> Source:
     """The images of `generate` as a source to be measured, with the part of the protocol that is theirs."""
     plan = plan or default_plan(denoiser)
@@ -243,12 +247,13 @@ def generated(
     def make(start: int) -> Iterator[NDArray[np.uint8]]:
         rest = slice(start * world_size(), None)
         labels = label[rest] if isinstance(label, Tensor) and label.ndim else label
-        made = generate(denoiser, seeds[rest], label=labels, plan=plan, batch_size=batch_size)
+        made = generate(denoiser, seeds[rest], label=labels, plan=plan, batch_size=batch_size, tf32=tf32)
         return (image.transpose(2, 0, 1) for image in made)
 
     drawn = "drawn from the seeds" if denoiser.num_classes else "none"
     given = label if isinstance(label, int) else "given for each seed"
     protocol = {"seeds": show_seeds(seeds), **plan.describe(), "labels": drawn if label is None else given}
+    protocol["precision"] = str(denoiser.dtype).removeprefix("torch.") + (", TF32" if tf32 else "")
     protocol["rounding"] = ROUNDING
     on_side = next(denoiser.parameters()).is_cuda
     return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)

@@ -29,6 +29,7 @@ from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, Preset
 from fewstep.metrics.image import CONVENTIONS, measures
 from fewstep.metrics.protocol import ROUNDING
 from fewstep.noise import Noise, karras_sigmas
+from fewstep.precision import tf32
 from fewstep.report.grid import grid, save_png
 from fewstep.samplers import last
 
@@ -167,6 +168,7 @@ def measure(operator: Operator, x: Tensor, sigma_y: float, seeds: Sequence[int])
     return y + sigma_y * SeededNoise(seeds)(y)
 
 
+@tf32(False)
 def restore(
     denoiser: Denoiser,
     operator: Operator,

@@ -77,6 +77,7 @@ def fitting(
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
     compile: bool = False,
+    tf32: bool = False,
     track: str | None = None,
     eval_every: int | None = None,
     eval_metrics: str = "fd_pixels",
@@ -91,6 +92,7 @@ def fitting(
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
         compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
+        tf32: what is computed in float32 may round its factors to 10 bits on GPUs.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
         eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
@@ -107,6 +109,7 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
     run.keep = given["keep"]
     run.strategy = given["strategy"]
     run.compile = given["compile"]
+    run.tf32 = given["tf32"]
     if given["track"] is not None:
         run.track = tuple(given["track"].split(","))
     if given["eval_every"] is not None:
@@ -155,7 +158,6 @@ def sample(
     subdirs: bool = False,
     label: Annotated[int | None, arg(name="class")] = None,
     batch: int = 64,
-    dtype: Literal["float32", "auto", "bfloat16", "float16"] = "float32",
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
     """Make images: one for each seed, as PNG files, as one grid, as one array, or all of these.
@@ -169,7 +171,6 @@ def sample(
         subdirs: a folder for every 1,000 seeds.
         label: class index for all images; drawn from the seed if left out.
         batch: images at a time, halved where memory does not suffice; it does not change them.
-        dtype: in which the network computes; auto is bfloat16 where the hardware has it, several times as fast.
         sampling: how.
     """
     if out is None and grid is None and npz is None:
@@ -179,9 +180,8 @@ def sample(
         raise ValueError(f"--batch must be at least 1; got {batch}")
 
     import numpy as np
-    import torch
 
-    from fewstep.distributed import fast_dtype, process_group, rank, world_size
+    from fewstep.distributed import process_group, rank, world_size
     from fewstep.files import new_file
     from fewstep.generation import gathered, generate
     from fewstep.progress import track
@@ -190,9 +190,8 @@ def sample(
 
     with process_group():
         network = sampling.load(model)
-        network.dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
         mine = chosen[rank() :: world_size()]
-        made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch)
+        made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch, tf32=sampling.tf32)
 
         def written() -> Iterator[NDArray[np.uint8]]:
             for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):

@@ -144,7 +144,8 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int, sampli
     about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}
     if sampling.guide is not None:
         about["guide"] = sha256(model_folder(sampling.guide) / "model.safetensors")
-    found = [generated(model, chosen, plan=plan, batch_size=batch) for chosen in repeat_seeds(seeds, repeats)]
+    options = {"plan": plan, "batch_size": batch, "tf32": sampling.tf32}
+    found = [generated(model, chosen, **options) for chosen in repeat_seeds(seeds, repeats)]
     return [replace(source, protocol={**about, **source.protocol}) for source in found]
 
 

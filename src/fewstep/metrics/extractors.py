@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,6 +18,7 @@ from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception
+from fewstep.precision import tf32
 
 Features = Mapping[str, Tensor]
 """By part: "features" (B, D); of Inception also "spatial" and "logits"."""
@@ -50,17 +50,6 @@ class Pixels:
         return PixelCodec().encode(images).flatten(1).to(torch.float64)
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions of float32 in float32: by default a GPU rounds their inputs to 10 bits (TF32)."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 class Network:
     """A feature network with what brings uint8 images to its size; grey images are repeated to three channels."""
 
@@ -75,7 +64,7 @@ class Network:
             raise ValueError(
                 f"{self.name} takes uint8 images (B, C, H, W), grey or RGB; got {images.dtype} {tuple(images.shape)}"
             )
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), tf32(False):
             rgb = images.to(device()).expand(-1, 3, -1, -1)
             return self.network(self.prepare(rgb))
 

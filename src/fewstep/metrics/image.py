@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fewstep.distributed import device, rank, sum_over_ranks, world_size
 from fewstep.metrics import weights
-from fewstep.metrics.extractors import full_precision
 from fewstep.metrics.networks.lpips import LPIPS, Backbone
 from fewstep.metrics.protocol import Result
+from fewstep.precision import tf32
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 CONVENTIONS: dict[str, str] = {
@@ -71,7 +71,7 @@ def ssim(a: Tensor, b: Tensor, *, window: int = 11) -> Tensor:
     def blur(x: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(x, line, groups=x.shape[1]), line.transpose(2, 3), groups=x.shape[1])
 
-    with full_precision():
+    with tf32(False):
         mean_a, mean_b = blur(a), blur(b)
         var_a, var_b = blur(a * a) - mean_a.square(), blur(b * b) - mean_b.square()
         cov = blur(a * b) - mean_a * mean_b
@@ -95,7 +95,7 @@ class PerceptualDistance:
         self.network.to(device())
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), tf32(False):
             a, b = (2 * x.to(device()).expand(-1, 3, -1, -1) - 1 for x in pair(a, b))
             return self.network(a, b).cpu()
 

@@ -36,7 +36,7 @@ def open_images(data: Path, resolution: int, channels: int, *, cond: bool) -> fs
 def chosen_dtype(name: Dtype) -> torch.dtype:
     import torch
 
-    from fewstep.distributed import fast_dtype
+    from fewstep.precision import fast_dtype
 
     return fast_dtype() if name == "auto" else getattr(torch, name)
 

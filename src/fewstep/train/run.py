@@ -70,8 +70,9 @@ class Run:
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
     `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `strategies.STRATEGIES`; other networks are
-    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). name, card: for the log and the
-    model's card; the rest of the card is filled in. command: the command line that repeats this run.
+    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). tf32: see `precision.tf32`. name,
+    card: for the log and the model's card; the rest of the card is filled in. command: the command line that repeats this
+    run.
     """
 
     method: Method
@@ -89,6 +90,7 @@ class Run:
     track: tuple[str, ...] = ()
     strategy: str = "replicate"
     compile: bool = False
+    tf32: bool = False
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
@@ -112,6 +114,7 @@ class Run:
             "micro_batch": self.micro_batch or self.batch_size // world_size(),
             "ema": describe(self.ema),
             "seed": self.seed,
+            **({"tf32": True} if self.tf32 else {}),
         }
 
 
@@ -270,6 +273,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             micro_batch=read_json(folder / "run.json")["identity"]["micro_batch"],
             ema=run.ema,
             seed=run.seed,
+            tf32=run.tf32,
             device=device(),
             strategies={name: STRATEGIES[run.strategy]() for name, _ in denoisers(run.method)},
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep import precision
 from fewstep.denoiser import lay_out
 from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
@@ -74,8 +75,8 @@ class Trainer:
     is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move.
 
     optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
-    several; the first is the one that is evaluated. strategies: how networks lie on the ranks, by the name of any player,
-    those that do not move included; the others are replicated.
+    several; the first is the one that is evaluated. tf32: see `precision.tf32`. strategies: how networks lie on the ranks,
+    by the name of any player, those that do not move included; the others are replicated.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Trainer:
         micro_batch: int | None = None,
         ema: Profile | tuple[Profile, ...] = HalfLife(),
         seed: int = 0,
+        tf32: bool = False,
         device: torch.device | None = None,
         strategies: Mapping[str, Strategy] | None = None,
     ) -> None:
@@ -103,6 +105,7 @@ class Trainer:
             raise ValueError(f"expected an optimizer for each of {players}; got {list(optimizers)}")
         self.device = device or torch.device("cpu")
         self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
+        self.tf32 = tf32
         lay_out(self.method)
         self.nimg = self.steps = self.position = 0
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
@@ -144,7 +147,8 @@ class Trainer:
         logs: dict[str, Tensor] = {}
         for index, phase in enumerate(self.method.phases):
             if phase.due(self.steps, self.nimg):
-                logs |= self.move(index, phase)
+                with precision.tf32(self.tf32):
+                    logs |= self.move(index, phase)
         self.method.settle(logs, self.batch_size)
         for average in self.averages:
             average.update(self.nimg, self.batch_size)

@@ -1,0 +1,42 @@
+"""In which precision numbers are multiplied: what the hardware is fast in, and what float32 means on GPUs.
+
+Networks compute in the precision that they are given (`Denoiser(dtype=...)`). float32 means float32: TF32, in which GPUs
+round the factors of products and convolutions to 10 bits, is off unless it is asked for, as in EDM and its descendants,
+although PyTorch itself convolves in it. Who wants speed takes bfloat16; who asks for float32 has a reason, such as a loss
+that is a small difference, or images that a seed gave before. Metrics never compute in TF32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this process's hardware computes in it (GPUs since 2020, CPUs with AVX512-BF16), else float32.
+
+    Elsewhere it is emulated, a hundred times slower.
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()  # there is no public name for it
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether GPUs may round the factors of float32 products and convolutions to 10 bits, for the duration."""
+    cudnn: Any = torch.backends.cudnn  # the newer settings are not known to the type checker
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
