@@ -111,6 +111,8 @@ class NCVSD(Method):
                 )
         self.teacher = frozen(teacher)
         self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
+        if gan_weight:
+            self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
         options = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels}
         if isinstance(observed, KarrasGrid):
             options["sigma_end"] = observed.sigma_min
@@ -118,15 +120,14 @@ class NCVSD(Method):
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)
-        if gan_weight == 0:
-            self.phases += (Phase("generator", self.vsd_loss, clean=zero_nonfinite),)
-        else:
-            self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
+        if gan_weight:
             self.phases += (
                 Phase("discriminator", self.discriminator_loss, clean=zero_nonfinite),
                 Phase("generator", self.vsd_loss, stop=gan_start, clean=zero_nonfinite),
                 Phase("generator", self.generator_loss, start=gan_start, clean=zero_nonfinite),
             )
+        else:
+            self.phases += (Phase("generator", self.vsd_loss, clean=zero_nonfinite),)
 
     def observe(self, batch: Batch) -> Observation:
         sigma = self.observed(batch.image)
