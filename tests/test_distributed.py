@@ -14,13 +14,14 @@ from torch import nn
 
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
-from fewstep.distill import GDD, SiDA
+from fewstep.distill import DMD2, GDD, NCVSD, SiDA
 from fewstep.distributed import sum_over_ranks
-from fewstep.method import Method
+from fewstep.method import Batch, Method
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import strategies
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.run import Run, fit, large
 from fewstep.train.strategies import Replicate, Shard, Strategy, summed_over_ranks
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
@@ -44,7 +45,7 @@ def on_two_ranks(path: Path, job: Callable[..., Any], *given: Any) -> list[Any]:
     jobs = [CONTEXT.Process(target=one_rank, args=(r, path, job, given, queue)) for r in range(2)]
     for process in jobs:
         process.start()
-    found = dict(queue.get(timeout=60) for _ in jobs)
+    found = dict(queue.get(timeout=300) for _ in jobs)
     for process in jobs:
         process.join()
     return [found[0], found[1]]
@@ -61,25 +62,49 @@ class Judge(nn.Module):
         return [self.conv1(nn.functional.silu(self.conv0(x))).flatten(1)]
 
 
-def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
-    """With weights of float64: a bias before a norm has the gradient 0, and Adam makes whole steps of what rounds it."""
+class DoubleStream(ImageStream):
+    def batch(self, position: int, n: int) -> Batch:
+        batch = super().batch(position, n)
+        return batch._replace(image=batch.image.double())
+
+
+def teacher(family: str) -> Denoiser:
+    """With dropout, weights none of which is zero, and for EDM2 single numbers as weights and a log-variance head.
+
+    In float64: a bias before a norm has the gradient 0, and Adam makes whole steps of what rounds it.
+    """
     torch.manual_seed(1)
-    adam = Adam(1e-4)
-    denoiser = Denoiser(tiny_net().double(), dtype=torch.float64)
+    small = {"channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,), "dropout": 0.1}
+    edm2 = EDM2Config(8, 1, 10, model_channels=16, channels_per_head=16, **small)
+    net = EDM2UNet(edm2) if family == "edm2" else tiny_net(dropout=0.1)
+    denoiser = Denoiser(net, uncertainty=Uncertainty(16) if family == "edm2" else None)
     with torch.no_grad():
         for p in denoiser.parameters():
             p.add_(0.05 * torch.randn_like(p))
+    return denoiser.double()
+
+
+def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
+    denoiser = teacher("edm2" if kind in ("ncvsd", "pretraining") else "song")
+    denoiser.dtype = torch.float64
     if kind == "pretraining":
-        return Pretraining(denoiser, DenoisingLoss()), {"denoiser": adam}
-    if kind == "sida":
-        return SiDA(denoiser, gates=(0, 20), average="global"), {"fake_score": adam, "generator": adam}
-    return GDD(denoiser, Judge(), r1=1.0, r1_every=2), {"generator": adam, "discriminator": adam}
+        method = Pretraining(denoiser, DenoisingLoss())
+    elif kind == "sida":
+        method = SiDA(denoiser, gates=(0, 20), average="global", recompute=True)
+    elif kind == "ncvsd":
+        method = NCVSD(denoiser, gan_start=12)
+    elif kind == "dmd2":
+        method = DMD2(denoiser, ratio=2)
+    else:
+        method = GDD(denoiser, Judge(), r1=1.0, r1_every=2)
+    adam = Adam(1e-4)
+    return method.double(), {phase.player: adam for phase in method.phases}
 
 
 def train(kind: str, steps: int) -> dict[str, Any]:
     method, optimizers = method_of(kind)
     trainer = Trainer(
-        method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1 if kind == "pretraining" else 2
+        method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1 if kind == "pretraining" else 2
     )
     for _ in range(steps):
         trainer.step()
@@ -87,10 +112,10 @@ def train(kind: str, steps: int) -> dict[str, Any]:
 
 
 def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state before and after the steps with every denoiser in parts; the averaged product is a network again."""
+    """The state before and after the steps with every large network in parts; the averaged product is a network again."""
     method, optimizers = method_of(kind)
-    parts = {name: Shard() for name, m in method.named_children() if isinstance(m, Denoiser)}
-    trainer = Trainer(method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=parts)
+    parts = {name: Shard() for name in large(method)}
+    trainer = Trainer(method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=parts)
     states = []
     if before is not None:
         tensors = {k: torch.from_numpy(v) for k, v in before["tensors"].items()}
@@ -108,7 +133,7 @@ def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tupl
 
 def replicated(kind: str, steps: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
     method, optimizers = method_of(kind)
-    trainer = Trainer(method, ImageStream(digits()), optimizers, batch_size=4, micro_batch=1)
+    trainer = Trainer(method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1)
     if before is not None:
         trainer.load_state_dict(before | {"tensors": {k: torch.from_numpy(v) for k, v in before["tensors"].items()}})
     for _ in range(steps):
@@ -117,13 +142,13 @@ def replicated(kind: str, steps: int, before: dict[str, Any] | None = None) -> d
     return state | {"tensors": {k: v.numpy().copy() for k, v in state["tensors"].items()}}
 
 
-@pytest.mark.parametrize("kind", ["sida", "gdd"])
+@pytest.mark.parametrize("kind", ["sida", "gdd", "ncvsd", "dmd2"])
 def test_parts_are_the_whole(kind, tmp_path):
     """Replicated, then in parts on two ranks, then replicated on one: as one rank from beginning to end."""
     middle = replicated(kind, 2)
     before, after = on_two_ranks(tmp_path / "store", sharded, kind, 3, middle)[0]
     assert all((v == before["tensors"][k]).all() for k, v in middle["tensors"].items())
-    expected = replicated(kind, 6)
+    expected = replicated(kind, 4, middle)
     assert distance(expected["tensors"], replicated(kind, 1, after)["tensors"]) <= 1e-6
 
 
@@ -140,6 +165,29 @@ def lowered(strategy: Strategy) -> list[float]:
 def test_parts_below_float32(tmp_path):
     parts, whole = (on_two_ranks(tmp_path / type(s).__name__, lowered, s)[0] for s in (Shard(), Replicate()))
     assert parts == pytest.approx(whole, rel=0.02)
+
+
+def scaled(strategy: type[Strategy]) -> tuple[list[float], list[float]]:
+    """Losses and loss scales of a few steps in float16, of which some overflow, in few gradients."""
+    denoiser = teacher("edm2").float()
+    denoiser.dtype = torch.float16
+    method = Pretraining(denoiser, DenoisingLoss())
+    adam = Adam(1e-3, loss_scale=2.0**9)
+    trainer = Trainer(
+        method, ImageStream(digits()), {"denoiser": adam}, batch_size=4, strategies={"denoiser": strategy()}
+    )
+    logs = [trainer.step() for _ in range(4)]
+    return [log["denoising_loss"].item() for log in logs], [log["loss_scale/denoiser"].item() for log in logs]
+
+
+def test_parts_share_one_loss_scale(tmp_path):
+    """A step that overflows on any rank is left out by all of them."""
+    (losses, scales), other = on_two_ranks(tmp_path / "parts", scaled, Shard)
+    assert (losses, scales) == other
+    assert scales[0] > scales[-1]
+    expected, expected_scales = on_two_ranks(tmp_path / "whole", scaled, Replicate)[0]
+    assert scales == expected_scales
+    assert losses == pytest.approx(expected, rel=2e-3) and losses[0] != losses[-1]
 
 
 def distance(mine: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -222,13 +270,16 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_ranks_and_strategy_may_change_between_resumes(tmp_path):
-    """1 -> 2 -> 2 in parts -> 1: the same losses up to rounding. The micro-batch is the one with which the run began."""
+    """1 -> 2 -> 2 in parts -> 1, whose part is the whole: the same losses up to rounding.
+
+    The micro-batch is the one with which the run began.
+    """
     fit(run_of(80, micro_batch=4), tmp_path / "whole")
     folder = tmp_path / "parts"
     fit(run_of(16, micro_batch=4), folder)
     for until, strategy in ((32, "replicate"), (56, "shard")):
         first, second = on_two_ranks(tmp_path / strategy, fit_in, folder, until, strategy)
         assert first == second
-    fit_in(folder, 80, "replicate")
+    fit_in(folder, 80, "shard")
     assert len(losses(folder)) == 10
     assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)

@@ -175,3 +175,13 @@ def test_float32_is_untouched():
     with torch.no_grad():
         denoiser(torch.randn(2, 1, 8, 8), 1.0)
     assert len(LOWERED) == n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_draws_the_same_however_activations_lie(dtype):
+    """With one channel, or one in the weights, convolutions choose either order."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        results.append(dropout(torch.ones(2, 3, 4, 4, dtype=dtype).to(memory_format=layout), 0.5, True))
+    assert torch.equal(*results)

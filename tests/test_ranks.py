@@ -53,7 +53,7 @@ def on_two_ranks(commands, folder):
     jobs = [context.Process(target=one_of_two, args=(r, commands, ports, folder, codes)) for r in range(2)]
     for job in jobs:
         job.start()
-    found = [codes.get(timeout=120) for _ in range(2 * len(commands))]
+    found = [codes.get(timeout=300) for _ in range(2 * len(commands))]
     for job in jobs:
         job.join()
     assert [code for _, code in found] == [0] * len(found), found

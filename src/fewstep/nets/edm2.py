@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Features
 from fewstep.nets.blocks import Block
-from fewstep.nets.layers import accurate, attention, check_halvings, conv2d, one_hot
+from fewstep.nets.layers import accurate, attention, check_halvings, conv2d, dropout, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
@@ -180,7 +180,7 @@ class MPBlock(Block):
         h = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, gain=self.emb_gain) + 1
         h = mp_silu(h * scale[:, :, None, None].to(h.dtype))
-        h = self.conv_res1(F.dropout(h, self.config.dropout, self.training))
+        h = self.conv_res1(dropout(h, self.config.dropout, self.training))
         if not self.encoder:
             x = self.shortcut(x)
         x = mp_sum(x, h, self.config.res_balance)

@@ -68,8 +68,9 @@ class Lowered(NamedTuple):
 LOWERED: MutableMapping[Tensor, Lowered] = WeakIdKeyDictionary()
 """Of the parameters that did not move when they were last used."""
 
-IN_PARTS: ContextVar[bool] = ContextVar("in_parts", default=False)
-"""Whether parameters are together for this computation alone (FSDP2): a copy would outlive them, and not follow them."""
+IN_PARTS: ContextVar[nn.Module | None] = ContextVar("in_parts", default=None)
+"""The network that computes, if its parameters are together for this alone (FSDP2): a copy would outlive them, and not
+follow them."""
 
 
 @overload
@@ -85,7 +86,7 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """
     if parameter is None:
         return None
-    if x.dtype.itemsize >= 4 or forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get():
+    if x.dtype.itemsize >= 4 or forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get() is not None:
         return parameter.to(x.dtype)
     if parameter.requires_grad and not torch.is_inference_mode_enabled():
         LOWERED.pop(parameter, None)
@@ -114,14 +115,16 @@ def activations(x: Tensor, dtype: torch.dtype) -> Tensor:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`F.dropout`; on a CPU with 16 random bits for a value, p rounded to 2^-16, six times as fast as PyTorch's own.
 
+    The bits are dealt out in the order of `activations`, whatever that of `x`: with one channel it is a matter of chance.
     Compiled code has draws of its own, which are functions of torch's random stream, too.
     """
     if not (p and training and x.is_cpu) or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15
-    strides = x.stride() if x.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(x).stride()
-    return x * kept.to(x.dtype).div_(1 - p).as_strided(x.shape, strides)
+    low = x.ndim == 4 and x.dtype.itemsize < 4
+    order = torch.empty_like(x, memory_format=torch.channels_last if low else torch.contiguous_format)
+    return x * kept.to(x.dtype).div_(1 - p).as_strided(x.shape, order.stride())
 
 
 def accurate(x: Tensor) -> Tensor:

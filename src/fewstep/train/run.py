@@ -37,6 +37,7 @@ from torch import nn
 
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
+from fewstep.conditional import ConditionalDiscriminator
 from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
@@ -69,7 +70,7 @@ class Run:
     there, evenly. ema: how the product is averaged, in one way or several; the first makes the snapshots.
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
-    `trackers.TRACKERS` has it. strategy: how denoisers lie on the ranks, of `strategies.STRATEGIES`; other networks are
+    `trackers.TRACKERS` has it. strategy: how large networks lie on the ranks, of `strategies.STRATEGIES`; the others are
     replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). tf32: see `precision.tf32`. name,
     card: for the log and the model's card; the rest of the card is filled in. command: the command line that repeats this
     run.
@@ -120,6 +121,11 @@ class Run:
 
 def denoisers(method: nn.Module) -> list[tuple[str, Denoiser]]:
     return [(name, child) for name, child in method.named_children() if isinstance(child, Denoiser)]
+
+
+def large(method: nn.Module) -> list[str]:
+    """Names of the networks that a strategy lays out: of about the size of the teacher, wherever they are in the method."""
+    return [name for name, m in method.named_modules() if isinstance(m, (Denoiser, ConditionalDiscriminator))]
 
 
 def check_data(method: Method, stream: ImageStream | LatentStream | LabelStream) -> None:
@@ -275,7 +281,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             seed=run.seed,
             tf32=run.tf32,
             device=device(),
-            strategies={name: STRATEGIES[run.strategy]() for name, _ in denoisers(run.method)},
+            strategies={name: STRATEGIES[run.strategy]() for name in large(run.method)},
         )
         with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
             before, newest = 0.0, checkpoints.newest()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import Replicate as Replicated
 
 from fewstep.distributed import world_size
 from fewstep.nets.layers import IN_PARTS
@@ -41,11 +42,12 @@ def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
 
     A message leaves as soon as all of its gradients are there, while the pass goes on, and in the same order on every
     rank. Where a parameter has a gradient on some ranks alone it counts as zero on the others; without one on any rank it
-    stays without.
+    stays without. Gradients in parts are sums already (FSDP2).
     """
     if world_size() == 1:
         yield
         return
+    params = [p for p in params if not isinstance(p, DTensor)]
     groups = buckets(params)
     number = {p: i for i, group in enumerate(groups) for p in group}
     missing = [len(group) for group in groups]
@@ -83,14 +85,10 @@ def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 class Strategy(Protocol):
-    """How a network and its gradients lie over the ranks."""
+    """How a network lies over the ranks."""
 
     def place(self, network: nn.Module, /) -> None:
         """Lay out the parameters; before the network has an optimizer."""
-
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        """Around a backward pass of a step: after the last one each gradient is the sum over the ranks."""
-        ...
 
 
 class Replicate:
@@ -99,52 +97,61 @@ class Replicate:
     def place(self, network: nn.Module) -> None:
         pass
 
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        return summed_over_ranks(params) if last else nullcontext()
 
+def as_one(network: nn.Module, name: str) -> None:
+    """Let a method gather the parameters that it needs, unless the network is computing already: then they are together.
 
-def in_parts(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method of a network in parts; no weight is kept in another precision beyond its computation."""
+    No weight is kept in another precision beyond the computation.
+    """
+    plain = getattr(network, name)
+    if name != "forward":  # which does so by itself
+        register_fsdp_forward_method(network, name)
+    gathering = getattr(network, name)
 
-    @functools.wraps(method)
+    @functools.wraps(plain)
     def call(*args: Any, **options: Any) -> Any:
-        token = IN_PARTS.set(True)
+        if IN_PARTS.get() is network:
+            return plain(*args, **options)
+        token = IN_PARTS.set(network)
         try:
-            return method(*args, **options)
+            return gathering(*args, **options)
         finally:
             IN_PARTS.reset(token)
 
-    return call
+    setattr(network, name, call)
 
 
 class Shard:
     """Every rank holds its part of each parameter, gradient, moment and average (FSDP2), for networks that do not fit.
 
     A block's parameters are together only while it computes. Every `forward` and every method named in `methods` must be
-    called by all ranks alike. A loss that differentiates the network twice, as R1 does, is for `Replicate`.
+    called by all ranks alike. A loss that differentiates the network twice, as R1 does, is for `Replicate`. Parameters
+    that are a single number stay whole.
     """
 
-    methods = ("encode", "decode", "log_variance")
+    methods = ("forward", "encode", "decode", "log_variance", "see")
 
     def place(self, network: nn.Module) -> None:
+        if world_size() == 1:
+            return
         # `encode` hands its input on, and nothing writes into what it returns
         warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
         for p in network.parameters():
             p.data = p.data.contiguous()  # FSDP2 takes no other layout
         mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
+        for p in network.parameters():
+            p.data = p.data.contiguous()  # parts are rows
+        numbers = {p for p in network.parameters() if p.ndim == 0}
         lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
         blocks = [block for each in lists for block in each.children() if any(True for _ in block.parameters())]
         for module in (*blocks, network):
-            placed = fully_shard(module, mesh=mesh)
+            # the network too, which may move before it computes again
+            placed = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=numbers)
             placed.set_gradient_divide_factor(1.0)  # sums, by operations that gloo has too
             placed.set_force_sum_reduction_for_comms(True)
         for name in self.methods:
             if hasattr(network, name):
-                register_fsdp_forward_method(network, name)
-                setattr(network, name, in_parts(getattr(network, name)))
-
-    def summing(self, params: Sequence[Tensor], *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()  # FSDP2 sums in every pass
+                as_one(network, name)
 
 
 STRATEGIES: dict[str, type[Strategy]] = {"replicate": Replicate, "shard": Shard}
@@ -161,6 +168,27 @@ def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
         return tensor
     there = tensor.detach().to(model.device)
     return distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def alike(params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters as an optimizer takes them: where some lie in parts, the whole ones too as DTensors, in the same memory."""
+    mesh = next((p.device_mesh for p in params if isinstance(p, DTensor)), None)
+    if mesh is None:
+        return [*params]
+    return [p if isinstance(p, DTensor) else nn.Parameter(everywhere(p.detach(), mesh)) for p in params]
+
+
+def hand_over(params: Sequence[nn.Parameter], seen: Sequence[nn.Parameter]) -> None:
+    """Move the gradients of parameters to those that are `alike` them."""
+    for p, q in zip(params, seen, strict=True):
+        if p is not q and p.grad is not None:
+            assert isinstance(q, DTensor)
+            q.grad, p.grad = everywhere(p.grad, q.device_mesh), None
+
+
+def everywhere(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor that all ranks hold, as one of those that they hold in parts; in the same memory."""
+    return DTensor.from_local(tensor, mesh, [Replicated()], run_check=False)
 
 
 def part(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ from fewstep.denoiser import lay_out
 from fewstep.distributed import rank, sum_over_ranks, world_size
 from fewstep.method import Batch, Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
-from fewstep.train.strategies import Replicate, Strategy, laid_out_as, whole
+from fewstep.train.strategies import Strategy, alike, hand_over, laid_out_as, summed_over_ranks, whole
 
 
 class Stream(Protocol):
@@ -76,7 +76,7 @@ class Trainer:
 
     optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
     several; the first is the one that is evaluated. tf32: see `precision.tf32`. strategies: how networks lie on the ranks,
-    by the name of any player, those that do not move included; the others are replicated.
+    by their name in the method, those that do not move included; the others are replicated.
     """
 
     def __init__(
@@ -111,8 +111,7 @@ class Trainer:
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
         method.requires_grad_(False).eval()
         self.averages = averages(self.player(method.product), ema)
-        self.strategies: dict[str, Strategy] = dict(strategies or {})
-        for name, strategy in self.strategies.items():
+        for name, strategy in (strategies or {}).items():
             strategy.place(self.player(name))
         for average in self.averages:
             average.follow()
@@ -122,7 +121,8 @@ class Trainer:
                 p.requires_grad_(True)
         self.projected = {name: constrained(self.player(name)) for name in players}
         self.settings = dict(optimizers)
-        self.optimizers = {name: make(self.params[name]) for name, make in optimizers.items()}
+        self.seen = {name: alike(params) for name, params in self.params.items()}
+        self.optimizers = {name: make(self.seen[name]) for name, make in optimizers.items()}
         self.scalers = {name: loss_scaler(self.device, settings.loss_scale) for name, settings in optimizers.items()}
         method.requires_grad_(False)
 
@@ -160,7 +160,6 @@ class Trainer:
         """One step of one player's optimizer, over one batch."""
         params, optimizer = self.params[phase.player], self.optimizers[phase.player]
         scaler = self.scalers[phase.player]
-        strategy = self.strategies.get(phase.player, Replicate())
         rounds = self.batch_size // self.micro_batch
         logs: dict[str, Tensor] = {}
         with self.thawed(phase.player):
@@ -168,7 +167,8 @@ class Trainer:
                 batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
                 loss, diagnostics = phase.loss(batch.to(self.device))
-                with strategy.summing(params, last=k + world_size() >= rounds):
+                last = k + world_size() >= rounds
+                with summed_over_ranks(params) if last else nullcontext():
                     scaler.scale(loss.sum() / self.batch_size).backward()
                 figures = {phase.name: loss.detach().mean()}
                 figures |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
@@ -177,7 +177,8 @@ class Trainer:
                     share = value.float() / rounds if value.ndim == 0 else value
                     logs[key] = logs[key] + share if key in logs else share
         self.position += self.batch_size
-        gradients = [p.grad for p in params if p.grad is not None]
+        hand_over(params, self.seen[phase.player])
+        gradients = [p.grad for p in self.seen[phase.player] if p.grad is not None]
         sum_over_ranks([*logs.values()])
         scaler.unscale_(optimizer)
         logs[f"nonfinite/{phase.name}"] = whole(phase.clean(gradients))
@@ -240,7 +241,7 @@ class Trainer:
         moments: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
         for key, value in parts["optimizer"].items():
             name, index, entry = key.rsplit(".", 2)
-            param = self.params[name][int(index)]
+            param = self.seen[name][int(index)]
             moments[name].setdefault(int(index), {})[entry] = (
                 laid_out_as(param, value) if value.shape == param.shape else value  # the count of steps has no parts
             )
@@ -262,6 +263,6 @@ class Trainer:
         """
         figures: dict[str, float] = {}
         for name, optimizer in self.optimizers.items():
-            figures[f"weight_norm/{name}"] = float(whole(torch.stack(torch._foreach_norm([*self.params[name]])).norm()))
+            figures[f"weight_norm/{name}"] = float(whole(torch.stack(torch._foreach_norm([*self.seen[name]])).norm()))
             figures[f"learning_rate/{name}"] = float(optimizer.param_groups[0]["lr"])
         return figures
