@@ -66,7 +66,7 @@ class Noise:
 
     def batch(self, position: int, n: int) -> Batch:
         label = torch.zeros(n, dtype=torch.int64) if self.num_classes else None
-        return Batch(torch.randn(n, *self.shape), label)
+        return Batch(torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(position)), label)
 
 
 def trainer(method: Method, denoiser: Denoiser, batch: int, **options: Any) -> Trainer:

@@ -23,6 +23,7 @@ from fewstep.train import checkpoints
 from fewstep.train.optim import Adam
 from fewstep.train.preemption import EXIT_CODE, stop_signals
 from fewstep.train.run import Run, claimed, fit
+from fewstep.train.trainer import Trainer
 from tests import endurance
 from tests.conftest import tiny_net
 
@@ -158,19 +159,17 @@ def test_the_newest_whole_checkpoints_stay(tmp_path):
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave(kind, tmp_path, capfd, monkeypatch):
     """Between two checkpoints by the clock; the run ends with its own exit code and goes on from where it was."""
-    run = teacher_run(checkpoint_seconds=1e9)
-    batch, n = run.data.batch, 0
+    step = Trainer.step
 
-    def batch_then_signal(*args):
-        nonlocal n
-        n += 1
-        if n == 3:
+    def interrupted(trainer):
+        if trainer.nimg == 16:
             os.kill(os.getpid(), kind)
-        return batch(*args)
+        return step(trainer)
 
-    monkeypatch.setattr(run.data, "batch", batch_then_signal)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(SystemExit) as left:
-        fit(run, tmp_path / "run")
+        fit(teacher_run(checkpoint_seconds=1e9), tmp_path / "run")
+    monkeypatch.undo()
     assert left.value.code == EXIT_CODE == 75
     assert f"{kind.name}: saving" in (said := capfd.readouterr().err)
     assert "teacher: stopped at 24 of 64 images" in said

@@ -29,7 +29,7 @@ class Stream(fs.ImageStream):
 
     def batch(self, position, n):
         print(f"start {START}: images from {position}", flush=True)
-        if RANK == "1" and START == "0" and position >= 28:
+        if RANK == "1" and START == "0" and position >= 44:  # two batches ahead
             os.kill(os.getpid(), signal.SIGKILL)
         if RANK == "1" and START == "1" and position >= 44:
             raise RuntimeError("the cable was pulled")

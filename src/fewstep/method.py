@@ -25,8 +25,14 @@ class Batch(NamedTuple):
     augment: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        rest = (None if x is None else x.to(device) for x in (self.label, self.augment))
-        return Batch(self.image.to(device), *rest)
+        """On a device; out of pinned memory without waiting for the copy."""
+        rest = (None if x is None else x.to(device, non_blocking=True) for x in (self.label, self.augment))
+        return Batch(self.image.to(device, non_blocking=True), *rest)
+
+    def pinned(self) -> Batch:
+        """In memory from which a GPU copies while it computes."""
+        rest = (None if x is None else x.pin_memory() for x in (self.label, self.augment))
+        return Batch(self.image.pin_memory(), *rest)
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]

@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from fewstep import precision
 from fewstep.denoiser import lay_out
 from fewstep.distributed import rank, sum_over_ranks, world_size
-from fewstep.method import Batch, Method, Phase
+from fewstep.method import Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
+from fewstep.train.input import ReadAhead, Stream
 from fewstep.train.strategies import Strategy, alike, hand_over, laid_out_as, summed_over_ranks, whole
-
-
-class Stream(Protocol):
-    """Endless training data: the batch at a position is a function of the position."""
-
-    def batch(self, position: int, n: int) -> Batch: ...
 
 
 class Optimizer(Protocol):
@@ -104,8 +99,8 @@ class Trainer:
         if set(players) != set(optimizers):
             raise ValueError(f"expected an optimizer for each of {players}; got {list(optimizers)}")
         self.device = device or torch.device("cpu")
-        self.method, self.data, self.batch_size, self.seed = method.to(self.device), data, batch_size, seed
-        self.tf32 = tf32
+        self.method, self.batch_size, self.seed, self.tf32 = method.to(self.device), batch_size, seed, tf32
+        self.data = ReadAhead(data, self.micro_batch, self.micro_batch * world_size(), self.device)
         lay_out(self.method)
         self.nimg = self.steps = self.position = 0
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
@@ -164,9 +159,9 @@ class Trainer:
         logs: dict[str, Tensor] = {}
         with self.thawed(phase.player):
             for k in range(rank(), rounds, world_size()):
-                batch = self.data.batch(self.position + k * self.micro_batch, self.micro_batch)
+                batch = self.data.batch(self.position + k * self.micro_batch)
                 reseed(self.seed, self.steps, index, k)
-                loss, diagnostics = phase.loss(batch.to(self.device))
+                loss, diagnostics = phase.loss(batch)
                 last = k + world_size() >= rounds
                 with summed_over_ranks(params) if last else nullcontext():
                     scaler.scale(loss.sum() / self.batch_size).backward()
