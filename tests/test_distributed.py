@@ -204,6 +204,24 @@ def test_two_ranks_are_one_after_20_steps(kind, tmp_path):
     assert distance(one, two[0]) <= 1e-6
 
 
+def figures(steps: int) -> tuple[list[float], Any]:
+    """Of a training in float32: the losses, and the answers of the averaged product at four noise levels."""
+    method = Pretraining(teacher("song").float(), DenoisingLoss())
+    trainer = Trainer(method, ImageStream(digits()), {"denoiser": Adam(1e-4)}, batch_size=4, micro_batch=1)
+    losses = [trainer.step()["denoising_loss"].item() for _ in range(steps)]
+    sigma = torch.tensor([0.1, 0.5, 2.0, 20.0])
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * sigma[:, None, None, None]
+    with torch.no_grad():
+        return losses, trainer.product.eval()(x, sigma, torch.arange(4)).numpy()
+
+
+def test_two_ranks_are_one_in_float32_but_for_weights_without_effect(tmp_path):
+    losses, answers = figures(20)
+    theirs, found = on_two_ranks(tmp_path / "store", figures, 20)[0]
+    assert theirs == pytest.approx(losses, rel=1e-6)
+    assert abs(found - answers).max() <= 1e-6 * abs(answers).max()
+
+
 def gradients(bucket_bytes: int) -> list[Any]:
     """Of a sum of losses over the ranks: overlapping with backward, and by one message afterwards."""
     strategies.BUCKET_BYTES = bucket_bytes
