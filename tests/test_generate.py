@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from fewstep.denoiser import Denoiser
-from fewstep.generation import Plan, SeededNoise, default_plan, generate
+from fewstep.generation import BatchSize, Plan, SeededNoise, default_plan, generate, in_batches
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.noise import karras_sigmas
 from fewstep.precondition import VE
@@ -109,3 +109,49 @@ def test_batches_shrink_to_what_memory_holds(denoiser, monkeypatch):
     monkeypatch.setattr(Denoiser, "forward", lambda self, *a, **k: limited(self, torch.zeros(4)))
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(denoiser, range(2)))
+
+
+def test_batches_grow_into_the_memory_of_a_gpu(monkeypatch):
+    """Each image takes 10 bytes, beside 100 of another part of the process; 2,000 are there."""
+    sizes, held = [], [100]
+
+    def make(batch):
+        held[0] = max(held[0], 100 + 10 * len(batch))
+        sizes.append(len(batch))
+        return np.array(batch)
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held[0])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000 - held[0], 2000))
+    made = in_batches(make, range(500), BatchSize(torch.device("cuda")))
+    assert [int(i) for i in made] == list(range(500))
+    assert sizes == [64, 128, 128, 128, 52]  # 256 would not fit
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    sizes.clear()
+    list(in_batches(make, range(4032), BatchSize(torch.device("cuda"))))
+    assert sizes == [64, 128, 256, 512, 1024, 1024, 1024]
+
+
+def test_the_size_is_remembered_for_a_denoiser_and_a_given_one_is_kept(denoiser, monkeypatch):
+    forward, sizes = Denoiser.forward, []
+
+    def limited(self, x, *args, **kwargs):
+        sizes.append(len(x))
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Denoiser, "forward", limited)
+    monkeypatch.setattr(BatchSize, "FIRST", 16)
+    denoiser.levels = (2.5,)
+
+    def made(**options) -> list[int]:
+        sizes.clear()
+        list(generate(denoiser, range(20), **options))
+        return list(sizes)
+
+    assert made() == [16, 8, 8, 4]
+    assert made() == [8, 8, 4]
+    assert made(batch_size=7) == [7, 7, 6]
+    with pytest.raises(ValueError, match="at least one at a time; got a batch of 0"):
+        made(batch_size=0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, zip_longest
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -159,20 +160,54 @@ def spread_sigmas(denoiser: GenerativeDenoiser, steps: int) -> Tensor:
     return indexed_sigmas(indices, sigma_init=denoiser.sigma_init, sigma_min=denoiser.sigma_end)
 
 
+class BatchSize:
+    """How many images at a time: given, or doubled from 64 on GPUs as long as their memory holds twice as many; halved where
+    it does not suffice.
+
+    Time has no part in it, so that the same machine makes the same batches again.
+    """
+
+    FIRST, LARGEST = 64, 1024
+
+    def __init__(self, device: torch.device, given: int | None = None) -> None:
+        if given is not None and given < 1:
+            raise ValueError(f"images are made at least one at a time; got a batch of {given}")
+        self.device, self.size = device, given or self.FIRST
+        self.grows = given is None and device.type == "cuda"  # no CPU says when there will be no memory
+        self.before = torch.cuda.memory_reserved(device) if self.grows else 0
+
+    def fits(self, n: int) -> None:
+        """Learn that `n` images fit; the memory that they took suffices for as many again."""
+        if self.grows and n == self.size:
+            taken = torch.cuda.memory_reserved(self.device) - self.before
+            self.grows = self.size < self.LARGEST and torch.cuda.mem_get_info(self.device)[0] > taken
+            self.size *= 2 if self.grows else 1
+
+    def too_large(self, n: int) -> None:
+        """Learn that `n` images do not fit."""
+        self.grows, self.size = False, n // 2
+
+
+FITTING: MutableMapping[Denoiser, int] = WeakKeyDictionary()
+"""Sizes of batches that were found for denoisers of this process."""
+
+
 def in_batches(
-    make: Callable[[list[int]], NDArray[np.uint8]], seeds: Sequence[int], batch_size: int
+    make: Callable[[list[int]], NDArray[np.uint8]], seeds: Sequence[int], size: BatchSize
 ) -> Iterator[NDArray[np.uint8]]:
-    """The images of this rank's share of the seeds, every world-th, made in batches; smaller ones from where memory ends."""
+    """The images of this rank's share of the seeds, every world-th, made in batches."""
     mine, start = list(seeds)[rank() :: world_size()], 0
     while start < len(mine):
-        batch = mine[start : start + batch_size]
+        batch = mine[start : start + size.size]
         try:
             images = make(batch)
+            size.fits(len(batch))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            images, batch_size = None, len(batch) // 2
+            images = None
         if images is None:  # outside of the handler, whose traceback holds the tensors
+            size.too_large(len(batch))
             torch.cuda.empty_cache()
             continue
         yield from images
@@ -186,15 +221,15 @@ def generate(
     *,
     label: int | Tensor | None = None,
     plan: Plan | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     tf32: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
     """Images (H, W, C) uint8, one for each seed of this rank (every world-th), in order.
 
     label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
-    None. batch_size: images at a time, halved as often as memory does not suffice. tf32: see `precision.tf32`. The draws
-    of a seed are, in order: the initial noise (float32), a class if there are classes, and the sampler's noise (float64), so
-    that they are those of EDM's generator on a CPU.
+    None. batch_size: images at a time; None for as many as fit, see `BatchSize`, remembered for this denoiser. tf32: see
+    `precision.tf32`. The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the
+    sampler's noise (float64), so that they are those of EDM's generator on a CPU.
     """
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
@@ -218,7 +253,10 @@ def generate(
             )
         return denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
 
-    yield from in_batches(make, seeds, batch_size)
+    size = BatchSize(device, FITTING.get(denoiser) if batch_size is None else batch_size)
+    yield from in_batches(make, seeds, size)
+    if batch_size is None and not size.grows:
+        FITTING[denoiser] = size.size
 
 
 def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> Iterator[NDArray[np.uint8]]:
@@ -238,7 +276,7 @@ def generated(
     *,
     label: int | Tensor | None = None,
     plan: Plan | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     tf32: bool = False,
 ) -> Source:
     """The images of `generate` as a source to be measured, with the part of the protocol that is theirs."""

@@ -157,7 +157,7 @@ def sample(
     npz: Path | None = None,
     subdirs: bool = False,
     label: Annotated[int | None, arg(name="class")] = None,
-    batch: int = 64,
+    batch: int | None = None,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
     """Make images: one for each seed, as PNG files, as one grid, as one array, or all of these.
@@ -170,13 +170,13 @@ def sample(
         npz: file for all images as one array, arr_0 (N, H, W, C).
         subdirs: a folder for every 1,000 seeds.
         label: class index for all images; drawn from the seed if left out.
-        batch: images at a time, halved where memory does not suffice; it does not change them.
+        batch: images at a time; 64 if left out, on GPUs as many as fit. It does not change them.
         sampling: how.
     """
     if out is None and grid is None and npz is None:
         raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
     chosen = parse_seeds(seeds)
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
 
     import numpy as np
@@ -203,7 +203,7 @@ def sample(
         if grid is None and npz is None:
             deque(written(), maxlen=0)
             return
-        images = list(gathered(written(), len(chosen), batch_size=batch))
+        images = list(gathered(written(), len(chosen)))
         if grid is not None and rank() == 0:
             save_png(make_grid(np.stack(images)), grid)
         if npz is not None and rank() == 0:

@@ -37,7 +37,7 @@ def evaluate(
     repeats: int = 1,
     extractor: str | None = None,
     extrapolate: bool = False,
-    batch: int = 64,
+    batch: int | None = None,
     json_file: Json = None,
     markdown: Path | None = None,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
@@ -58,21 +58,23 @@ def evaluate(
         repeats: measure so often, each time with the next seeds; the table has mean, spread and minimum.
         extractor: features of your own, mine.py:features, for metrics such as fd_features; several by commas.
         extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
-        batch: images at a time.
+        batch: images at a time; 64 if left out, of a model on GPUs as many as fit.
         json_file: file for all figures, each with its protocol.
         markdown: file for the table.
         sampling: how a model makes images.
     """
     from fewstep.convert.references import open_reference
     from fewstep.distributed import process_group, rank
-    from fewstep.metrics.evaluate import Options
+    from fewstep.metrics.evaluate import BATCH, Options
     from fewstep.metrics.evaluate import evaluate as measure
     from fewstep.metrics.protocol import markdown as table
     from fewstep.metrics.protocol import write_results
     from fewstep.metrics.sources import first, from_path
 
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch must be at least 1; got {batch}")
     state = state_folder(source, reference, metrics, num, seeds, repeats, extractor, extrapolate, batch, sampling)
-    options = Options(metrics.split(","), user_extractors(extractor), batch, state, extrapolate)
+    options = Options(metrics.split(","), user_extractors(extractor), batch or BATCH, state, extrapolate)
     options.parsed()
     real = open_reference(reference)
     with process_group():
@@ -129,7 +131,7 @@ def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Ref
     return list(range(num or asked or there))
 
 
-def model_sources(path: Path, seeds: list[int], repeats: int, batch: int, sampling: Sampling) -> list[Source]:
+def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None, sampling: Sampling) -> list[Source]:
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 
