@@ -18,6 +18,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distributed import device
 from fewstep.method import Method
+from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.projected import EncoderFeatures, ProjectedDiscriminator
 
 Make = Callable[[Denoiser], Method]
@@ -25,7 +26,6 @@ Make = Callable[[Denoiser], Method]
 METHODS: dict[str, Make] = {
     "sid": SiD,
     "sida": lambda teacher: SiDA(teacher, gates=(0, 0)),
-    "sida-recomputed": lambda teacher: SiDA(teacher, gates=(0, 0), recompute=True),
     "dmd2": lambda teacher: DMD2(teacher, ratio=1),
     "gdd": lambda teacher: GDD(teacher, ProjectedDiscriminator([EncoderFeatures(teacher, 0.1)])),
     "ncvsd": NCVSD,
@@ -37,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     networks.arguments(parser, batch=4, repeats=3)
     parser.add_argument("--reference", type=Path, help="checkout of SiD, for sid and sida")
     parser.add_argument("--methods", default="sid,sida", help=", ".join(METHODS))
+    parser.add_argument("--recompute", type=int, help="pixels a side from which ours recomputes blocks")
     parser.add_argument("--memory", action="store_true", help="also measure memory")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
 
@@ -65,7 +66,10 @@ def step_of(given: argparse.Namespace, name: str) -> Callable[[], object]:
     teacher = networks.denoiser(given)
     kind, _, theirs = name.rpartition("-reference")[0] or name, None, name.endswith("-reference")
     if not theirs:
-        return networks.trainer(METHODS[kind](teacher), teacher, given.batch).step
+        method = METHODS[kind](teacher)
+        if given.recompute:
+            recompute_blocks(method, given.recompute)
+        return networks.trainer(method, teacher, given.batch).step
     images = networks.Noise(teacher).batch(0, given.batch).image.to(device())
     network = networks.theirs(given.reference, teacher)
     if kind == "sid":
@@ -80,6 +84,7 @@ def memories(given: argparse.Namespace, name: str, kinds: list[str]) -> Iterator
         label = f"{name}-reference" if kind == "reference" else name
         options = ["--batch", str(given.batch), "--network", given.network, "--dtype", given.dtype, "--peak", label]
         options += ["--channels", str(given.channels)] if given.channels else []
+        options += ["--recompute", str(given.recompute)] if given.recompute else []
         options += ["--reference", str(given.reference)] if given.reference else []
         loaded, most = in_fresh_process("distillation", *options)
         first = first or most

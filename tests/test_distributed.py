@@ -17,6 +17,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiDA
 from fewstep.distributed import sum_over_ranks
 from fewstep.method import Batch, Method
+from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import strategies
@@ -90,7 +91,8 @@ def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
     if kind == "pretraining":
         method = Pretraining(denoiser, DenoisingLoss())
     elif kind == "sida":
-        method = SiDA(denoiser, gates=(0, 20), average="global", recompute=True)
+        method = SiDA(denoiser, gates=(0, 20), average="global")
+        recompute_blocks(method, 8)
     elif kind == "ncvsd":
         method = NCVSD(denoiser, gan_start=12)
     elif kind == "dmd2":

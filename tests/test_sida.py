@@ -373,18 +373,12 @@ def test_gradients_are_clipped():
     assert torch.cat(grads).tolist() == pytest.approx([0.6, 0.0, 0.8])
 
 
-def test_recomputing_changes_no_gradient_and_only_the_generator_s_graph_is_kept(world):
+def test_only_the_generator_s_graph_is_kept(world):
     method, batch = world
-    results = []
-    for recompute in (False, True):
-        method.recompute = recompute
-        torch.manual_seed(5)
-        loss, _ = method.sid_and_gan(batch)
-        loss.mean().backward()
-        results.append([p.grad.clone() for p in method.generator.parameters()])
-        assert all(p.grad is None for p in [*method.teacher.parameters(), *method.fake_score.parameters()])
-        method.generator.zero_grad()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    loss, _ = method.sid_and_gan(batch)
+    loss.mean().backward()
+    assert all(p.grad is not None for p in method.generator.parameters())
+    assert all(p.grad is None for p in [*method.teacher.parameters(), *method.fake_score.parameters()])
 
 
 def test_a_step_evaluates_each_encoder_as_often_as_needed(world, monkeypatch):

@@ -77,6 +77,7 @@ def fitting(
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
     compile: bool = False,
+    recompute: int | None = None,
     tf32: bool = False,
     track: str | None = None,
     eval_every: int | None = None,
@@ -92,6 +93,8 @@ def fitting(
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
         compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
+        recompute: less memory for more time: blocks on images of at least so many pixels a side keep their inputs alone,
+            and compute the rest again for gradients; 1 means all blocks, none if left out.
         tf32: what is computed in float32 may round its factors to 10 bits on GPUs.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
@@ -109,6 +112,7 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
     run.keep = given["keep"]
     run.strategy = given["strategy"]
     run.compile = given["compile"]
+    run.recompute = given["recompute"]
     run.tf32 = given["tf32"]
     if given["track"] is not None:
         run.track = tuple(given["track"].split(","))

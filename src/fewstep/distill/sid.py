@@ -6,12 +6,8 @@ difference of the teacher's and the fake score's denoised images, with gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import by_sigma
@@ -63,11 +59,6 @@ def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
     return result
 
 
-def evaluated(function: Callable[..., Any], *args: Any, recompute: bool) -> Any:
-    """`function(*args)`; recompute: keep its inputs alone, and compute the rest again in the backward pass."""
-    return checkpoint(function, *args, use_reentrant=False) if recompute else function(*args)
-
-
 class SiD(Method):
     """Players: teacher (fixed), fake_score and generator, all from the teacher unless `generator` is given.
 
@@ -75,8 +66,7 @@ class SiD(Method):
     levels: the noise levels from which the generator makes images, one for one step. noise: the levels at which the
     scores are compared. objective: the fake score's training. uncertainty: weigh both losses by the fake score's
     log-variance head (EDM2); None for if the teacher has one. loss_scale: the paper's factor of the generator's loss
-    (100); Adam is nearly blind to it. recompute: less memory for more time, by computing both scores again in the
-    generator's backward pass.
+    (100); Adam is nearly blind to it.
     """
 
     product = "generator"
@@ -93,7 +83,6 @@ class SiD(Method):
         objective: DenoisingLoss | None = None,
         uncertainty: bool | None = None,
         loss_scale: float = 100.0,
-        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_teacher(teacher)
@@ -102,7 +91,6 @@ class SiD(Method):
         self.generator = student(teacher, generator, levels)
         self.alpha, self.levels, self.noise, self.loss_scale = alpha, levels, noise, loss_scale
         self.objective = objective or DenoisingLoss()
-        self.recompute = recompute
         self.phases = (Phase("fake_score", self.fake_score_loss), Phase("generator", self.generator_loss))
 
     def fake_score_loss(self, batch: Batch) -> Loss:
@@ -114,7 +102,7 @@ class SiD(Method):
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
-        real = evaluated(self.teacher, x, sigma, batch.label, recompute=self.recompute)
-        fake = evaluated(self.fake_score, x, sigma, batch.label, recompute=self.recompute)
+        real = self.teacher(x, sigma, batch.label)
+        fake = self.fake_score(x, sigma, batch.label)
         loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * confidence(self.fake_score, sigma)
         return loss, {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}

@@ -15,7 +15,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import by_sigma
 from fewstep.distill.adversarial import ClipValue, as_fake, as_real, encoder_logits, verdicts
 from fewstep.distill.players import check_teacher, few_steps, frozen, student
-from fewstep.distill.sid import confidence, deviation, evaluated, learner, relative_gap, sid_loss
+from fewstep.distill.sid import confidence, deviation, learner, relative_gap, sid_loss
 from fewstep.method import Batch, Loss, Method, Phase, sanitize
 from fewstep.noise import KarrasUniform, add_noise, expand
 from fewstep.objectives import DenoisingLoss, NoiseLevels
@@ -56,7 +56,6 @@ class SiDA(Method):
         gates: tuple[int, int] = (100_000, 200_000),
         average: Average = "micro_batch",
         clip: float | None = 1.0,
-        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_teacher(teacher)
@@ -66,7 +65,7 @@ class SiDA(Method):
         self.alpha, self.levels, self.noise = alpha, levels, noise
         self.objective = objective or DenoisingLoss()
         self.loss_scale, self.disc_weight, self.gan_weight = loss_scale, disc_weight, gan_weight
-        self.gates, self.average, self.clip, self.recompute = gates, average, clip, recompute
+        self.gates, self.average, self.clip = gates, average, clip
         self.phases = (
             Phase("fake_score", self.fake_score_loss, clean=sanitize if clip is None else ClipValue(clip)),
             Phase("generator", self.sid_alone, start=gates[0], stop=gates[1]),
@@ -105,8 +104,8 @@ class SiDA(Method):
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
-        real = evaluated(self.teacher, x, sigma, batch.label, recompute=self.recompute)
-        fake, logits = evaluated(self.judged, x, sigma, batch.label, recompute=self.recompute)
+        real = self.teacher(x, sigma, batch.label)
+        fake, logits = self.judged(x, sigma, batch.label)
         weight = confidence(self.fake_score, sigma)
         sid = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * weight
         scale = self.gan_weight * x0[0].numel() / deviation(x0, real) * weight

@@ -1,4 +1,4 @@
-"""The repeated blocks of U-Nets, which can be compiled, and the one that DDPM++, NCSN++ and ADM have in common."""
+"""The repeated blocks of U-Nets, compiled or recomputed on request, and the one that DDPM++, NCSN++ and ADM have in common."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.files import cache_folder
-from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, attention, dropout, forward_mode
+from fewstep.nets.layers import IN_PARTS, Conv2d, GroupNorm, Init, Linear, attention, dropout, forward_mode
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]
 
@@ -21,15 +22,31 @@ class Block(nn.Module):
     """A block (B, C, H, W), (B, emb_channels) -> (B, C', H', W') of which a network has many; subclasses say in `compute`
     what it computes.
 
-    compiled: `compute` as `compile_blocks` made it, None for none; copies of the block have it too.
+    compiled: `compute` as `compile_blocks` made it, None for none. recomputed_from: see `recompute_blocks`, None for
+    never. Copies of the block have both.
     """
 
     compiled: Compute | None = None
+    recomputed_from: int | None = None
 
     def compute(self, x: Tensor, emb: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.recomputed_from is None or x.shape[-1] < self.recomputed_from:
+            return self.computed(x, emb)
+        options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
+        return checkpoint(self.computed_within, IN_PARTS.get(), x, emb, **options)
+
+    def computed_within(self, network: nn.Module | None, x: Tensor, emb: Tensor) -> Tensor:
+        """As a part of `network`: a backward pass no longer knows where it is."""
+        token = IN_PARTS.set(network)
+        try:
+            return self.computed(x, emb)
+        finally:
+            IN_PARTS.reset(token)
+
+    def computed(self, x: Tensor, emb: Tensor) -> Tensor:
         if self.compiled is None or forward_mode():  # of which compiled code has no derivative
             return self.compute(x, emb)
         for batch in (x, emb):
@@ -56,6 +73,17 @@ def compile_blocks(module: nn.Module) -> None:
         if isinstance(block, Block):
             shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
             block.compiled = compiled(type(block).compute, BACKEND, shapes)
+
+
+def recompute_blocks(module: nn.Module, pixels: int) -> None:
+    """Let blocks on images of at least `pixels` a side keep their inputs alone for the backward pass, and compute the rest
+    again there (activation checkpointing), in place: less memory for the time of one more evaluation, the same gradients.
+    """
+    if pixels < 1:
+        raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {pixels}")
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.recomputed_from = pixels
 
 
 @cache

@@ -47,7 +47,7 @@ from fewstep.files import read_json, write_json
 from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
-from fewstep.nets.blocks import compile_blocks
+from fewstep.nets.blocks import compile_blocks, recompute_blocks
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
@@ -71,9 +71,10 @@ class Run:
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
     `trackers.TRACKERS` has it. strategy: how large networks lie on the ranks, of `strategies.STRATEGIES`; the others are
-    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). tf32: see `precision.tf32`. name,
-    card: for the log and the model's card; the rest of the card is filled in. command: the command line that repeats this
-    run.
+    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: how many pixels a side
+    make a block large enough to be recomputed in backward passes (`nets.blocks.recompute_blocks`), None for never. tf32:
+    see `precision.tf32`. name, card: for the log and the model's card; the rest of the card is filled in. command: the
+    command line that repeats this run.
     """
 
     method: Method
@@ -91,6 +92,7 @@ class Run:
     track: tuple[str, ...] = ()
     strategy: str = "replicate"
     compile: bool = False
+    recompute: int | None = None
     tf32: bool = False
     name: str = "run"
     card: Card = field(default_factory=Card)
@@ -271,6 +273,8 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
         open_folder(run, folder, fresh=fresh)
         if run.compile:
             compile_blocks(run.method)
+        if run.recompute is not None:
+            recompute_blocks(run.method, run.recompute)
         trainer = Trainer(
             run.method,
             run.data,
