@@ -30,7 +30,7 @@ def pair(net, pixels: int) -> tuple[Denoiser, Denoiser]:
     return kept, recomputed
 
 
-def gradients(denoiser: Denoiser) -> tuple[list[torch.Tensor], int]:
+def gradients_of(denoiser: Denoiser) -> tuple[list[torch.Tensor], int]:
     """The answer, its gradients in images and weights, and the bytes that wait for the backward pass, beside the weights."""
     waiting = {}
     weights = {p.data_ptr() for p in denoiser.parameters()}
@@ -47,7 +47,8 @@ def gradients(denoiser: Denoiser) -> tuple[list[torch.Tensor], int]:
         out = denoiser(x, torch.linspace(0.1, 5, 4), torch.arange(4))
     torch.randn(1)  # what is drawn in between does not matter
     out.square().sum().backward()
-    return [out.detach(), x.grad, *(p.grad for p in denoiser.parameters() if p.grad is not None)], sum(waiting.values())
+    gradients = [p.grad for p in (x, *denoiser.parameters()) if p.grad is not None]
+    return [out.detach(), *gradients], sum(waiting.values())
 
 
 SONG = {"channel_mult": (1, 2), "num_blocks": 2, "attn_resolutions": (4,), "dropout": 0.2}
@@ -60,7 +61,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_gradients_bit_for_bit_from_less_memory(name):
     kept, recomputed = pair(NETWORKS[name](), 1)
-    (expected, before), (found, after) = gradients(kept), gradients(recomputed)
+    (expected, before), (found, after) = gradients_of(kept), gradients_of(recomputed)
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
@@ -72,10 +73,10 @@ def test_only_large_blocks_and_only_for_gradients(monkeypatch):
     compute = UNetBlock.compute
     monkeypatch.setattr(UNetBlock, "compute", lambda b, x, emb: sides.append(x.shape[-1]) or compute(b, x, emb))
     kept, recomputed = pair(NETWORKS["song"](), 8)
-    gradients(kept)
+    gradients_of(kept)
     once = sorted(sides)
     sides.clear()
-    gradients(recomputed)
+    gradients_of(recomputed)
     assert sorted(sides) == sorted([*once, *(side for side in once if side >= 8)])
     assert 0 < once.count(8) < len(once)
     sides.clear()
@@ -100,7 +101,7 @@ def test_compiled_blocks_are_recomputed_too(monkeypatch):
     kept, recomputed = pair(tiny_net(channel_mult=(1,), num_blocks=1, attn_resolutions=()), 1)
     compile_blocks(recomputed)
     try:
-        (expected, before), (found, after) = gradients(kept), gradients(recomputed)
+        (expected, before), (found, after) = gradients_of(kept), gradients_of(recomputed)
     finally:
         torch.compiler.reset()
     for a, b in zip(found, expected, strict=True):
