@@ -101,6 +101,7 @@ def test_ticks_are_round_and_inside():
     assert linear_ticks(-3, 117) == [0, 25, 50, 75, 100]
     assert log_ticks(0.5, 40) == [0.5, 1, 2, 5, 10, 20]
     assert log_ticks(1e-8, 1e8) == [1e-6, 1e-3, 1, 1e3, 1e6]
+    assert log_ticks(0.0015, 7, 4) == [0.01, 0.1, 1]  # eleven of 1, 2, 5 would touch
     rng = np.random.default_rng(0)
     for low, span in zip(rng.normal(0, 100, 300), 10 ** rng.uniform(-5, 9, 300), strict=True):
         ticks = linear_ticks(low, low + span)
@@ -498,6 +499,13 @@ def test_page_of_a_single_run(tmp_path):
     write_run(tmp_path / "run")
     page = page_of(tmp_path / "run")
     assert page.text["h1"] == ["run"] and page.text["h2"] == ["Training", "How to reproduce"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for folder in ("gdd", "sid", "student"):
+        write_run(tmp_path / folder)
+        (tmp_path / folder / "run.json").write_text('{"name": "student"}')
+    assert page_of(tmp_path).text["h3"] == ["gdd: student", "sid: student", "student"]
 
 
 def test_page_notes_what_a_log_lost(tmp_path):

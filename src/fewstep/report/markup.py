@@ -19,7 +19,7 @@ WIDEST, COARSE = 1400, 240
 """Pixels of the longer side: an image beyond the one is reduced, one up to the other is magnified without blur."""
 
 WORDS = {word: word.upper() for word in ("fd", "fid", "kid", "is", "psnr", "ssim", "lpips", "nfe", "ema")}
-WORDS |= {"lr": "learning rate", "grad": "gradient"}
+WORDS |= {"lr": "learning rate", "grad": "gradient", "gib": "GiB"}
 
 
 def escape(text: object) -> str:

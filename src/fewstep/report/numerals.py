@@ -56,13 +56,13 @@ def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, n: int = 6) -> list[float]:
-    """Ticks for a logarithmic axis over [low, high], both positive: decades, or their 1, 2, 5, or linear."""
+    """About `n` ticks for a logarithmic axis over [low, high], both positive: decades, or their 1, 2, 5, or linear."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if last - first >= 3:
-        stride = math.ceil((last - first + 1) / n)
-        return [10.0**k for k in range(first, last + 1) if k % stride == 0]
     ticks = [float(f"{m}e{k}") for k in range(first - 1, last + 1) for m in (1, 2, 5)]
     ticks = [t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
+    if len(ticks) > n + 2 and last > first:
+        stride = math.ceil((last - first + 1) / n)
+        return [10.0**k for k in range(first, last + 1) if k % stride == 0]
     return ticks if len(ticks) >= 3 else linear_ticks(low, high, n)
 
 

@@ -137,7 +137,7 @@ def training(run: RunRecord) -> str:
     notes += [f"{plural(log.repeated, 'line')} of log.jsonl left out: training resumed before."] * bool(log.repeated)
     rest = records.flat({k: v for k, v in run.info.items() if k not in ("name", "started", "command")})
     return (
-        f'<h3>{escape(run.name)}</h3><ul class="facts">{told}</ul>'
+        f'<h3>{escape(run.title)}</h3><ul class="facts">{told}</ul>'
         + (f'<div class="grids row">{shots}</div>' if shots else "")
         + (f'<div class="charts small">{charts}</div>' if charts else "")
         + "".join(f'<p class="note">{note}</p>' for note in notes)

@@ -75,6 +75,11 @@ class RunRecord:
     def name(self) -> str:
         return str(self.info.get("name") or self.folder.name)
 
+    @property
+    def title(self) -> str:
+        """The name, behind that of the folder where they differ: several runs may be students."""
+        return self.name if self.name == self.folder.name else f"{self.folder.name}: {self.name}"
+
     def setting(self, key: str) -> Any:
         """An entry of run.json or of its `identity`, the settings that decide the weights; None if neither has it."""
         identity = self.info.get("identity")
