@@ -3,7 +3,8 @@
 `python -m benchmarks evaluation PART` with PART one of: `frechet`, seconds of the distance of 2,048 dimensions and its
 deviation from an independent computation; `images`, images per second of reading PNG files and measuring them on the
 true Inception network (random weights) against the network alone; `pipeline`, statistics of the features of PNG files for
-the Frechet distance, by EDM's fid.py with our network in plain PyTorch (--reference EDM) and by ours; `memory`, the memory
+the Frechet distance, by EDM's fid.py with our network in plain PyTorch (--reference EDM) and by ours, in float32 and in
+bfloat16 if the hardware has it, with the distances between them; `memory`, the memory
 of all metrics of 50,000 images of 32x32 beyond what the process had, on a cheap extractor with features of Inception's
 sizes; `libraries`, deviations from torch-fidelity, torchmetrics and prdc, whichever are installed, on the same features,
 and of our Inception from torch-fidelity's with the same weights.
@@ -17,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -34,12 +37,13 @@ from fewstep.distributed import device
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.distribution import Moments, ScoreSums, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate
-from fewstep.metrics.extractors import Network, fast
+from fewstep.metrics.extractors import Network, fast, precision
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.networks.inception import Inception
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Source, batches, first, from_path, prefetched
 from fewstep.metrics.statistics import Pass, Saved
+from fewstep.precision import fast_dtype
 
 DIM, CLASSES, SPATIAL = 2048, 1008, 2023
 BATCH = 16
@@ -111,7 +115,6 @@ def images(folder: Path, n: int) -> Table:
 
 def pipeline(folder: Path, n: int, checkout: Path | None, repeats: int) -> Iterator[Table]:
     """Mean and covariance of the features of PNG files; the reference gets our network, unfused, as its download."""
-    network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00")
     parts: dict[str, Callable[[], Any]] = {}
     if checkout is not None:
         plain = inception()
@@ -128,20 +131,22 @@ def pipeline(folder: Path, n: int, checkout: Path | None, repeats: int) -> Itera
             str(folder), num_workers=0, prefetch_factor=None, device=device()
         )
 
-    def ours() -> tuple[np.ndarray, np.ndarray]:
+    def ours(network: Network) -> tuple[Tensor, Tensor]:
         need = parse("fid").need
         current = Pass(from_path(folder), [need], {"inception": network}, batch_size=64, saved=Saved(None, {}))
         current.begin()
-        mean, covariance = current.finish()[need]
-        return mean.numpy(), covariance.numpy()
+        return current.finish()[need]
 
-    parts["fewstep"] = ours
-    if checkout is not None:
-        law, other = (tuple(map(torch.as_tensor, part())) for part in parts.values())
-        yield Table(
-            "Our statistics against the reference's",
-            [{"": "Frechet distance", "value": frechet_distance(*law, *other)}],
-        )
+    for dtype in dict.fromkeys((torch.float32, fast_dtype())):
+        network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00", dtype=dtype)
+        parts[f"fewstep, {precision(network)}"] = partial(ours, network)
+    laws = {name: tuple(map(torch.as_tensor, part())) for name, part in parts.items()}
+    distances = []
+    for a, b in combinations(laws, 2):
+        found = frechet_distance(*laws[a], *laws[b])
+        of_variance = found / float(torch.trace(laws[a][1]))
+        distances.append({"": f"{a} and {b}", "Frechet distance": found, "of the variance": of_variance})
+    yield Table("Between the statistics", distances)
     yield compared(f"Statistics of {n} PNG files", parts, repeats, images=n)
 
 

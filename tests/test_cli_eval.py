@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from fewstep import checkpoint, generate, generated
 from fewstep.cli import main
@@ -21,7 +22,7 @@ from fewstep.data import digits
 from fewstep.files import sha256
 from fewstep.metrics import statistics
 from fewstep.metrics.distribution import Moments, frechet_distance
-from fewstep.metrics.extractors import Pixels
+from fewstep.metrics.extractors import NETWORKS, Network, Pixels
 from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.metrics.references import load_reference
 from tests.test_cli import fails
@@ -162,6 +163,29 @@ def test_images_and_references(capsys):
     shown = capsys.readouterr()
     assert "| fd_pixels@40 " in shown.out and "| fd_pixels@20 " in shown.out
     assert "warning: these figures of fd_pixels cannot be compared, they differ in n: 40 and 20" in shown.err
+
+
+def test_the_precision_of_features(capsys, monkeypatch):
+    class Small(nn.Module):
+        def forward(self, images):
+            return {"features": images[:, 0].flatten(1)[:, :9]}
+
+    def small(dtype):
+        return Network("inception", Small(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
+
+    monkeypatch.setitem(NETWORKS, "inception", small)
+    monkeypatch.setattr("fewstep.precision.fast_dtype", lambda: torch.float16)
+    np.savez("images.npz", arr_0=digits().decoded()[:40].transpose(0, 2, 3, 1))
+    command = ["eval", "images.npz", "--metrics", "fid", "--json", "out.json", "--reference"]
+    for word, dtype in (("float32", None), ("bfloat16", "bfloat16"), ("auto", "float16")):
+        option = ["--feature-dtype", word]
+        assert main(["eval", "reference", "digits", f"{word}.npz", "--metrics", "fid", *option]) == 0
+        for reference in ("digits", f"{word}.npz"):
+            assert main([*command, reference, *option]) == 0
+            assert results()["fid@40"]["protocol"]["extractor"].get("dtype") == dtype
+    assert "00ff... in bfloat16, and this one is 00ff...;" in fails(capsys, *command, "bfloat16.npz")
+    pixels = ["eval", "images.npz", "--reference", "digits", "--metrics", "fd_pixels", "--feature-dtype", "bfloat16"]
+    assert "need pixels, with no choice of precision: leave it out" in fails(capsys, *pixels)
 
 
 def test_pairs(capsys, monkeypatch):

@@ -13,18 +13,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch import nn
 
 from fewstep.data import ImageData, digits
 from fewstep.metrics import statistics
 from fewstep.metrics.catalog import Metric, parse, parse_all
 from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate, make_reference
-from fewstep.metrics.extractors import Pixels, User, extractor
+from fewstep.metrics.extractors import NETWORKS, Network, Pixels, User, extractor
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.protocol import (
     Result,
     check_comparable,
     compare,
+    differences,
     markdown,
     read_results,
     repeat_seeds,
@@ -274,6 +276,93 @@ def test_adms_reference_has_a_part_for_each_metric(tmp_path, save):
     assert results["fid@120"] == pytest.approx(frechet_distance(mean, cov, *law), rel=1e-6)
     real = extract(torch.tensor(REAL.decoded()))["features"]
     assert results["precision@120"] == overlap(real, fake, [3])[3].precision
+
+
+# The precision of features
+
+
+class Small(nn.Module):
+    """Twelve features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, bias=False)
+        self.conv.weight.data = torch.linspace(-20, 20, 12 * 27).sin().view(12, 3, 3, 3)
+
+    def forward(self, images):
+        return {"features": self.conv(images / 255).relu().mean((2, 3), dtype=torch.float32)}
+
+
+def small(folder=None, dtype=torch.float32):
+    return Network("inception", Small(), torch.Tensor.float, resize="none", sha256="00ff", dtype=dtype)
+
+
+@pytest.fixture
+def fid(monkeypatch):
+    """Options for the small network by its precision."""
+    monkeypatch.setitem(NETWORKS, "inception", small)
+    return {dtype: Options(("fid",), batch_size=32, feature_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+
+def test_figures_say_the_precision_of_their_features(fid):
+    full, low = (evaluate(list(FAKE), REAL, options)[0] for options in fid.values())
+    assert full.value != low.value == pytest.approx(full.value, rel=0.02)
+    extractor = {"name": "inception", "sha256": "00ff", "part": "features", "resize": "none"}
+    assert full.protocol["extractor"] == extractor
+    assert low.protocol == full.protocol | {"extractor": extractor | {"dtype": "bfloat16"}}
+    assert differences(full, full) == [] and len(differences(full, low)) == 1
+    with pytest.warns(UserWarning, match="fid cannot be compared, they differ in extractor: .*dtype bfloat16"):
+        check_comparable([full, low])
+
+
+def test_features_of_one_image_in_two_precisions():
+    """The distance of the features of one set of images to themselves in the other precision is next to nothing."""
+    images = torch.from_numpy(FAKE)
+    laws = [Moments.of(small(dtype=dtype)(images)["features"]).compute() for dtype in (torch.float32, torch.bfloat16)]
+    real = Moments.of(small()(torch.tensor(REAL.decoded()))["features"]).compute()
+    assert 0 < frechet_distance(*laws[0], *laws[1]) < 1e-3 * frechet_distance(*laws[0], *real)
+
+
+def test_references_of_another_precision_are_refused(fid, tmp_path):
+    full, low = fid.values()
+    for name, used in (("full", full), ("low", low)):
+        save_reference(make_reference(REAL, used), tmp_path / f"{name}.npz")
+    made_full, made_low = (load_reference(tmp_path / f"{name}.npz") for name in ("full", "low"))
+    assert (made_full.extractors, made_low.extractors) == ({"inception": "00ff"}, {"inception": "00ff in bfloat16"})
+    for reference, used in ((made_full, full), (made_low, low)):
+        assert values(evaluate(list(FAKE), reference, used)) == values(evaluate(list(FAKE), REAL, used))
+    with pytest.raises(
+        ValueError, match=r"extractor 00ff\.\.\. in bfloat16, and this one is 00ff\.\.\.; .* same precision"
+    ):
+        evaluate(list(FAKE), made_low, full)
+    with pytest.raises(
+        ValueError, match=r"extractor 00ff\.\.\., and this one is 00ff\.\.\. in bfloat16; .* same precision"
+    ):
+        evaluate(list(FAKE), made_full, low)
+    mean, cov = made_full.moments["inception", "features"]
+    np.savez(tmp_path / "edm.npz", mu=mean, sigma=cov)
+    [result] = evaluate(list(FAKE), load_reference(tmp_path / "edm.npz"), low)  # says nothing of what made it
+    assert result.protocol["extractor"]["dtype"] == "bfloat16"
+
+
+def test_a_pass_of_another_precision_is_not_continued(fid, tmp_path):
+    expected = {dtype: values(evaluate(list(FAKE), REAL, options)) for dtype, options in fid.items()}
+    for _ in range(2):
+        for dtype, options in fid.items():
+            assert values(evaluate(list(FAKE), REAL, replace(options, resume=tmp_path))) == expected[dtype]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_precision_for_no_network_is_refused(fid):
+    with pytest.raises(
+        ValueError, match="features in bfloat16 .* inception, clip, dinov2 .* need pixels, tiny, with no"
+    ):
+        evaluate(list(FAKE), REAL, options(metrics=("fd_pixels", "fd_tiny"), feature_dtype=torch.bfloat16))
+    both = options(metrics=("fd_tiny", "fid"), feature_dtype=torch.bfloat16)
+    tiny, low = evaluate(list(FAKE), REAL, both)
+    assert "dtype" not in tiny.protocol["extractor"] and low.protocol["extractor"]["dtype"] == "bfloat16"
+    opened = replace(both, extractors=both.open_extractors(both.parsed()))  # beforehand, as for many evaluations
+    assert values(evaluate(list(FAKE), REAL, opened)) == values([tiny, low])
 
 
 # Sources

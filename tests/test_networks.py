@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from fewstep.metrics import weights
-from fewstep.metrics.extractors import Network, fast
+from fewstep.metrics.extractors import NETWORKS, Network, extractor, fast
 from fewstep.metrics.networks.clip import CLIP, cubic_pixels
-from fewstep.metrics.networks.dinov2 import DINOv2
+from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception, tf1_resize
 from fewstep.metrics.networks.lpips import LPIPS
 
@@ -160,6 +162,51 @@ def test_lpips_is_the_published_network(backbone, expected):
     a, b = picture(2, 3, 64, 72) / 127.5 - 1, picture(2, 3, 64, 72, seed=1) / 127.5 - 1
     assert torch.allclose(network(a, b), torch.tensor(expected), rtol=1e-5)
     assert torch.equal(network(a, a), torch.zeros(2))
+
+
+SMALL = {
+    "inception": (lambda: fast(randomise(Inception())), torch.Tensor.float),  # pyright: ignore[reportArgumentType]
+    "clip": (
+        lambda: randomise(CLIP(size=64, patch=16, width=128, heads=2, depth=3, out=20)),
+        partial(cubic_pixels, size=64),
+    ),
+    "dinov2": (lambda: randomise(DINOv2(trained_size=70, width=64, heads=4, depth=3)), partial(cubic, size=56)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_below_float32(name, monkeypatch):
+    """Convolutions and products alone: what goes into the network, norms, sums and what comes out are float32."""
+    monkeypatch.setattr("fewstep.metrics.networks.inception.tf1_resize", partial(tf1_resize, size=107))  # less to do
+    build, prepare = SMALL[name]
+    full, low = (
+        Network(name, build(), prepare, resize="", sha256=None, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    inputs = []
+    low.network.register_forward_pre_hook(lambda module, given: inputs.append(given[0].dtype))
+    images = picture(4, 3, 32, 32)
+    expected, found = full(images), low(images)
+    assert inputs == [torch.float32]
+    for part, values in expected.items():
+        error = (found[part] - values).norm() / values.norm()
+        assert found[part].dtype == torch.float32 and 1e-4 < error < 0.02, (part, error)
+    features = found["features"]
+    assert not torch.equal(features, features.bfloat16().float())
+    if name == "inception":
+        assert torch.equal(found["logits"], features @ full.network.fc["weight"].T)  # pyright: ignore
+    assert not any(isinstance(m, nn.LayerNorm) and m.weight.dtype != torch.float32 for m in low.network.modules())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_built_in_networks_take_a_precision(name, monkeypatch):
+    monkeypatch.setattr(weights, "read_weights", lambda asset, folder: ({}, {"sha256": "00"}))
+    monkeypatch.setattr(weights, "fill", lambda build, state, where: SMALL[name][0]())
+    assert list(SMALL) == list(NETWORKS)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = extractor(name, dtype)
+        assert isinstance(found, Network) and found.dtype == dtype
+        assert any(p.dtype == torch.bfloat16 for p in found.network.parameters()) == (dtype == torch.bfloat16)
 
 
 def test_the_networks_have_their_published_sizes():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fewstep.distributed import barrier, sum_over_ranks, world_size
 from fewstep.metrics.catalog import NEIGHBOURS, SPLITS, Metric, Need, parse
 from fewstep.metrics.distribution import SUBSET, SUBSETS, frechet_at_infinity, frechet_distance, kernel_distance
-from fewstep.metrics.extractors import Extractor, extractor
+from fewstep.metrics.extractors import NETWORKS, Extractor, extractor, identity, precision
 from fewstep.metrics.neighbours import Overlap, overlap
 from fewstep.metrics.protocol import SMALL, Result
 from fewstep.metrics.references import Reference
@@ -38,7 +38,8 @@ class Options:
 
     batch_size: images at a time in a feature network. resume: folder in which the state of a pass is kept; the same
     evaluation continues from there, until the folder is removed. extrapolate: add the Frechet distances' values at
-    infinitely many images (Chong & Forsyth, 2020).
+    infinitely many images (Chong & Forsyth, 2020). feature_dtype: in which the built-in networks convolve and multiply;
+    figures of different precision cannot be compared.
     """
 
     metrics: Sequence[str] = ("fd_pixels",)
@@ -46,6 +47,7 @@ class Options:
     batch_size: int = BATCH
     resume: Path | None = None
     extrapolate: bool = False
+    feature_dtype: torch.dtype = torch.float32
 
     def parsed(self) -> list[Metric]:
         if not self.metrics:
@@ -53,10 +55,20 @@ class Options:
         return list(dict.fromkeys(parse(name) for name in self.metrics))
 
     def open_extractors(self, metrics: Iterable[Metric]) -> dict[str, Extractor]:
-        """The extractors that metrics need; built-in ones are loaded here, which fails without their weights."""
+        """The extractors that metrics need; built-in ones are loaded here, which fails without their weights.
+
+        ValueError if a precision is asked for and none of them computes in it.
+        """
         given = self.extractors or {}
         names = dict.fromkeys(metric.extractor for metric in metrics)
-        return {name: given[name] if name in given else extractor(name) for name in names}
+        found = {name: given[name] if name in given else extractor(name, self.feature_dtype) for name in names}
+        asked = str(self.feature_dtype).removeprefix("torch.")
+        if asked != "float32" and asked not in map(precision, found.values()):
+            raise ValueError(
+                f"features in {asked} are asked for, which the networks {', '.join(NETWORKS)} can give; these metrics "
+                f"need {', '.join(found)}, with no choice of precision: leave it out"
+            )
+        return found
 
 
 def evaluate(
@@ -125,14 +137,14 @@ def start(
     protocol: Mapping[str, Any],
 ) -> Pass:
     """A pass that has looked at its first images, or is back where it was interrupted."""
-    identity = {
+    decisive = {
         "needs": needs,
         "n": source.n,
         "protocol": protocol,
-        "extractors": {name: e.sha256 for name, e in extractors.items()},
+        "extractors": {name: identity(e) for name, e in extractors.items()},
         "batch_size": options.batch_size,
     }
-    current = Pass(source, needs, extractors, batch_size=options.batch_size, saved=Saved(options.resume, identity))
+    current = Pass(source, needs, extractors, batch_size=options.batch_size, saved=Saved(options.resume, decisive))
     current.begin()
     return current
 
@@ -166,13 +178,19 @@ def check_counts(metrics: Iterable[Metric], n: int | None, real: Reference) -> N
 
 
 def check_extractor(used: Extractor, real: Reference, name: str) -> None:
-    """Refuse a reference whose arrays were made with other weights than those in use."""
-    known = real.extractors.get(name)
-    if known is not None and known != used.sha256:
+    """Refuse a reference whose arrays were made with other weights, or in another precision, than those in use."""
+    known, mine = real.extractors.get(name), identity(used)
+    if known is not None and known != mine:
         raise ValueError(
-            f"the reference {real.name} was made with the {name} extractor {known[:16]}..., and this one is "
-            f"{(used.sha256 or 'without a hash')[:16]}...; make the reference anew, or use the same weights"
+            f"the reference {real.name} was made with the {name} extractor {short(known)}, and this one is "
+            f"{short(mine) if mine else 'without a hash'}; make the reference anew, or use the same weights in the same precision"
         )
+
+
+def short(known: str) -> str:
+    """An `identity` with the beginning of its hash."""
+    digest, *dtype = known.split(" in ")
+    return " in ".join([f"{digest[:16]}...", *dtype])
 
 
 def check_dims(fake: Statistics, real: Reference) -> None:
@@ -217,12 +235,12 @@ def complete(
     found.merge_ranks()
     moments = {n[:2]: found[n] for n in needs if n.of == "moments"}
     samples = {n[:2]: found[n] for n in needs if n.of == "samples"}
-    hashes = {name: e.sha256 for name, e in extractors.items()}
+    known = {name: identity(e) for name, e in extractors.items()}
     return replace(
         real,
         moments={**real.moments, **moments},
         samples={**real.samples, **samples},
-        extractors={**hashes, **{k: v for k, v in real.extractors.items() if v is not None}},
+        extractors={**known, **{k: v for k, v in real.extractors.items() if v is not None}},
     )
 
 
@@ -256,6 +274,8 @@ def compute(metric: Metric, fake: Statistics, real: Reference, overlaps: Mapping
 def measured_by(metric: Metric, used: Extractor, real: Reference, n: int) -> dict[str, Any]:
     """The part of a protocol that another measurement must share."""
     extractor = {"name": used.name, "sha256": used.sha256, "part": metric.part, "resize": used.resize}
+    if (dtype := precision(used)) != "float32":
+        extractor["dtype"] = dtype
     settings = SETTINGS[metric.kind] | ({"k": metric.k} if metric.k else {})
     if metric.kind == "kernel":
         settings["size"] = min(SUBSET, n, len(real.samples[metric.extractor, metric.part]))

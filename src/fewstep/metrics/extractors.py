@@ -50,14 +50,31 @@ class Pixels:
         return PixelCodec().encode(images).flatten(1).to(torch.float64)
 
 
+PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+"""Layers that are computed in the precision of a `Network`."""
+
+
 class Network:
-    """A feature network with what brings uint8 images to its size; grey images are repeated to three channels."""
+    """A feature network with what brings uint8 images to its size; grey images are repeated to three channels.
+
+    dtype: in which the layers of `PRODUCTS`, and what lies between two of them, compute: float32, bfloat16 or float16.
+    Resizing, layer norms, residual sums, means over the image and what is made of them are in float32.
+    """
 
     def __init__(
-        self, name: str, network: nn.Module, prepare: Callable[[Tensor], Tensor], *, resize: str, sha256: str | None
+        self,
+        name: str,
+        network: nn.Module,
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        resize: str,
+        sha256: str | None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.name, self.prepare, self.resize, self.sha256 = name, prepare, resize, sha256
+        self.name, self.prepare, self.resize, self.sha256, self.dtype = name, prepare, resize, sha256, dtype
         self.network = network.to(device()).eval().requires_grad_(False)
+        if dtype != torch.float32:
+            lower(self.network, dtype)
 
     def __call__(self, images: Tensor) -> Features:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -66,7 +83,34 @@ class Network:
             )
         with torch.no_grad(), tf32(False):
             rgb = images.to(device()).expand(-1, 3, -1, -1)
-            return self.network(self.prepare(rgb))
+            return {part: values.float() for part, values in self.network(self.prepare(rgb)).items()}
+
+
+def lower(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `PRODUCTS` compute in `dtype`, in place: their weights are cast once, their inputs at each call.
+
+    Sums of their outputs and values in float32 are in float32, by PyTorch's type promotion.
+    """
+
+    def cast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        once = {x: x.to(dtype) for x in inputs}  # attention to itself is quick if all three are one tensor
+        return tuple(once[x] for x in inputs)
+
+    for layer in network.modules():
+        if isinstance(layer, PRODUCTS):
+            layer.to(dtype).register_forward_pre_hook(cast)
+
+
+def precision(extractor: Extractor) -> str:
+    """In which an extractor computes, by name; of all but networks, whose precision cannot be chosen, float32."""
+    dtype = extractor.dtype if isinstance(extractor, Network) else torch.float32
+    return str(dtype).removeprefix("torch.")
+
+
+def identity(extractor: Extractor) -> str | None:
+    """What features must share to be compared: the hash and, if it is not float32, the precision: "HASH in bfloat16"."""
+    dtype = precision(extractor)
+    return extractor.sha256 if dtype == "float32" else f"{extractor.sha256} in {dtype}"
 
 
 class User:
@@ -81,12 +125,12 @@ class User:
             return self.function(images)
 
 
-def inception(folder: Path | None = None) -> Network:
+def inception(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
     state, about = weights.read_weights(weights.INCEPTION, folder)
     network = weights.fill(Inception, state, weights.INCEPTION.file)
     assert isinstance(network, Inception)
     rule = "299x299, TensorFlow 1 bilinear (source = target * in / out), no antialiasing; (x - 128) / 128"
-    return Network("inception", fast(network), Tensor.float, resize=rule, sha256=about["sha256"])
+    return Network("inception", fast(network), Tensor.float, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
 def fast(network: Inception) -> nn.Module:
@@ -98,20 +142,20 @@ def fast(network: Inception) -> nn.Module:
     return network
 
 
-def clip(folder: Path | None = None) -> Network:
+def clip(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
     state, about = weights.read_weights(weights.CLIP, folder)
     rule = "224x224, Pillow's bicubic on uint8, shorter side and centre; CLIP's mean and deviation"
     network = weights.fill(CLIP, state, weights.CLIP.file)
-    return Network("clip", network, cubic_pixels, resize=rule, sha256=about["sha256"])
+    return Network("clip", network, cubic_pixels, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
-def dinov2(folder: Path | None = None) -> Network:
+def dinov2(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
     state, about = weights.read_weights(weights.DINOV2, folder)
     rule = (
         f"{DINOV2_SIZE}x{DINOV2_SIZE}, bicubic with antialiasing in float, not rounded; ImageNet's mean and deviation"
     )
     network = weights.fill(DINOv2, state, weights.DINOV2.file)
-    return Network("dinov2", network, cubic, resize=rule, sha256=about["sha256"])
+    return Network("dinov2", network, cubic, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
 def user(where: str) -> User:
@@ -136,18 +180,17 @@ def user(where: str) -> User:
     )
 
 
-BUILT_IN: dict[str, Callable[[], Extractor]] = {
-    "pixels": Pixels,
-    "inception": inception,
-    "clip": clip,
-    "dinov2": dinov2,
-}
+NETWORKS: dict[str, Callable[..., Network]] = {"inception": inception, "clip": clip, "dinov2": dinov2}
 
 
-def extractor(name: str) -> Extractor:
-    """A built-in extractor by name, or one of your own as `mine.py:features`."""
+def extractor(name: str, dtype: torch.dtype = torch.float32) -> Extractor:
+    """A built-in extractor by name, or one of your own as `mine.py:features`. dtype: of `NETWORKS`, see `Network`."""
     if ":" in name:
         return user(name)
-    if name not in BUILT_IN:
-        raise ValueError(f"no extractor is called {name!r}; there are {', '.join(BUILT_IN)}, and mine.py:features")
-    return BUILT_IN[name]()
+    if name == Pixels.name:
+        return Pixels()
+    if name not in NETWORKS:
+        raise ValueError(
+            f"no extractor is called {name!r}; there are pixels, {', '.join(NETWORKS)}, and mine.py:features"
+        )
+    return NETWORKS[name](dtype=dtype)

@@ -51,7 +51,8 @@ class Reference:
 
     moments: mean (D,) and covariance (D, D), float64, for Frechet distances. samples: features of single images (N, D)
     for kernel distances and neighbours. images: to compute from them what is missing. n: images behind the moments,
-    None if the file does not say. extractors: name -> hash of the weights behind the arrays, None if it is not known.
+    None if the file does not say. extractors: name -> `extractors.identity` of what made the arrays, None if the
+    file does not say, as those of others: features of any precision are compared with it, and the protocol says which.
     """
 
     name: str

@@ -172,7 +172,8 @@ class Inception(nn.Module):
         self.Mixed_7a = BlockD(768)
         self.Mixed_7b = BlockE(1280, by_maximum=False)
         self.Mixed_7c = BlockE(2048, by_maximum=True)
-        self.fc = nn.Linear(2048, CLASSES)
+        # no nn.Linear: the Inception Score leaves the bias out, and the product is in float32 whatever the convolutions are
+        self.fc = nn.ParameterDict({"weight": torch.randn(CLASSES, 2048) / 2048**0.5, "bias": torch.zeros(CLASSES)})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = (tf1_resize(images) - 128) / 128
@@ -182,8 +183,8 @@ class Inception(nn.Module):
         branches = self.Mixed_6d.branches(self.Mixed_6c(self.Mixed_6b(x)))
         spatial = branches[0][:, :7].permute(0, 2, 3, 1).flatten(1)
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(torch.cat(branches, 1)))))
-        features = x.mean((2, 3))
-        return {"features": features, "spatial": spatial, "logits": features @ self.fc.weight.T}
+        features = x.mean((2, 3), dtype=images.dtype)
+        return {"features": features, "spatial": spatial, "logits": features @ self.fc["weight"].T}
 
     def fuse(self) -> Inception:
         """Fold the batch norms into the convolutions, in place: the same function, faster."""
