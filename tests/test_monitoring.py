@@ -18,6 +18,7 @@ from fewstep.data import ImageData, ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.generation import generated
 from fewstep.metrics.evaluate import evaluate
+from fewstep.metrics.extractors import NETWORKS, Network
 from fewstep.metrics.protocol import Result
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.evaluation import Evaluation
@@ -83,6 +84,20 @@ def test_the_best_product_is_kept_and_named(evaluated):
     assert card.nimg == nimg and card.metrics[0]["value"] == values[nimg]
     (again,) = evaluate(generated(checkpoint.load(evaluated / "best"), range(20)), digits())
     assert again.value == values[nimg]
+
+
+def test_features_in_the_precision_asked_for(denoiser, monkeypatch):
+    class Few(torch.nn.Module):
+        def forward(self, images):
+            return {"features": images[:, 0, :3, 3]}
+
+    def network(dtype):
+        return Network("inception", Few(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
+
+    monkeypatch.setitem(NETWORKS, "inception", network)
+    for dtype in (torch.float32, torch.bfloat16):
+        (result,) = Evaluation(8, ("fid",), n=4, feature_dtype=dtype).prepare(digits())(denoiser)
+        assert result.protocol["extractor"].get("dtype") == {torch.bfloat16: "bfloat16"}.get(dtype)
 
 
 def test_measuring_does_not_change_training(evaluated, tmp_path):

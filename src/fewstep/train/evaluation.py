@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
 from fewstep.data.images import ImageData
@@ -27,7 +29,8 @@ class Evaluation:
 
     metrics: by name, as `metrics.catalog.parse` reads them; the first decides which product is the best. reference: real
     images or their statistics, None for the training images. n: images made, from the seeds 0 ... n - 1, by the sampler
-    of `default_plan`. batch_size: images at a time.
+    of `default_plan`. batch_size: images at a time. feature_dtype: in which feature networks compute, see
+    `metrics.evaluate.Options`.
     """
 
     every: int
@@ -35,6 +38,7 @@ class Evaluation:
     reference: Reference | Images | None = None
     n: int = 10_000
     batch_size: int = 64
+    feature_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -54,7 +58,7 @@ class Evaluation:
         reference = data if self.reference is None else self.reference
         if self.reference is None and not isinstance(data, ImageData):
             raise ValueError(f"{data.name} holds no images to compare with; give the evaluation a reference")
-        options = metrics.Options(self.metrics, batch_size=self.batch_size)
+        options = metrics.Options(self.metrics, batch_size=self.batch_size, feature_dtype=self.feature_dtype)
         options = dataclasses.replace(options, extractors=options.open_extractors(options.parsed()))
         if not isinstance(reference, Reference):
             reference = metrics.make_reference(reference, options)
