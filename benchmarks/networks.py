@@ -18,7 +18,7 @@ from fewstep.method import Batch, Method
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongUNet
-from fewstep.precision import fast_dtype
+from fewstep.precision import chosen_dtype
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser, *, batch: int, repeats: int = 5) 
 
 
 def precision(given: argparse.Namespace) -> torch.dtype:
-    return fast_dtype() if given.dtype == "auto" else getattr(torch, given.dtype)
+    return chosen_dtype(given.dtype)
 
 
 def denoiser(given: argparse.Namespace, **options: Any) -> Denoiser:

@@ -27,6 +27,11 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def chosen_dtype(name: str) -> torch.dtype:
+    """The precision of that name as commands and recipes have it; auto is `fast_dtype`."""
+    return fast_dtype() if name == "auto" else getattr(torch, name)
+
+
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether GPUs may round the factors of float32 products and convolutions to 10 bits, for the duration."""

@@ -18,8 +18,6 @@ from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.sampling import Sampling
 
 if TYPE_CHECKING:
-    import torch
-
     from fewstep.metrics.evaluate import Options
     from fewstep.metrics.references import Reference
     from fewstep.metrics.sources import Source
@@ -76,12 +74,13 @@ def evaluate(
     from fewstep.metrics.protocol import markdown as table
     from fewstep.metrics.protocol import write_results
     from fewstep.metrics.sources import first, from_path
+    from fewstep.precision import chosen_dtype
 
     if batch is not None and batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
     measured = (metrics, num, seeds, repeats, extractor, extrapolate, feature_dtype)
     state = state_folder(source, reference, *measured, batch, sampling)
-    dtype = network_dtype(feature_dtype)
+    dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch or BATCH, state, extrapolate, dtype)
     options.parsed()
     real = open_reference(reference)
@@ -111,15 +110,6 @@ def state_folder(*command: Any) -> Path:
 
     digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
     return cache_folder() / "evaluations" / digest[:16]
-
-
-def network_dtype(name: Dtype) -> torch.dtype:
-    """The precision of that name."""
-    import torch
-
-    from fewstep.precision import fast_dtype
-
-    return fast_dtype() if name == "auto" else getattr(torch, name)
 
 
 def user_extractors(names: str | None) -> dict[str, Any]:
@@ -199,11 +189,12 @@ def reference(
     from fewstep.distributed import process_group, rank
     from fewstep.metrics.evaluate import Options, make_reference
     from fewstep.metrics.references import save_reference
+    from fewstep.precision import chosen_dtype
 
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
     state = state_folder("reference", data, metrics, extractor, feature_dtype, batch)
-    dtype = network_dtype(feature_dtype)
+    dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch, state, feature_dtype=dtype)
     options.parsed()
     images = open_reference(data).images

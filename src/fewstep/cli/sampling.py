@@ -95,15 +95,14 @@ class Sampling:
 
     def load(self, path: Path) -> Denoiser:
         """The model on this process's device, in the precision asked for, compiled if asked for."""
-        import torch
 
         from fewstep.checkpoint import load
         from fewstep.distributed import device
         from fewstep.nets.blocks import compile_blocks
-        from fewstep.precision import fast_dtype
+        from fewstep.precision import chosen_dtype
 
         denoiser = load(path, device=device())
-        denoiser.dtype = fast_dtype() if self.dtype == "auto" else getattr(torch, self.dtype)
+        denoiser.dtype = chosen_dtype(self.dtype)
         if self.compile:
             compile_blocks(denoiser)
         return denoiser

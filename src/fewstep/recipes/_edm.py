@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Literal
 import fewstep as fs
 
 if TYPE_CHECKING:
-    import torch
-
     from fewstep.nets.adm import ADMConfig
     from fewstep.nets.song import SongConfig
     from fewstep.objectives import Target
@@ -31,14 +29,6 @@ def open_images(data: Path, resolution: int, channels: int, *, cond: bool) -> fs
     if cond and images.labels is None:
         raise ValueError(f"{data} has no classes; train without them: --no-cond")
     return images
-
-
-def chosen_dtype(name: Dtype) -> torch.dtype:
-    import torch
-
-    from fewstep.precision import fast_dtype
-
-    return fast_dtype() if name == "auto" else getattr(torch, name)
 
 
 def loss_scale(name: Dtype) -> float | None:
@@ -83,6 +73,7 @@ def train(
     from fewstep.nets.adm import ADMConfig, ADMUNet
     from fewstep.nets.song import SongUNet
     from fewstep.objectives import StableTarget, VPTime, clean, edm_weight, inverse_variance
+    from fewstep.precision import chosen_dtype
     from fewstep.precondition import EDM, VE, VP
 
     images = open_images(data, shape.img_resolution, shape.in_channels, cond=cond)

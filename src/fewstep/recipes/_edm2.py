@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
     from fewstep.data.codec import Codec
@@ -65,6 +65,7 @@ def train(
     from fewstep.method import zero_nonfinite
     from fewstep.nets import sizes
     from fewstep.nets.edm2 import EDM2UNet, Uncertainty
+    from fewstep.precision import chosen_dtype
 
     kind, size = row.split("-")
     images = stream.data

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
     from fewstep.nets.projected import Classifier
@@ -64,6 +64,7 @@ def distil(
 
     from fewstep.distill.gdd import GDD, INNATE
     from fewstep.nets.projected import DEIT, EFFICIENTNET, VGG, PretrainedFeatures, ProjectedDiscriminator
+    from fewstep.precision import chosen_dtype
 
     shape, backbone, half_life = ROWS[row]
     denoiser, images = matching(teacher, data)

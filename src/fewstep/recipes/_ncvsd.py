@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
     from fewstep.data.latents import LatentStream
@@ -76,6 +76,7 @@ def distil(
     import torch
 
     from fewstep.nets.edm2 import EDM2UNet
+    from fewstep.precision import chosen_dtype
 
     kind = PRESETS[preset]
     row = kind.rows[size]

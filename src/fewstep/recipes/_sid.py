@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
     from fewstep.data.labels import LabelStream
@@ -54,6 +54,7 @@ def distil(
     from fewstep.data.augment import AugmentPipe
     from fewstep.distill import SiD, SiDA
     from fewstep.distill.players import uniform_levels
+    from fewstep.precision import chosen_dtype
 
     denoiser = opened(teacher, shape, dropout, chosen_dtype(dtype))
     pipe = AugmentPipe(augment) if augment else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, chosen_dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale
 
 NETWORKS = {
     16: {"model_channels": 64, "channel_mult": (1, 2), "num_blocks": 2, "attn_resolutions": (8,)},
@@ -51,6 +51,7 @@ def teacher(
     from fewstep.data.augment import AugmentPipe
     from fewstep.data.prepare import stats
     from fewstep.nets.song import SongConfig, SongUNet
+    from fewstep.precision import chosen_dtype
     from fewstep.precondition import EDM
 
     images = fs.images(data)
