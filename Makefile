@@ -26,12 +26,14 @@ fuzz: $(VENV)/ready
 endurance: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.endurance --n 50
 
-# REFERENCE=CHECKOUT of EDM, for the figures beside it
+# EDM and SID are checkouts of the references (SiD's branch sida), for the figures beside them; BATCH is 256 for figures of GPUs
 bench: $(VENV)/ready
-	for name in sampling teacher; do $(RUN) -m benchmarks $$name $(REFERENCE:%=--reference %) --json runs/bench/$$name.json || exit 1; done
-	for name in distillation data start scaling; do $(RUN) -m benchmarks $$name --json runs/bench/$$name.json || exit 1; done
+	for name in sampling teacher; do $(RUN) -m benchmarks $$name $(EDM:%=--reference %) $(BATCH:%=--batch %) --json runs/bench/$$name.json || exit 1; done
+	$(RUN) -m benchmarks distillation --memory $(SID:%=--reference %) $(BATCH:%=--batch %) --json runs/bench/distillation.json
+	$(RUN) -m benchmarks compile $(BATCH:%=--batch %) --json runs/bench/compile.json
+	for name in data start scaling; do $(RUN) -m benchmarks $$name --json runs/bench/$$name.json || exit 1; done
 	$(RUN) -m benchmarks inverse overhead --batch 6 --json runs/bench/inverse.json
-	$(RUN) -m benchmarks evaluation pipeline --json runs/bench/evaluation.json
+	$(RUN) -m benchmarks evaluation pipeline $(EDM:%=--reference %) --json runs/bench/evaluation.json
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
