@@ -1,6 +1,7 @@
-"""Steps of SiD, SiDA, DMD2, GDD and NCVSD by the Trainer, beside the reference implementation's SiD and SiDA.
+"""Steps of SiD, SiDA, DMD2, GDD and NCVSD by the Trainer, beside the reference implementations' SiD, SiDA and NCVSD.
 
-`python -m benchmarks distillation --methods sid --reference SID`, the checkout of SiD's branch `sida`, which has both. With
+`python -m benchmarks distillation --methods sid --reference SID`, the checkout of SiD's branch `sida`, which has both;
+`--methods ncvsd --network edm2-img64-s --reference NCVSD`, whose losses of equal weights also stand side by side. With
 `--memory` also the peak of a step of each and what the process held before it, each in a process of its own.
 """
 
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_process, resident
+from fewstep.convert import upstream_state_dict
 from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distributed import device
@@ -31,11 +35,12 @@ METHODS: dict[str, Make] = {
     "ncvsd": NCVSD,
 }
 """DMD2 with its generator in every step; GDD with the teacher's encoder as the feature network."""
+REFERENCES = ("sid", "sida", "ncvsd")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     networks.arguments(parser, batch=4, repeats=3)
-    parser.add_argument("--reference", type=Path, help="checkout of SiD, for sid and sida")
+    parser.add_argument("--reference", type=Path, help=f"checkout of SiD or NCVSD, for {', '.join(REFERENCES)}")
     parser.add_argument("--methods", default="sid,sida", help=", ".join(METHODS))
     parser.add_argument("--recompute", type=int, help="pixels a side from which ours recomputes blocks")
     parser.add_argument("--memory", action="store_true", help="also measure memory")
@@ -51,12 +56,14 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
         raise SystemExit(f"there is no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
     for name in names:
         steps: dict[str, Callable[[], Any]] = {}
-        if given.reference is not None and name in ("sid", "sida"):
+        if given.reference is not None and name in REFERENCES:
             steps["reference"] = step_of(given, f"{name}-reference")
         steps["fewstep"] = step_of(given, name)
         title = f"A step of {name}, {given.network}, batch {given.batch}, {networks.precision(given)}"
         operations = flops(steps["fewstep"])
         yield compared(title, steps, given.repeats, images=given.batch, operations=operations)
+        if name == "ncvsd" and given.reference is not None:
+            yield agreement(given)
         if given.memory:
             yield Table(f"Memory of a step of {name}", list(memories(given, name, list(steps))))
 
@@ -70,12 +77,42 @@ def step_of(given: argparse.Namespace, name: str) -> Callable[[], object]:
         if given.recompute:
             recompute_blocks(method, given.recompute)
         return networks.trainer(method, teacher, given.batch).step
-    images = networks.Noise(teacher).batch(0, given.batch).image.to(device())
+    batch = networks.Noise(teacher).batch(0, given.batch)
+    images = batch.image.to(device())
+    label = None if batch.label is None else batch.label.to(device())
     network = networks.theirs(given.reference, teacher)
     if kind == "sid":
         return reference.sid_step(given.reference, network, images)
+    if kind == "ncvsd":
+        return reference.ncvsd_step(given.reference, network, images, label)
     judge = networks.theirs(given.reference, teacher, discriminates=True)
     return reference.sida_step(given.reference, network, judge, images)
+
+
+def agreement(given: argparse.Namespace) -> Table:
+    """NCVSD's losses, ours and theirs, with the same weights and draws in float32, on the CPU as their draws differ elsewhere."""
+    teacher = networks.denoiser(given).cpu()
+    teacher.dtype = torch.float32
+    observed = reference.module(given.reference, "training.training_loop").UniformNoiseSampler()
+    method = NCVSD(teacher, observed=lambda x: observed(x).flatten())  # as our grid is numbered from the other end
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.3 * torch.rand_like(p))  # no gain and no share of the observation is 0
+    network = networks.theirs(given.reference, method.teacher).cpu()
+    players = reference.ncvsd_players(given.reference, network)
+    for name, player in players.items():
+        player.eval().load_state_dict(upstream_state_dict(getattr(method, name)))
+    batch = networks.Noise(teacher).batch(0, given.batch)
+    losses = reference.ncvsd_losses(given.reference, network, players, batch.image, batch.label)
+    ours = {phase.player: phase.loss for phase in method.phases}
+    rows: list[dict[str, Any]] = []
+    for name, loss in losses.items():
+        torch.manual_seed(0)
+        theirs = loss().item()
+        torch.manual_seed(0)
+        mine = ours[name](batch)[0].mean().item()
+        rows.append({"": name, "reference": theirs, "fewstep": mine, "relative difference": abs(mine / theirs - 1)})
+    return Table("Losses of the same weights and draws in float32", rows)
 
 
 def memories(given: argparse.Namespace, name: str, kinds: list[str]) -> Iterator[dict[str, Any]]:
@@ -96,8 +133,6 @@ def peak(given: argparse.Namespace, name: str) -> tuple[float, float]:
     step = step_of(given, name)
     step()
     if device().type == "cuda":
-        import torch
-
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
         step()

@@ -16,17 +16,20 @@ from fewstep.denoiser import Denoiser
 from fewstep.distributed import device
 from fewstep.method import Batch, Method
 from fewstep.nets.adm import ADMConfig, ADMUNet
-from fewstep.nets.sizes import EDM_SIZES
-from fewstep.nets.song import SongUNet
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES
+from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precision import chosen_dtype
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 
 CIFAR10 = "edm-cifar10-32x32-uncond-vp"
+SIZES: dict[str, SongConfig | ADMConfig | EDM2Config] = {**EDM_SIZES, **EDM2_SIZES}
+UNETS: dict[type, type[nn.Module]] = {SongConfig: SongUNet, ADMConfig: ADMUNet, EDM2Config: EDM2UNet}
 
 
 def arguments(parser: argparse.ArgumentParser, *, batch: int, repeats: int = 5) -> None:
-    parser.add_argument("--network", choices=list(EDM_SIZES), default=CIFAR10)
+    parser.add_argument("--network", choices=list(SIZES), default=CIFAR10)
     parser.add_argument("--channels", type=int, help="width of the network; the published one if left out")
     parser.add_argument("--batch", type=int, default=batch, help="images at a time")
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds after the one to warm up")
@@ -40,15 +43,16 @@ def precision(given: argparse.Namespace) -> torch.dtype:
 def denoiser(given: argparse.Namespace, **options: Any) -> Denoiser:
     """The network of that name in that width, with options changed; none of its weights is zero."""
     torch.manual_seed(0)
-    config = EDM_SIZES[given.network]
+    config = SIZES[given.network]
     if given.channels:
         options["model_channels"] = given.channels
     config = dataclasses.replace(config, **options)
-    net = ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config)
+    net = UNETS[type(config)](config)
+    uncertainty = Uncertainty() if isinstance(config, EDM2Config) else None
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.02 * torch.randn_like(p))
-    return Denoiser(net, dtype=precision(given)).to(device()).eval()
+    return Denoiser(net, dtype=precision(given), uncertainty=uncertainty).to(device()).eval()
 
 
 def theirs(checkout: Path, ours: Denoiser, *, discriminates: bool = False) -> nn.Module:

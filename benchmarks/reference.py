@@ -1,7 +1,8 @@
 """The reference implementations, out of a checkout that the user names; one in a process, as their packages share names.
 
-EDM (github.com/NVlabs/edm) and SiD (github.com/mingyuanzhou/SiD, branch `sida`) have the same layout. What they import
-(requests, click, psutil, tqdm, scipy) must be installed beside PyTorch. Networks, losses and samplers are theirs, called from
+EDM (github.com/NVlabs/edm), SiD (github.com/mingyuanzhou/SiD, branch `sida`) and NCVSD (github.com/xypeng9903/ncvsd) have
+the same layout. What they import (requests, click, psutil, tqdm, scipy; NCVSD also torchvision and tensorboard) must be
+installed beside PyTorch. Networks, losses and samplers are theirs, called from
 the checkout; the steps do what their loops do with them. float16 on GPUs and float32 on CPUs, as they have it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nets.adm import ADMConfig
+from fewstep.nets.edm2 import EDM2Config
 from fewstep.nets.song import SongConfig
 
 
@@ -32,9 +34,12 @@ def module(checkout: Path, name: str) -> ModuleType:
     return import_module(name)
 
 
-def network(checkout: Path, config: SongConfig | ADMConfig, *, discriminates: bool = False) -> nn.Module:
-    """EDM's network under its preconditioning, or SiDA's, whose encoder gives logits."""
+def network(checkout: Path, config: SongConfig | ADMConfig | EDM2Config, *, discriminates: bool = False) -> nn.Module:
+    """EDM's or EDM2's network under its preconditioning, or SiDA's, whose encoder gives logits."""
     options: dict[str, Any] = dataclasses.asdict(config)
+    half = torch.cuda.is_available()
+    if isinstance(config, EDM2Config):
+        return module(checkout, "training.networks_edm2").Precond(use_fp16=half, **options)
     resolution, channels, classes = (options.pop(k) for k in ("img_resolution", "in_channels", "label_dim"))
     del options["out_channels"]
     kind = "SongUNet" if isinstance(config, SongConfig) else "DhariwalUNet"
@@ -42,14 +47,13 @@ def network(checkout: Path, config: SongConfig | ADMConfig, *, discriminates: bo
     if discriminates:
         where, what, suffix = "sida_training.sida_networks", "EDMPrecond_EncoderDecoder", "_EncoderDecoder"
     build = getattr(module(checkout, where), what)
-    half = torch.cuda.is_available()
     return build(resolution, channels, classes, use_fp16=half, model_type=kind + suffix, **options)
 
 
-def mended(network: nn.Module) -> None:
+def mended(network: nn.Module, bound: float = 1e5) -> None:
     for p in network.parameters():
         if p.grad is not None:
-            torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+            torch.nan_to_num(p.grad, nan=0, posinf=bound, neginf=-bound, out=p.grad)
 
 
 @torch.no_grad()
@@ -150,5 +154,67 @@ def sida_step(checkout: Path, teacher: nn.Module, judge: nn.Module, images: Tens
         makes.step()
         makes.zero_grad(set_to_none=True)
         averaged(average, generator)
+
+    return step
+
+
+def ncvsd_players(checkout: Path, teacher: Any) -> dict[str, Any]:
+    """The players of NCVSD that move, in the order in which they do, made of a network of EDM2."""
+    nets = module(checkout, "training.networks_edm2")
+    options = {**teacher.init_kwargs, "dropout": 0.0}
+    kinds = (nets.PrecondCondition, nets.DiscriminatorCondition, nets.PrecondCondition)
+    fake, judge, drawn = (kind(**options).init_from_pretrained(teacher) for kind in kinds)
+    return {"fake_score": fake, "discriminator": judge, "generator": nets.GenerativeDenoiser(drawn)}
+
+
+def ncvsd_losses(
+    checkout: Path, teacher: Any, players: Mapping[str, Any], images: Tensor, label: Tensor | None
+) -> dict[str, Callable[[], Tensor]]:
+    """What each player of NCVSD learns from, with the adversarial term, as of preset `img64`: a mean over images."""
+    loop = module(checkout, "training.training_loop")
+    levels, observed = loop.LogNormalNoiseSampler(-0.8, 1.6), loop.UniformNoiseSampler()
+    classes = None if label is None else nn.functional.one_hot(label, teacher.label_dim).float()
+    score, judge, draw = (players[name] for name in ("fake_score", "discriminator", "generator"))
+    pixels = images[0].numel()
+
+    def observation() -> dict[str, Any]:
+        sigma = observed(images)
+        return {"y": images + sigma * torch.randn_like(images), "sigma": sigma, "labels": classes}
+
+    def fake_score() -> Tensor:
+        return loop.DSMLoss(levels)(generator=draw, score_model=score, **observation()).sum() / len(images)
+
+    def discriminator() -> Tensor:
+        terms = loop.DiscriminatorLoss(levels)(generator=draw, discriminator=judge, images=images, **observation())
+        return pixels * torch.cat(terms).sum() / 2 / len(images)
+
+    def generator() -> Tensor:
+        vsd, gan = loop.NCVSDLoss(levels)(
+            generator=draw, net=teacher, score_model=score, discriminator=judge, **observation()
+        )
+        return (vsd.sum() + pixels * gan.sum()) / len(images)
+
+    return {"fake_score": fake_score, "discriminator": discriminator, "generator": generator}
+
+
+def ncvsd_step(checkout: Path, teacher: nn.Module, images: Tensor, label: Tensor | None) -> Callable[[], None]:
+    """A step of NCVSD after its warm-up: its fake score, its discriminator, then its generator."""
+    teacher.eval().requires_grad_(False)
+    players = {name: player.to(images.device) for name, player in ncvsd_players(checkout, teacher).items()}
+    losses = ncvsd_losses(checkout, teacher, players, images, label)
+    optimizers = {name: adam(player.parameters()) for name, player in players.items()}
+    average = copy.deepcopy(players["generator"])
+    for player in players.values():
+        moving(player, moves=False)
+
+    def step() -> None:
+        for name, player in players.items():
+            moving(player, moves=True)
+            optimizers[name].zero_grad(set_to_none=True)
+            losses[name]().backward()
+            moving(player, moves=False)
+            mended(player, bound=0)
+            optimizers[name].step()
+        averaged(average, players["generator"])
 
     return step

@@ -61,7 +61,7 @@ def traces(given: argparse.Namespace, steps: int = 4) -> Table:
 
 def overhead(given: argparse.Namespace, step: Callable[[], object]) -> Table:
     """A step of as many layers that have next to nothing to compute, against the whole: an upper bound of the overhead."""
-    config = networks.EDM_SIZES[given.network]
+    config = networks.SIZES[given.network]
     halvings = len(config.channel_mult) - 1
     side = config.img_resolution
     small = 2**halvings

@@ -6,12 +6,14 @@ import argparse
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks import measure, reference
+from benchmarks import measure, networks, reference
 from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,3 +68,56 @@ def test_a_step_is_measured_and_kept(tmp_path, monkeypatch):
 def test_a_checkout_without_the_module_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="has no module training.loss"):
         reference.module(tmp_path, "training.loss")
+
+
+def test_networks_of_every_kind_are_found_by_name_and_have_no_zero_gain():
+    parser = argparse.ArgumentParser()
+    networks.arguments(parser, batch=1)
+    given = parser.parse_args(["--network", "edm2-img64-xs", "--channels", "16"])
+    denoiser = networks.denoiser(given)
+    assert denoiser.shape == (3, 64, 64) and denoiser.net.config.model_channels == 16
+    assert denoiser.uncertainty is not None and all(p.abs().max() > 0 for p in denoiser.parameters())
+    assert {type(config) for config in networks.SIZES.values()} == set(networks.UNETS)
+
+
+def test_a_step_of_ncvsds_reference_moves_each_player_once_in_its_turn(monkeypatch):
+    class Player(nn.Module):
+        label_dim = 3
+
+        def __init__(self, **options: float) -> None:
+            super().__init__()
+            self.init_kwargs, self.weight = options, nn.Parameter(torch.ones(1))
+
+        def init_from_pretrained(self, teacher: nn.Module) -> Player:
+            assert self.init_kwargs["dropout"] == 0  # which the teacher had
+            return self
+
+    turns: list[tuple[str, ...]] = []
+
+    def answer(loss: str, y: Tensor, labels: Tensor, **players: Player) -> Tensor:
+        assert labels.tolist() == [[0, 1, 0], [0, 0, 1]]
+        moving = (name for name, player in players.items() if player.weight.requires_grad and player.training)
+        turns.append((loss, *moving))
+        return y + torch.stack([player.weight for player in players.values()]).sum()
+
+    def pair(loss: Tensor) -> tuple[Tensor, Tensor]:
+        return loss, loss[:, :1, :1, :1]
+
+    losses = {
+        "DSMLoss": lambda levels: lambda sigma, **given: answer("denoising", **given),
+        "DiscriminatorLoss": lambda levels: lambda sigma, images, **given: pair(answer("game", **given)[:, :1, :1, :1]),
+        "NCVSDLoss": lambda levels: lambda sigma, **given: pair(answer("scores", **given)),
+        "LogNormalNoiseSampler": lambda mean, std: None,
+        "UniformNoiseSampler": lambda: lambda x: torch.ones(len(x), 1, 1, 1),
+    }
+    nets = {"PrecondCondition": Player, "DiscriminatorCondition": Player, "GenerativeDenoiser": lambda net: net}
+    stubs = {"training.networks_edm2": SimpleNamespace(**nets), "training.training_loop": SimpleNamespace(**losses)}
+    monkeypatch.setattr(reference, "module", lambda checkout, name: stubs[name])
+    made: list[dict[str, Player]] = []
+    players = reference.ncvsd_players
+    monkeypatch.setattr(reference, "ncvsd_players", lambda *given: made.append(players(*given)) or made[-1])
+    teacher = Player(dropout=0.1)
+    reference.ncvsd_step(Path(), teacher, torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]))()
+    assert turns == [("denoising", "score_model"), ("game", "discriminator"), ("scores", "generator")]
+    moved = [round(1 - player.weight.item(), 7) for player in made[0].values()]
+    assert moved == pytest.approx([1e-5] * 3, rel=0.1) and teacher.weight.item() == 1  # a step of Adam at that rate
