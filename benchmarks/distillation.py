@@ -1,8 +1,9 @@
-"""Steps of SiD, SiDA, DMD2, GDD and NCVSD by the Trainer, beside the reference implementations' SiD, SiDA and NCVSD.
+"""Steps of SiD, SiDA, DMD2, GDD and NCVSD by the Trainer, beside the reference implementations, but for DMD2.
 
 `python -m benchmarks distillation --methods sid --reference SID`, the checkout of SiD's branch `sida`, which has both;
-`--methods ncvsd --network edm2-img64-s --reference NCVSD`, whose losses of equal weights also stand side by side. With
-`--memory` also the peak of a step of each and what the process held before it, each in a process of its own.
+`--methods gdd-vgg --network edm-cifar10-32x32-uncond-ve --reference GDD`; `--methods ncvsd --network edm2-img64-s --reference
+NCVSD`. What GDD and NCVSD compute with equal weights also stands side by side. With `--memory` also the peak of a step of each
+and what the process held before it, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,27 +21,37 @@ from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_pro
 from fewstep.convert import upstream_state_dict
 from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
+from fewstep.distill.gdd import generator_of
 from fewstep.distributed import device
 from fewstep.method import Method
 from fewstep.nets.blocks import recompute_blocks
-from fewstep.nets.projected import EncoderFeatures, ProjectedDiscriminator
+from fewstep.nets.projected import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures, ProjectedDiscriminator
 
 Make = Callable[[Denoiser], Method]
+
+
+def gdd(teacher: Denoiser) -> GDD:
+    with reference.untrained_features():
+        features = [PretrainedFeatures(each, "hub") for each in (VGG, EFFICIENTNET)]
+    return GDD(teacher, ProjectedDiscriminator(features))
+
 
 METHODS: dict[str, Make] = {
     "sid": SiD,
     "sida": lambda teacher: SiDA(teacher, gates=(0, 0)),
     "dmd2": lambda teacher: DMD2(teacher, ratio=1),
     "gdd": lambda teacher: GDD(teacher, ProjectedDiscriminator([EncoderFeatures(teacher, 0.1)])),
+    "gdd-vgg": gdd,
     "ncvsd": NCVSD,
 }
-"""DMD2 with its generator in every step; GDD with the teacher's encoder as the feature network."""
-REFERENCES = ("sid", "sida", "ncvsd")
+"""DMD2 with its generator in every step; GDD with the teacher's encoder as the feature network, or with the two networks of
+its runs on CIFAR-10, of random weights."""
+REFERENCES = ("sid", "sida", "gdd-vgg", "ncvsd")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     networks.arguments(parser, batch=4, repeats=3)
-    parser.add_argument("--reference", type=Path, help=f"checkout of SiD or NCVSD, for {', '.join(REFERENCES)}")
+    parser.add_argument("--reference", type=Path, help=f"checkout of SiD, GDD or NCVSD, for {', '.join(REFERENCES)}")
     parser.add_argument("--methods", default="sid,sida", help=", ".join(METHODS))
     parser.add_argument("--recompute", type=int, help="pixels a side from which ours recomputes blocks")
     parser.add_argument("--memory", action="store_true", help="also measure memory")
@@ -62,8 +73,8 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
         title = f"A step of {name}, {given.network}, batch {given.batch}, {networks.precision(given)}"
         operations = flops(steps["fewstep"])
         yield compared(title, steps, given.repeats, images=given.batch, operations=operations)
-        if name == "ncvsd" and given.reference is not None:
-            yield agreement(given)
+        if given.reference is not None and name in AGREEMENTS:
+            yield AGREEMENTS[name](given)
         if given.memory:
             yield Table(f"Memory of a step of {name}", list(memories(given, name, list(steps))))
 
@@ -80,16 +91,41 @@ def step_of(given: argparse.Namespace, name: str) -> Callable[[], object]:
     batch = networks.Noise(teacher).batch(0, given.batch)
     images = batch.image.to(device())
     label = None if batch.label is None else batch.label.to(device())
+    if kind == "gdd-vgg":
+        generator = generator_of(teacher, 80.0, 0.002)
+        network = networks.theirs(given.reference, generator, precondition="GDDPrecond")
+        return reference.gdd_step(given.reference, network, images, label)
     network = networks.theirs(given.reference, teacher)
     if kind == "sid":
         return reference.sid_step(given.reference, network, images)
     if kind == "ncvsd":
         return reference.ncvsd_step(given.reference, network, images, label)
-    judge = networks.theirs(given.reference, teacher, discriminates=True)
+    judge = networks.theirs(given.reference, teacher, precondition="EDMPrecond_EncoderDecoder")
     return reference.sida_step(given.reference, network, judge, images)
 
 
-def agreement(given: argparse.Namespace) -> Table:
+def agreement_of_gdd(given: argparse.Namespace) -> Table:
+    """GDD's images and logits, ours and theirs, with the same weights in float32; differences in deviations of ours."""
+    teacher = networks.denoiser(given)
+    teacher.dtype = torch.float32
+    method = gdd(teacher).to(device()).eval()
+    network = networks.theirs(given.reference, method.generator, precondition="GDDPrecond")
+    features, judge = (part.to(device()) for part in reference.gdd_judge(given.reference))
+    reference.same_judge(features, judge, method.discriminator)
+    sigma = torch.full((given.batch,), method.sigma_init, device=device())
+    with torch.no_grad():
+        x = method.sigma_init * torch.randn(given.batch, *teacher.shape, device=device())
+        image = method.generator(x, sigma)
+        answers = {"image": (network(x, sigma, force_fp32=True), image)}
+        rows = judge(features(image), None)  # of the first feature network for each image, then of the second
+        logits = (torch.stack(rows[: given.batch]), torch.stack(rows[given.batch :]))
+        for backbone, theirs, mine in zip((VGG, EFFICIENTNET), logits, method.discriminator(image), strict=True):
+            answers[f"logits, {backbone.name}"] = (theirs, mine)
+    gaps = {name: ((theirs - mine).abs().max() / mine.std()).item() for name, (theirs, mine) in answers.items()}
+    return Table("Answers of the same weights in float32", [{"": k, "largest difference": v} for k, v in gaps.items()])
+
+
+def agreement_of_ncvsd(given: argparse.Namespace) -> Table:
     """NCVSD's losses, ours and theirs, with the same weights and draws in float32, on the CPU as their draws differ elsewhere."""
     teacher = networks.denoiser(given).cpu()
     teacher.dtype = torch.float32
@@ -113,6 +149,9 @@ def agreement(given: argparse.Namespace) -> Table:
         mine = ours[name](batch)[0].mean().item()
         rows.append({"": name, "reference": theirs, "fewstep": mine, "relative difference": abs(mine / theirs - 1)})
     return Table("Losses of the same weights and draws in float32", rows)
+
+
+AGREEMENTS = {"gdd-vgg": agreement_of_gdd, "ncvsd": agreement_of_ncvsd}
 
 
 def memories(given: argparse.Namespace, name: str, kinds: list[str]) -> Iterator[dict[str, Any]]:

@@ -55,9 +55,9 @@ def denoiser(given: argparse.Namespace, **options: Any) -> Denoiser:
     return Denoiser(net, dtype=precision(given), uncertainty=uncertainty).to(device()).eval()
 
 
-def theirs(checkout: Path, ours: Denoiser, *, discriminates: bool = False) -> nn.Module:
+def theirs(checkout: Path, ours: Denoiser, *, precondition: str = "EDMPrecond") -> nn.Module:
     """The reference implementation of the same network with the same weights."""
-    net = reference.network(checkout, ours.net.config, discriminates=discriminates)
+    net = reference.network(checkout, ours.net.config, precondition=precondition)
     net.load_state_dict(upstream_state_dict(ours))
     return net.to(device()).eval()
 

@@ -1,9 +1,10 @@
 """The reference implementations, out of a checkout that the user names; one in a process, as their packages share names.
 
-EDM (github.com/NVlabs/edm), SiD (github.com/mingyuanzhou/SiD, branch `sida`) and NCVSD (github.com/xypeng9903/ncvsd) have
-the same layout. What they import (requests, click, psutil, tqdm, scipy; NCVSD also torchvision and tensorboard) must be
-installed beside PyTorch. Networks, losses and samplers are theirs, called from
-the checkout; the steps do what their loops do with them. float16 on GPUs and float32 on CPUs, as they have it.
+EDM (github.com/NVlabs/edm), SiD (github.com/mingyuanzhou/SiD, branch `sida`), GDD (github.com/Zyriix/GDD) and NCVSD
+(github.com/xypeng9903/ncvsd) have the same layout. What they import must be installed beside PyTorch: requests, click, psutil,
+tqdm, scipy; for NCVSD also torchvision and tensorboard, for GDD torchvision, timm, ftfy, regex and setuptools before 80.
+Networks, losses and samplers are theirs, called from the checkout; the steps do what their loops do with them. float16 on
+GPUs, bfloat16 for GDD, and float32 on CPUs, as they have it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.nets.adm import ADMConfig
 from fewstep.nets.edm2 import EDM2Config
+from fewstep.nets.projected import SpectralConv2d
 from fewstep.nets.song import SongConfig
 
 
@@ -34,8 +39,10 @@ def module(checkout: Path, name: str) -> ModuleType:
     return import_module(name)
 
 
-def network(checkout: Path, config: SongConfig | ADMConfig | EDM2Config, *, discriminates: bool = False) -> nn.Module:
-    """EDM's or EDM2's network under its preconditioning, or SiDA's, whose encoder gives logits."""
+def network(
+    checkout: Path, config: SongConfig | ADMConfig | EDM2Config, *, precondition: str = "EDMPrecond"
+) -> nn.Module:
+    """EDM's or EDM2's network under its preconditioning, GDD's, or SiDA's, whose encoder gives logits."""
     options: dict[str, Any] = dataclasses.asdict(config)
     half = torch.cuda.is_available()
     if isinstance(config, EDM2Config):
@@ -43,10 +50,9 @@ def network(checkout: Path, config: SongConfig | ADMConfig | EDM2Config, *, disc
     resolution, channels, classes = (options.pop(k) for k in ("img_resolution", "in_channels", "label_dim"))
     del options["out_channels"]
     kind = "SongUNet" if isinstance(config, SongConfig) else "DhariwalUNet"
-    where, what, suffix = "training.networks", "EDMPrecond", ""
-    if discriminates:
-        where, what, suffix = "sida_training.sida_networks", "EDMPrecond_EncoderDecoder", "_EncoderDecoder"
-    build = getattr(module(checkout, where), what)
+    _, suffix, _ = precondition.partition("_EncoderDecoder")
+    where = "sida_training.sida_networks" if suffix else "training.networks"
+    build = getattr(module(checkout, where), precondition)
     return build(resolution, channels, classes, use_fp16=half, model_type=kind + suffix, **options)
 
 
@@ -153,6 +159,87 @@ def sida_step(checkout: Path, teacher: nn.Module, judge: nn.Module, images: Tens
         mended(generator)
         makes.step()
         makes.zero_grad(set_to_none=True)
+        averaged(average, generator)
+
+    return step
+
+
+@contextmanager
+def untrained_features() -> Iterator[None]:
+    """Networks of timm, and torchvision's VGG, with new weights in the place of a download."""
+    timm, zoo = import_module("timm"), import_module("torchvision.models")
+    create, vgg = timm.create_model, zoo.vgg16_bn
+
+    def made(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        model = create(name, **options)
+        if not options:
+            model.act1 = nn.Identity()  # which GDD asks for and newer versions of timm have within bn1
+        return model
+
+    with patch.object(timm, "create_model", made), patch.object(zoo, "vgg16_bn", lambda pretrained: vgg()):
+        yield
+
+
+def gdd_judge(checkout: Path) -> tuple[Any, Any]:
+    """The two feature networks of GDD's runs on CIFAR-10, untrained, and the heads that judge what they see."""
+    parts = module(checkout, "pg_modules.discriminator")
+    options = {"cout": 64, "expand": True, "proj_type": 2, "num_discs": 4, "im_res": 256}
+    common = {"backbones": ["vgg16_bn", "tf_efficientnet_lite0"], "diffaug": False, "backbone_kwargs": options}
+    with untrained_features():
+        features = parts.ProjectedFeatureOnly(**common).requires_grad_(False).train()
+    seen = features.feature_networks.values()
+    channels, resolutions = [each.CHANNELS for each in seen], [each.RESOLUTIONS for each in seen]
+    return features, parts.ProjectedDiscriminatorOnly(channels=channels, resolutions=resolutions, **common).train()
+
+
+@torch.no_grad()
+def same_judge(features: Any, judge: Any, ours: Any) -> None:
+    """Give GDD's discriminator the weights of a `ProjectedDiscriminator`, whose layers come in the same order, and stop its
+    power iterations.
+    """
+    pairs: list[tuple[Any, Any]] = []
+    seen = features.feature_networks.values()
+    for network, mine, projection in zip(seen, ours.networks, ours.projections, strict=True):
+        theirs = network.pretrained
+        pairs += zip(theirs.parameters(), mine.net.parameters(), strict=True)
+        pairs += zip(theirs.buffers(), mine.net.buffers(), strict=True)
+        for kind, layers in (("ccm", projection.across), ("csm", projection.over)):
+            for i, layer in enumerate(layers):
+                theirs = getattr(network.scratch, f"layer{i}_{kind}")
+                pairs += zip(theirs.parameters(), layer.buffers(), strict=True)
+    convolutions = (each for each in judge.modules() if isinstance(each, nn.Conv2d))
+    spectral = (each for each in ours.heads.modules() if isinstance(each, SpectralConv2d))
+    for theirs, mine in zip(convolutions, spectral, strict=True):
+        theirs.eval()
+        pairs += [(theirs.weight_orig, mine.weight), (theirs.weight_u, mine.u), (theirs.weight_v, mine.v)]
+        if mine.bias is not None:
+            pairs.append((theirs.bias, mine.bias))
+    for theirs, mine in pairs:
+        theirs.copy_(mine)
+
+
+def gdd_step(checkout: Path, generator: Any, images: Tensor, label: Tensor | None) -> Callable[[], None]:
+    """A step of GDD: its generator, its discriminator, and the penalty where it is due."""
+    features, judge = (part.to(images.device) for part in gdd_judge(checkout))
+    generator.train().requires_grad_(True)
+    classes = None if label is None else nn.functional.one_hot(label, generator.label_dim).float()
+    average = copy.deepcopy(generator)
+    loss = module(checkout, "training.loss").GDDLoss(
+        generator, judge, lpips_net=None, feature_net=features, score_net=None, r1_type="r1", r1_gamma=1e-4
+    )
+    makes, judges = adam(generator.parameters()), adam(judge.parameters())
+    every, steps = 16, count()
+
+    def step() -> None:
+        moves = [(0, generator, makes, 1), (1, judge, judges, 1)]
+        k = next(steps)
+        if k and k % every == 0:
+            moves.append((2, judge, judges, every))
+        for stage, player, optimizer, gain in moves:
+            optimizer.zero_grad(set_to_none=True)
+            loss.accumulate_gradients(images, classes, stage=stage, gain=gain)
+            mended(player)
+            optimizer.step()
         averaged(average, generator)
 
     return step

@@ -121,3 +121,46 @@ def test_a_step_of_ncvsds_reference_moves_each_player_once_in_its_turn(monkeypat
     assert turns == [("denoising", "score_model"), ("game", "discriminator"), ("scores", "generator")]
     moved = [round(1 - player.weight.item(), 7) for player in made[0].values()]
     assert moved == pytest.approx([1e-5] * 3, rel=0.1) and teacher.weight.item() == 1  # a step of Adam at that rate
+
+
+def test_a_step_of_gdds_reference_moves_both_players_and_the_penalty_is_due_in_every_16th(monkeypatch):
+    stages: list[tuple[int, int]] = []
+
+    class GDDLoss:
+        def __init__(self, g: nn.Module, d: nn.Module, **options: object) -> None:
+            self.players = nn.ModuleList([g, d])
+
+        def accumulate_gradients(self, images: Tensor, classes: Tensor, *, stage: int, gain: int) -> None:
+            assert classes.tolist() == [[0, 1, 0], [0, 0, 1]]
+            stages.append((stage, gain))
+            self.players[min(stage, 1)](torch.ones(1)).backward()
+
+    class Generator(nn.Linear):
+        label_dim = 3
+
+    judge, generator = nn.Linear(1, 1), Generator(1, 1)
+    before = [player.weight.item() for player in (generator, judge)]
+    monkeypatch.setattr(reference, "gdd_judge", lambda checkout: (nn.Identity(), judge))
+    monkeypatch.setattr(reference, "module", lambda checkout, name: SimpleNamespace(GDDLoss=GDDLoss))
+    step = reference.gdd_step(Path(), generator, torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]))
+    for _ in range(18):
+        step()
+    assert stages == [*[(0, 1), (1, 1)] * 17, (2, 16), (0, 1), (1, 1)]
+    moved = [was - player.weight.item() for was, player in zip(before, (generator, judge), strict=True)]
+    assert moved == pytest.approx([18e-5, 19e-5], rel=0.01)  # a move of Adam at that rate each
+
+
+def test_networks_of_timm_are_made_anew_and_not_downloaded(monkeypatch):
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def create(name: str, **options: object) -> nn.Module:
+        asked.append((name, options))
+        return nn.Module()
+
+    zoo = SimpleNamespace(vgg16_bn=lambda weights=None: weights)
+    timm = SimpleNamespace(create_model=create)
+    monkeypatch.setattr(reference, "import_module", {"timm": timm, "torchvision.models": zoo}.__getitem__)
+    with reference.untrained_features():
+        assert timm.create_model("lite", pretrained=True).act1 is not None and zoo.vgg16_bn(True) is None
+        assert not hasattr(timm.create_model("vgg", pretrained=True, features_only=True), "act1")
+    assert asked == [("lite", {}), ("vgg", {"features_only": True})] and timm.create_model is create
