@@ -4,11 +4,13 @@
 `python -m benchmarks inverse overhead` times PnP-GD of 100 images of 64x64 with 49 calls against 49 batched evaluations.
 `python -m benchmarks inverse table --model TEACHER [--student NCVSD] [--data digits]` restores the first images by every
 solver on five tasks: PSNR, SSIM, LPIPS where its weights can be had, seconds, and network evaluations, in one run.
+`python -m benchmarks inverse loop --reference NCVSD` runs PnP-GD with NCVSD's settings of Gaussian deblurring beside NCVSD's.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,22 +18,27 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.measure import Table, alternate, clock
+from benchmarks import reference
+from benchmarks.measure import Table, alternate, clock, compared
 from fewstep import inverse
 from fewstep.checkpoint import load
 from fewstep.conditional import GenerativeDenoiser, generative
+from fewstep.convert import upstream_state_dict
 from fewstep.data import images
 from fewstep.data.codec import Pixels
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, lay_out
 from fewstep.distributed import device
 from fewstep.generation import SeededNoise
-from fewstep.inverse import BALANCED, Likelihood, balanced_sigmas, pnp_gd, published_sigmas
+from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.metrics.image import CONVENTIONS
+from fewstep.nets.edm2 import EDM2UNet
+from fewstep.nets.sizes import EDM2_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.oracle import GaussianDenoiser
+from fewstep.precision import fast_dtype
 from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, pair_measures, restore, seed_of
 from fewstep.samplers import last
 
@@ -128,6 +135,44 @@ def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> Table
     return Table(title, [dict(zip(heads, row, strict=True)) for row in body])
 
 
+def loop(given: argparse.Namespace) -> Iterator[Table]:
+    """PnP-GD with NCVSD's settings of Gaussian deblurring, ours and theirs: images in float32, on the CPU, and seconds."""
+    torch.manual_seed(0)
+    here, preset = device(), PUBLISHED["gaussian_deblur"]
+    config = dataclasses.replace(EDM2_SIZES["edm2-img64-xs"], model_channels=given.channels, label_dim=0)
+    student = generative(Denoiser(EDM2UNet(config))).eval().requires_grad_(False)
+    for p in student.parameters():
+        p.add_(0.3 * torch.rand_like(p))  # no gain and no share of the observation is 0
+    theirs = reference.ncvsd_student(given.reference, config).eval().requires_grad_(False)
+    theirs.load_state_dict(upstream_state_dict(student))
+    kernel = nn.functional.pad(inverse.gaussian_kernel(3.0), (0, 2, 0, 2))  # theirs also moves the image by a pixel
+    op = inverse.CircularBlur(kernel, student.shape)
+    y = op(torch.rand(given.batch, *student.shape) * 2 - 1) + 0.05 * torch.randn(given.batch, *student.shape)
+    sigmas = preset.sigmas(given.nfe, 0.05)
+    ema = (preset.ema_below, preset.ema_decay)
+    options: dict[str, Any] = {"evaluations": given.nfe, "beta": preset.beta, "ema": ema}
+
+    def solved() -> Tensor:
+        likelihood = Likelihood(op, y, 0.05, preset.coupling).measured(preset.beta)
+        states = pnp_gd(student, likelihood, sigmas[0].to(y) * torch.randn_like(y), sigmas)
+        return last(averaged(states, sigmas, below=ema[0], decay=ema[1]))
+
+    answers: list[Tensor] = []
+    for solve in (reference.deblur(given.reference, theirs, y, **options), solved):
+        torch.manual_seed(1)
+        answers.append(solve())
+    gap = (answers[0] - answers[1]).abs() / answers[0].std()
+    found = {"": "difference in deviations", "largest": gap.max().item(), "mean": gap.mean().item()}
+    yield Table("Images of the same weights and draws in float32", [found])
+    student.dtype = fast_dtype()
+    lay_out(student.to(here))
+    theirs.to(here)
+    op, y = op.to(here), y.to(here)
+    title = f"PnP-GD of {given.nfe} evaluations, {given.channels} channels, batch {given.batch}, {student.dtype}"
+    steps = {"reference": reference.deblur(given.reference, theirs, y, **options), "fewstep": solved}
+    yield compared(title, steps, given.repeats, images=given.batch)
+
+
 def contenders(
     teacher: Denoiser, student: GenerativeDenoiser | None, task: str, nfe: int, prior_steps: int
 ) -> dict[str, tuple[Denoiser, Solver]]:
@@ -184,10 +229,11 @@ def compare(
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["levels", "overhead", "table"])
-    parser.add_argument("--channels", type=int, default=32, help="width of the network of `overhead`")
+    parser.add_argument("what", choices=["levels", "overhead", "table", "loop"])
+    parser.add_argument("--channels", type=int, default=32, help="width of the network of `overhead` and `loop`")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=100, help="images of `overhead`")
+    parser.add_argument("--batch", type=int, default=100, help="images of `overhead` and `loop`")
+    parser.add_argument("--reference", type=Path, help="checkout of NCVSD, for `loop`")
     parser.add_argument("--model", type=Path, help="teacher of `table`")
     parser.add_argument("--student", type=Path, help="NCVSD student of `table`")
     parser.add_argument("--data", default="digits")
@@ -203,6 +249,10 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
         yield levels()
     elif given.what == "overhead":
         yield overhead(given.channels, given.repeats, given.batch, tasks)
+    elif given.what == "loop":
+        if given.reference is None:
+            raise SystemExit("loop needs --reference")
+        yield from loop(given)
     elif given.model is None:
         raise SystemExit("table needs --model")
     else:

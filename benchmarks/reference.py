@@ -2,9 +2,9 @@
 
 EDM (github.com/NVlabs/edm), SiD (github.com/mingyuanzhou/SiD, branch `sida`), GDD (github.com/Zyriix/GDD) and NCVSD
 (github.com/xypeng9903/ncvsd) have the same layout. What they import must be installed beside PyTorch: requests, click, psutil,
-tqdm, scipy; for NCVSD also torchvision and tensorboard, for GDD torchvision, timm, ftfy, regex and setuptools before 80.
-Networks, losses and samplers are theirs, called from the checkout; the steps do what their loops do with them. float16 on
-GPUs, bfloat16 for GDD, and float32 on CPUs, as they have it.
+tqdm, scipy; for NCVSD also torchvision and tensorboard, and for its PnP-GD piq, prettytable, wandb and pyyaml; for GDD
+torchvision, timm, ftfy, regex and setuptools before 80. Networks, losses and samplers are theirs, called from the checkout; the
+steps do what their loops do with them. float16 on GPUs, bfloat16 for GDD, and float32 on CPUs, as they have it.
 """
 
 from __future__ import annotations
@@ -305,3 +305,29 @@ def ncvsd_step(checkout: Path, teacher: nn.Module, images: Tensor, label: Tensor
         averaged(average, players["generator"])
 
     return step
+
+
+def ncvsd_student(checkout: Path, config: EDM2Config) -> Any:
+    """NCVSD's generator with new weights."""
+    nets = module(checkout, "training.networks_edm2")
+    return nets.GenerativeDenoiser(
+        nets.PrecondCondition(use_fp16=torch.cuda.is_available(), **dataclasses.asdict(config))
+    )
+
+
+def deblur(
+    checkout: Path, student: nn.Module, y: Tensor, *, evaluations: int, beta: float, ema: tuple[float, float]
+) -> Callable[[], Tensor]:
+    """PnP-GD as NCVSD has it: images behind `y`, which its Gaussian blur of deviation 3 made of them."""
+    found = module(checkout, "posterior_sample")
+    blur = module(checkout, "tasks.gaussian_blur").GaussialBlurCircular(61, 3.0, y.shape[1], y.shape[2], y.device)
+    sigmas = found.karras_sigmas(evaluations + 1, y.device, rho=2.0)
+    below, decay = ema
+
+    def draw(x0: Tensor, sigma: Tensor, bar: None) -> Tensor:
+        return blur.proximal_generator(x0, y, (beta / 2) ** 0.5, sigma)
+
+    def solved() -> Tensor:
+        return found.pnp_gd_sampler(student, torch.randn_like(y), sigmas, draw, ema_sigma=below, ema_decay=decay)
+
+    return solved

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks import measure, networks, reference
+from benchmarks import inverse, measure, networks, reference
 from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
 from torch import Tensor, nn
@@ -164,3 +164,26 @@ def test_networks_of_timm_are_made_anew_and_not_downloaded(monkeypatch):
         assert timm.create_model("lite", pretrained=True).act1 is not None and zoo.vgg16_bn(True) is None
         assert not hasattr(timm.create_model("vgg", pretrained=True, features_only=True), "act1")
     assert asked == [("lite", {}), ("vgg", {"features_only": True})] and timm.create_model is create
+
+
+def test_the_reference_loop_gets_the_preset_and_is_needed(monkeypatch):
+    def proximal(x0: Tensor, y: Tensor, sigma_y: float, rho: float) -> Tensor:
+        return x0 + y + sigma_y + rho
+
+    def sampler(
+        net: object, noise: Tensor, sigmas: list[float], draw: object, *, ema_sigma: float, ema_decay: float
+    ) -> object:
+        assert net is student and noise.shape == y.shape and (ema_sigma, ema_decay) == (100, 0.6) and callable(draw)
+        return draw(noise - noise, sigmas[-1], None)
+
+    student, y = nn.Identity(), torch.ones(2, 3, 8, 8)
+    loop = SimpleNamespace(karras_sigmas=lambda n, device, rho: [n * rho], pnp_gd_sampler=sampler)
+    blurs = SimpleNamespace(GaussialBlurCircular=lambda *given: SimpleNamespace(proximal_generator=proximal))
+    stubs = {"posterior_sample": loop, "tasks.gaussian_blur": blurs}
+    monkeypatch.setattr(reference, "module", lambda checkout, name: stubs[name])
+    found = reference.deblur(Path(), student, y, evaluations=4, beta=0.5, ema=(100, 0.6))()
+    assert (found == 1 + 0.5 + 5 * 2).all()  # sigma_y^2 is beta / 2, and the last of five levels is not evaluated
+    parser = argparse.ArgumentParser()
+    inverse.arguments(parser)
+    with pytest.raises(SystemExit, match="loop needs --reference"):
+        list(inverse.run(parser.parse_args(["loop"])))
