@@ -45,7 +45,7 @@ def denoiser(given: argparse.Namespace, **options: Any) -> Denoiser:
     torch.manual_seed(0)
     config = SIZES[given.network]
     if given.channels:
-        options["model_channels"] = given.channels
+        options.setdefault("model_channels", given.channels)
     config = dataclasses.replace(config, **options)
     net = UNETS[type(config)](config)
     uncertainty = Uncertainty() if isinstance(config, EDM2Config) else None

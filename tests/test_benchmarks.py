@@ -80,6 +80,14 @@ def test_networks_of_every_kind_are_found_by_name_and_have_no_zero_gain():
     assert {type(config) for config in networks.SIZES.values()} == set(networks.UNETS)
 
 
+def test_what_a_benchmark_varies_goes_before_the_command_line():
+    parser = argparse.ArgumentParser()
+    networks.arguments(parser, batch=1)
+    given = parser.parse_args(["--channels", "8"])
+    widths = [networks.denoiser(given, **options).net.config.model_channels for options in ({}, {"model_channels": 4})]
+    assert widths == [8, 4]
+
+
 def test_a_step_of_ncvsds_reference_moves_each_player_once_in_its_turn(monkeypatch):
     class Player(nn.Module):
         label_dim = 3
