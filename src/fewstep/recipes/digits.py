@@ -260,10 +260,10 @@ def ncvsd(
     fused: bool = True,
     gan_weight: float = 0.0,
     gan_start: int = 0,
-    lr: float = 3.5e-4,
-    fake_lr: float = 1.4e-3,
-    discriminator_lr: float = 3.5e-4,
-    batch_size: int = 32,
+    lr: float = 4.5e-4,
+    fake_lr: float = 1.8e-3,
+    discriminator_lr: float = 4.5e-4,
+    batch_size: int = 64,
     until: int = 64_000,
     seed: int = 0,
 ) -> fs.Run:
@@ -289,8 +289,8 @@ def ncvsd(
 
     from fewstep.distill.ncvsd import KarrasGrid
 
-    def adam(rate: float, beta: float) -> fs.Adam:
-        return fs.Adam(rate, betas=(beta, 0.99), rampup=0.1 * until, cooldown=0.5 * until, until=until)
+    def adam(rate: float) -> fs.Adam:
+        return fs.Adam(rate, betas=(0.5, 0.99), rampup=0.05 * until, cooldown=0.85 * until, until=until)
 
     torch.manual_seed(seed)
     method = fs.distill.NCVSD(
@@ -306,8 +306,8 @@ def ncvsd(
     return fs.Run(
         method,
         fs.ImageStream(fs.images(data), seed=seed),
-        {"fake_score": adam(fake_lr, 0.5), "generator": adam(lr, 0.0)}
-        | ({"discriminator": adam(discriminator_lr, 0.5)} if gan_weight else {}),
+        {"fake_score": adam(fake_lr), "generator": adam(lr)}
+        | ({"discriminator": adam(discriminator_lr)} if gan_weight else {}),
         batch_size=batch_size,
         until=until,
         ema=fs.HalfLife(8_000, rampup=0.25),
