@@ -25,7 +25,7 @@ table{width:100%;border-collapse:collapse;font-size:14px;line-height:1.4}
 th,td{padding:9px 0 9px 22px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
 th{color:var(--soft);font-size:13px;font-weight:500}
 thead th{border-bottom-color:var(--soft)}
-.text{text-align:left}
+.text{text-align:left;white-space:normal}
 th:first-child,td:first-child{padding-left:0}
 .scroll td:first-child{font-weight:560}
 td.metric{font-weight:620}
