@@ -67,11 +67,16 @@ def _student(
     batch_size: int,
     until: int,
     seed: int,
+    momentum: float = 0.0,
+    cooldown: float = 0.5,
 ) -> fs.Run:
-    """A distillation whose rates warm up, then fall to 0 in the second half. words: for the card."""
+    """A distillation whose rates warm up, and fall to 0 within the last share `cooldown`.
+
+    words: for the card. momentum: Adam's.
+    """
 
     def adam(rate: float) -> fs.Adam:
-        return fs.Adam(rate, betas=(0.0, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)
+        return fs.Adam(rate, betas=(momentum, 0.99), rampup=0.05 * until, cooldown=cooldown * until, until=until)
 
     return fs.Run(
         method,
@@ -211,12 +216,12 @@ def dmd2(
     *,
     levels: tuple[float, ...] = (2.5,),
     ratio: int = 1,
-    gan_weight: float = 0.03,
-    disc_weight: float = 0.1,
-    lr: float = 3e-4,
+    gan_weight: float = 0.2,
+    disc_weight: float = 0.3,
+    lr: float = 2.5e-4,
     fake_lr: float = 1e-3,
-    batch_size: int = 128,
-    until: int = 76_800,
+    batch_size: int = 64,
+    until: int = 60_000,
     seed: int = 0,
 ) -> fs.Run:
     """A one- or few-step student by improved distribution matching distillation.
@@ -249,6 +254,8 @@ def dmd2(
         batch_size=batch_size,
         until=until,
         seed=seed,
+        momentum=0.5,
+        cooldown=0.85,
     )
 
 
