@@ -32,7 +32,7 @@ Make = Callable[[Denoiser], Method]
 
 def gdd(teacher: Denoiser) -> GDD:
     with reference.untrained_features():
-        features = [PretrainedFeatures(each, "hub") for each in (VGG, EFFICIENTNET)]
+        features = [PretrainedFeatures(each, "hub", dtype=teacher.dtype) for each in (VGG, EFFICIENTNET)]
     return GDD(teacher, ProjectedDiscriminator(features))
 
 

@@ -493,6 +493,7 @@ def test_published_configurations(module, places, timm):
         assert (method.freeze, method.r1, method.r1_every, method.augment) == (freeze, 1e-4, 16, None)
         assert (method.loss_scale, method.discriminator.num_classes) == (batch / 4, 2)
         assert method.generator.dtype == fast_dtype()
+        assert [network.dtype for network in method.discriminator.networks] == [fast_dtype()] * 2
         assert not run.data.flip
         assert run.card.license == "CC"
         assert run.card.method == f"{'GDD-I' if freeze else 'GDD'}, discriminator on {backbone} + tf_efficientnet_lite0"

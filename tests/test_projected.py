@@ -14,7 +14,9 @@ from torch import nn
 from fewstep.nets.projected import (
     DEIT,
     EFFICIENTNET,
+    HALF,
     VGG,
+    Backbone,
     Classifier,
     ClassVector,
     EncoderFeatures,
@@ -119,6 +121,45 @@ def test_weights_of_a_file_or_none_at_all(timm, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'fewstep\[timm\]', or take features that need no download"):
         PretrainedFeatures(VGG, "hub")
+
+
+class Small(nn.Module):
+    """A convolutional network of two taps, with batch norm, as timm would return it."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature_info = SimpleNamespace(channels=lambda: [8, 16])
+        self.stem, self.norm0 = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.deep, self.norm1 = nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        fine = self.norm0(self.stem(x)).relu()
+        return [fine, self.norm1(self.deep(fine)).relu()]
+
+
+def test_discriminator_in_bfloat16(timm, monkeypatch):
+    """Features have the precision, logits float32; both, the slope in the image and the penalty's gradient are near float32's."""
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: Small())
+    torch.manual_seed(0)
+    x = torch.rand(8, 3, 32, 32) * 2 - 1
+
+    def judged(dtype) -> Any:
+        torch.manual_seed(0)
+        network = PretrainedFeatures(Backbone("small", (1, 2), HALF, HALF), "hub", size=32, dtype=dtype)
+        judge: Any = ProjectedDiscriminator([network], num_classes=2, width=16)
+        assert all(f.dtype == dtype for f in network(x))
+        image = x.clone().requires_grad_()
+        [logits] = judge(image, torch.arange(8) % 2)
+        assert logits.dtype == torch.float32
+        [slope] = torch.autograd.grad(logits.sum(), image, create_graph=True)
+        weights = [p for p in judge.heads.parameters() if p.ndim == 4]
+        penalty = torch.autograd.grad(slope.square().sum(), weights)
+        assert all(p.dtype == torch.float32 for p in (*weights, *penalty))
+        return logits.detach(), slope.detach(), torch.cat([g.flatten() for g in penalty])
+
+    # batch norms cancel most of a slope, and with it of its digits
+    for low, full, most in zip(judged(torch.bfloat16), judged(torch.float32), (0.03, 0.2, 0.1), strict=True):
+        assert 1e-4 < (low - full).norm() / full.norm() < most
 
 
 class Given(nn.Module):

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+"""Layers whose precision `lower` chooses."""
 
 
 def fast_dtype() -> torch.dtype:
@@ -30,6 +34,22 @@ def fast_dtype() -> torch.dtype:
 def chosen_dtype(name: str) -> torch.dtype:
     """The precision of that name as commands and recipes have it; auto is `fast_dtype`."""
     return fast_dtype() if name == "auto" else getattr(torch, name)
+
+
+def lower(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `PRODUCTS` of a network that never trains compute in `dtype`, in place: their weights are cast once,
+    their inputs at each call.
+
+    Sums of their outputs and values in float32 are in float32, by PyTorch's type promotion. Of float32 nothing changes.
+    """
+
+    def cast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        once = {x: x.to(dtype) for x in inputs}  # attention to itself is quick if all three are one tensor
+        return tuple(once[x] for x in inputs)
+
+    for layer in network.modules() if dtype != torch.float32 else ():
+        if isinstance(layer, PRODUCTS):
+            layer.to(dtype).register_forward_pre_hook(cast)
 
 
 @contextmanager

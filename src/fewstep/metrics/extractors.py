@@ -18,7 +18,7 @@ from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception
-from fewstep.precision import tf32
+from fewstep.precision import lower, tf32
 
 Features = Mapping[str, Tensor]
 """By part: "features" (B, D); of Inception also "spatial" and "logits"."""
@@ -50,15 +50,12 @@ class Pixels:
         return PixelCodec().encode(images).flatten(1).to(torch.float64)
 
 
-PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-"""Layers that are computed in the precision of a `Network`."""
-
-
 class Network:
     """A feature network with what brings uint8 images to its size; grey images are repeated to three channels.
 
-    dtype: in which the layers of `PRODUCTS`, and what lies between two of them, compute: float32, bfloat16 or float16.
-    Resizing, layer norms, residual sums, means over the image and what is made of them are in float32.
+    dtype: in which the network's products, and what lies between two of them, are computed (see `precision.lower`):
+    float32, bfloat16 or float16. Resizing, layer norms, residual sums, means over the image and what is made of them
+    are in float32.
     """
 
     def __init__(
@@ -73,8 +70,7 @@ class Network:
     ) -> None:
         self.name, self.prepare, self.resize, self.sha256, self.dtype = name, prepare, resize, sha256, dtype
         self.network = network.to(device()).eval().requires_grad_(False)
-        if dtype != torch.float32:
-            lower(self.network, dtype)
+        lower(self.network, dtype)
 
     def __call__(self, images: Tensor) -> Features:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -84,21 +80,6 @@ class Network:
         with torch.no_grad(), tf32(False):
             rgb = images.to(device()).expand(-1, 3, -1, -1)
             return {part: values.float() for part, values in self.network(self.prepare(rgb)).items()}
-
-
-def lower(network: nn.Module, dtype: torch.dtype) -> None:
-    """Let the layers of `PRODUCTS` compute in `dtype`, in place: their weights are cast once, their inputs at each call.
-
-    Sums of their outputs and values in float32 are in float32, by PyTorch's type promotion.
-    """
-
-    def cast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        once = {x: x.to(dtype) for x in inputs}  # attention to itself is quick if all three are one tensor
-        return tuple(once[x] for x in inputs)
-
-    for layer in network.modules():
-        if isinstance(layer, PRODUCTS):
-            layer.to(dtype).register_forward_pre_hook(cast)
 
 
 def precision(extractor: Extractor) -> str:

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
+from fewstep.nets.layers import activations
+from fewstep.precision import lower
 
 MIN_SIZE = 4
 """The least side of the deepest features: the heads end in a window of 4x4."""
@@ -71,16 +73,26 @@ class PretrainedFeatures(Frozen):
 
     weights: `model.safetensors` of the network, or a folder with NAME.safetensors; "hub" downloads it by timm. size: the
     side to which smaller images are enlarged first, bilinearly; a transformer takes this size alone. seed: of the
-    frozen convolutions behind a transformer.
+    frozen convolutions behind a transformer. dtype: in which its products are computed; the features have it, and what
+    looks at them computes in it.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, weights: Path | Literal["hub"], *, size: int = 224, seed: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        weights: Path | Literal["hub"],
+        *,
+        size: int = 224,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.name, self.size, self.exactly = backbone.name, size, bool(backbone.tokens)
+        self.name, self.size, self.exactly, self.dtype = backbone.name, size, bool(backbone.tokens), dtype
         self.net = load_backbone(backbone, weights).requires_grad_(False).eval()
+        lower(self.net, dtype)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(1, -1, 1, 1))
         found = tuple(self.net.feature_info.channels())
@@ -95,7 +107,7 @@ class PretrainedFeatures(Frozen):
         x = (x - self.mean) / self.std
         if x.shape[-1] < self.size or self.exactly:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        features = self.net(x)
+        features = [f.to(self.dtype) for f in self.net(activations(x, self.dtype))]
         return features if self.scale is None else self.scale(features)
 
 
@@ -206,7 +218,7 @@ class RandomConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolve = F.conv_transpose2d if self.up else F.conv2d
-        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        return convolve(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
 
 
 class Pyramid(nn.Module):
@@ -284,7 +296,8 @@ class SpectralConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.u @ self.weight.flatten(1) @ self.v
-        return F.conv2d(x, self.weight / norm, self.bias, self.stride, self.padding)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, (self.weight / norm).to(x.dtype), bias, self.stride, self.padding)
 
 
 class ClassVector(nn.Module):
@@ -370,9 +383,8 @@ class ProjectedDiscriminator(nn.Module):
         result = []
         for network, projection, heads in zip(self.networks, self.projections, self.heads, strict=True):
             mixed = projection(network(x, label))
-            result.append(
-                torch.cat([head(m, label) for head, m in zip(cast(nn.ModuleList, heads), mixed, strict=True)], dim=1)
-            )
+            logits = [head(m, label) for head, m in zip(cast(nn.ModuleList, heads), mixed, strict=True)]
+            result.append(torch.cat(logits, dim=1).to(x.dtype))
         return result
 
     def settle(self) -> None:

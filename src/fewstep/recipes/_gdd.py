@@ -59,6 +59,7 @@ def distil(
     """A run of GDD, or of GDD-I if `innate`; with classes, in generator and discriminator, if the teacher has them.
 
     weights: of the feature networks, a folder of NAME.safetensors, or "hub".
+    dtype: of the generator; the discriminator computes in it if it is bfloat16, and in float32 otherwise.
     """
     import torch
 
@@ -73,12 +74,13 @@ def distil(
             f"{teacher}: this recipe is for models of images of shape {shape}; this one makes {denoiser.shape}"
         )
     denoiser.dtype = chosen_dtype(dtype)
+    # in float16 the discriminator would need a loss scale of its own, and its penalty could overflow
+    sight = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float32
     place = "hub" if weights == "hub" else Path(weights)
     backbones = ({"vgg": VGG, "deit": DEIT}[backbone], EFFICIENTNET)
     torch.manual_seed(seed)
-    judge = ProjectedDiscriminator(
-        [PretrainedFeatures(each, place, seed=seed) for each in backbones], num_classes=denoiser.num_classes, seed=seed
-    )
+    networks = [PretrainedFeatures(each, place, seed=seed, dtype=sight) for each in backbones]
+    judge = ProjectedDiscriminator(networks, num_classes=denoiser.num_classes, seed=seed)
     method = GDD(denoiser, judge, freeze=INNATE if innate else (), loss_scale=batch_size / GPUS)
     words = "GDD-I" if innate else "GDD"
     return fs.Run(
