@@ -17,11 +17,12 @@ from torch import nn
 
 import fewstep as fs
 from fewstep.checkpoint import Card, card, save, to_dict
+from fewstep.conditional import conditional
 from fewstep.data import ImageStream
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.labels import LabelData, LabelStream
 from fewstep.denoiser import Denoiser
-from fewstep.distill import SiD, SiDA, sid_loss
+from fewstep.distill import DMD2, GDD, SiD, SiDA, sid_loss
 from fewstep.method import Batch
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2UNet, Uncertainty
@@ -109,6 +110,26 @@ def test_gradients_flow_through_both_scores_to_the_generator_alone(denoiser):
 def test_a_student_is_no_teacher(denoiser):
     with pytest.raises(ValueError, match=r"made for sigma = 2\.5\. Give the teacher"):
         SiD(SiD(denoiser).generator)
+    for method in (SiD, SiDA, DMD2, lambda teacher: GDD(teacher, nn.Identity())):
+        with pytest.raises(ValueError, match="this one, a fake score, needs an observation"):
+            method(conditional(denoiser))
+
+
+@pytest.mark.parametrize("kind", [SiD, SiDA, DMD2])
+def test_no_player_hides_classes_from_itself(kind):
+    """Of a teacher that learned with and without classes, for guidance; the others judge an image by its class."""
+    torch.manual_seed(0)
+    teacher = Denoiser(tiny_net(label_dropout=1.0))
+    torch.nn.init.normal_(teacher.net.map_label.weight)
+    torch.nn.init.normal_(teacher.net.dec["8x8_aux_conv"].weight)
+    x, label = torch.randn(10, 1, 8, 8), torch.arange(10)
+    expected = teacher.eval()(x, 2.5, label)
+    assert not torch.equal(teacher.train()(x, 2.5, label), expected)
+    method = kind(teacher)
+    score = method.fake_score if kind is not DMD2 else method.fake_score.score
+    for player in (method.generator, score):
+        assert torch.equal(player.train()(x, 2.5, label), expected)
+    assert teacher.net.config.label_dropout == 1
 
 
 def test_toy_generator_takes_the_shape_of_the_data():

@@ -99,10 +99,6 @@ class NCVSD(Method):
     ) -> None:
         super().__init__()
         check_teacher(teacher)
-        if isinstance(teacher, ConditionalDenoiser):
-            raise ValueError(
-                "the teacher must be an unconditional denoiser; this one, a fake score, needs an observation"
-            )
         for name, player in (("generator", generator), ("fake score", fake_score)):
             if player is not None and (player.shape, player.num_classes) != (teacher.shape, teacher.num_classes):
                 raise ValueError(

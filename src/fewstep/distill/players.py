@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import torch
 from torch import Tensor
 
+from fewstep.conditional import ConditionalDenoiser
 from fewstep.denoiser import Denoiser
 from fewstep.method import Batch
 from fewstep.noise import add_noise
@@ -18,12 +20,17 @@ def frozen(denoiser: Denoiser) -> Denoiser:
 
 
 def trainable(denoiser: Denoiser) -> Denoiser:
-    """A copy that moves."""
-    return copy.deepcopy(denoiser).requires_grad_(True)
+    """A copy that moves. It hides no class from itself, as the teacher may have for guidance: all players know the class."""
+    result = copy.deepcopy(denoiser).requires_grad_(True)
+    if getattr(result.net.config, "label_dropout", 0.0):
+        result.net.config = dataclasses.replace(result.net.config, label_dropout=0.0)
+    return result
 
 
 def check_teacher(teacher: Denoiser) -> None:
-    """Refuse a generator in the place of a teacher."""
+    """Refuse a generator, or a fake score of NCVSD, in the place of a teacher."""
+    if isinstance(teacher, ConditionalDenoiser):
+        raise ValueError("the teacher must be an unconditional denoiser; this one, a fake score, needs an observation")
     if teacher.levels is not None:
         raise ValueError(
             f"the teacher must denoise at every noise level; this model is a generator made for sigma = "
