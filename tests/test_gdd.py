@@ -519,6 +519,13 @@ def test_recipes_refuse_other_data(places, timm, denoiser, tmp_path):
         gdd(teacher, places / "images32.zip")
 
 
+def test_recipes_refuse_students_before_anything_else(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(_gdd, "trained_classifier", lambda *_, **__: pytest.fail("a classifier is trained first"))
+    student = save(SiD(denoiser).generator, tmp_path / "student")
+    with pytest.raises(ValueError, match=r"made for sigma = 2\.5\. Give the teacher"):
+        find("digits:gdd")(student)
+
+
 @pytest.mark.parametrize(
     ("name", "features"), [("digits:gdd", "both"), ("digits:gddi", "encoder"), ("digits:gdd", "classifier")]
 )

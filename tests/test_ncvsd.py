@@ -404,6 +404,12 @@ def test_recipes_of_edm2_refuse_other_teachers(folders):
                 recipe(folder, Path("digits"))
 
 
+def test_recipes_of_edm2_refuse_students(tmp_path):
+    student = checkpoint.save(generative(teacher_of("edm2")), tmp_path / "student")
+    with pytest.raises(ValueError, match=r"made for sigma = 80\. Give the teacher"):
+        imagenet64.ncvsd(student, Path("digits"))
+
+
 def test_data_that_do_not_fit_the_teacher_are_refused(tmp_path):
     teacher = convert(GOLDEN / "ncvsd-teacher.pkl")[0]
     with pytest.raises(ValueError, match=r"made for images of shape \(3, 16, 16\)"):

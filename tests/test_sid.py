@@ -221,8 +221,7 @@ def published(monkeypatch):
                 model = Denoiser(net, uncertainty=Uncertainty(), codec=StabilityVAE())
             else:
                 config = EDM_SIZES[f"edm-{SIZES[name.split(':')[0]]}"]
-                augmented = 0 if "imagenet" in name else 9
-                config = dataclasses.replace(config, dropout=0.2, augment_dim=augmented)
+                config = dataclasses.replace(config, dropout=0.2)
                 model = Denoiser(ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config))
             monkeypatch.setattr(fs, "load", lambda path: copy.deepcopy(model))
             monkeypatch.setattr(fs, "card", lambda path: Card(name="teacher", license="its own"))
@@ -284,6 +283,17 @@ def test_the_tables_of_the_papers(published, name):
     kind = {"sid": "SiD, alpha", "sida": "SiDA, alpha", "sid2a": "SiD2A, alpha"}[name.split(":")[1]]
     assert run.card.method.startswith(kind)
     assert run.card.license == "its own"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq", "afhqv2"])
+def test_a_teacher_without_augmentation_has_students_without(published, monkeypatch, name):
+    config = EDM_SIZES[f"edm-{SIZES[name]}"]
+    monkeypatch.setitem(EDM_SIZES, "edm-plain", dataclasses.replace(config, augment_dim=0))
+    monkeypatch.setitem(SIZES, name, "plain")
+    for method in ("sid", "sida", "sid2a"):
+        with pytest.raises(ValueError, match="was trained without augmentation, .*: --augment 0"):
+            published(f"{name}:{method}")
+        assert published(f"{name}:{method}", augment=0.0).method.objective.augment is None
 
 
 def test_cifar10_without_classes_is_trained_less(published, monkeypatch):

@@ -109,7 +109,10 @@ def lazy(lr: float, **schedule: float) -> fs.Adam:
 
 def matching(teacher: Path, data: Path | str) -> tuple[fs.Denoiser, fs.ImageData]:
     """The teacher and the images, if the one could have been trained on the other."""
+    from fewstep.distill.players import check_teacher
+
     denoiser, images = fs.load(teacher), fs.images(data)
+    check_teacher(denoiser)
     if denoiser.shape != images.shape:
         raise ValueError(
             f"{teacher} makes images of shape {denoiser.shape}, {data} has {images.shape}; give the images that the teacher "

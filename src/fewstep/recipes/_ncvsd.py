@@ -75,12 +75,14 @@ def distil(
     """A run of NCVSD from an EDM2 teacher, of the size that its preset names."""
     import torch
 
+    from fewstep.distill.players import check_teacher
     from fewstep.nets.edm2 import EDM2UNet
     from fewstep.precision import chosen_dtype
 
     kind = PRESETS[preset]
     row = kind.rows[size]
     denoiser = fs.load(teacher)
+    check_teacher(denoiser)
     if not isinstance(denoiser.net, EDM2UNet) or denoiser.net.config.model_channels != row.channels:
         raise ValueError(
             f"{teacher}: this recipe is for EDM2-{size.upper()}, {row.channels} channels wide; this is a "

@@ -60,6 +60,7 @@ def sid(
     data: Path | None = None,
     *,
     alpha: float = 1.0,
+    augment: float = 0.15,
     lr: float = 5e-6,
     batch_size: int = 512,
     micro_batch: int | None = 32,
@@ -75,6 +76,8 @@ def sid(
         teacher: model or run folder of the teacher.
         data: image zip or folder, of which the labels count alone; left out, classes are drawn evenly.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; it does not change the result.
@@ -88,7 +91,7 @@ def sid(
         (3, 64, 64),
         adversarial=False,
         dropout=0.05,
-        augment=0.15,
+        augment=augment,
         half_life=500_000,
         alpha=alpha,
         lr=lr,
@@ -106,6 +109,7 @@ def sida(
     data: Path,
     *,
     alpha: float = 1.0,
+    augment: float = 0.15,
     lr: float = 5e-6,
     batch_size: int = 512,
     micro_batch: int | None = 64,
@@ -122,6 +126,8 @@ def sida(
         teacher: model or run folder of the teacher.
         data: zip or folder of the images that real and generated ones are told apart by.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; the adversarial terms are averaged over them, so that they are part of
@@ -136,7 +142,7 @@ def sida(
         (3, 64, 64),
         adversarial=True,
         dropout=0.05,
-        augment=0.15,
+        augment=augment,
         half_life=500_000,
         alpha=alpha,
         lr=lr,
@@ -155,6 +161,7 @@ def sid2a(
     data: Path,
     *,
     alpha: float = 1.0,
+    augment: float = 0.15,
     lr: float = 5e-6,
     batch_size: int = 512,
     micro_batch: int | None = 64,
@@ -172,6 +179,8 @@ def sid2a(
         student: model or run folder of a student by SiD, where the generator starts.
         data: zip or folder of the images that real and generated ones are told apart by.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; the adversarial terms are averaged over them, so that they are part of
@@ -187,7 +196,7 @@ def sid2a(
         adversarial=True,
         student=student,
         dropout=0.05,
-        augment=0.15,
+        augment=augment,
         half_life=500_000,
         alpha=alpha,
         lr=lr,

@@ -123,6 +123,7 @@ def sid(
     data: Path | None = None,
     *,
     alpha: float = 1.2,
+    augment: float = 0.12,
     lr: float = 1e-5,
     batch_size: int = 256,
     micro_batch: int | None = 16,
@@ -138,6 +139,8 @@ def sid(
         teacher: model or run folder of the teacher.
         data: image zip or folder, of which the labels count alone; left out, classes are drawn evenly.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; it does not change the result.
@@ -151,7 +154,7 @@ def sid(
         (3, 32, 32),
         adversarial=False,
         dropout=0.13,
-        augment=0.12,
+        augment=augment,
         half_life=500_000,
         eps=1e-8,
         alpha=alpha,
@@ -170,6 +173,7 @@ def sida(
     data: Path,
     *,
     alpha: float = 1.0,
+    augment: float = 0.12,
     lr: float = 1e-5,
     batch_size: int = 256,
     micro_batch: int | None = 32,
@@ -186,6 +190,8 @@ def sida(
         teacher: model or run folder of the teacher.
         data: zip or folder of the images that real and generated ones are told apart by.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; the adversarial terms are averaged over them, so that they are part of
@@ -200,7 +206,7 @@ def sida(
         (3, 32, 32),
         adversarial=True,
         dropout=0.13,
-        augment=0.12,
+        augment=augment,
         half_life=500_000,
         eps=1e-8,
         alpha=alpha,
@@ -220,6 +226,7 @@ def sid2a(
     data: Path,
     *,
     alpha: float = 1.0,
+    augment: float = 0.12,
     lr: float = 1e-5,
     batch_size: int = 256,
     micro_batch: int | None = 32,
@@ -237,6 +244,8 @@ def sid2a(
         student: model or run folder of a student by SiD, where the generator starts.
         data: zip or folder of the images that real and generated ones are told apart by.
         alpha: of the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores.
+        augment: probability of each augmentation but mirroring, which is a fair coin, of what the fake score trains on; 0
+            for none, as a teacher without needs it.
         lr: learning rate of both networks.
         batch_size: images per step.
         micro_batch: images at a time on a device; the adversarial terms are averaged over them, so that they are part of
@@ -252,7 +261,7 @@ def sid2a(
         adversarial=True,
         student=student,
         dropout=0.13,
-        augment=0.12,
+        augment=augment,
         half_life=500_000,
         eps=1e-8,
         alpha=alpha,
