@@ -486,6 +486,7 @@ def test_published_configurations(module, places, timm):
         run = find(f"{module}:{name}")(places / f"teacher{size}", places / f"images{size}.zip", weights="hub")
         assert [call[0] for call in timm.calls[-2:]] == [backbone, "tf_efficientnet_lite0"]
         assert (run.batch_size, run.until, run.seed, run.ema) == (batch, until, 42, HalfLife(half_life, 0.05))
+        assert run.micro_batch == batch // 4  # of one of 4 GPUs, over which batch norm takes its statistics
         generator, judge = run.optimizers["generator"], run.optimizers["discriminator"]
         assert (generator.lr, generator.betas, generator.eps) == (lr, (0.0, 0.99), 1e-8)
         assert (judge.lr, judge.betas) == (pytest.approx(disc_lr * 16 / 17), (0.0, pytest.approx(0.9905855, rel=1e-7)))

@@ -4,7 +4,7 @@ The settings are those of the published scripts, in which these were corrected o
 of the discriminator differed between GPUs and were drawn anew after a resume, together with the discriminator and its
 optimizer; micro-batches smaller than a GPU's share were not accumulated; the average of ImageNet, of 50 million images,
 never binds, since its ramp-up is shorter; augmentation is off, though GDD-I's scripts leave a strength behind. They ran on
-4 GPUs, whose share of a batch is what batch norm and the sum over images see.
+4 GPUs, whose share of a batch is what batch norm and the sum over images see: it is the micro-batch here.
 """
 
 from __future__ import annotations

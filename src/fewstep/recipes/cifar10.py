@@ -283,7 +283,7 @@ def gdd(
     lr: float = 1e-4,
     disc_lr: float = 1e-4,
     batch_size: int = 256,
-    micro_batch: int | None = None,
+    micro_batch: int | None = 64,
     until: int = 5_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
@@ -301,7 +301,7 @@ def gdd(
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
-        micro_batch: images at a time on a device, whose statistics the discriminator takes; all of its share if left out.
+        micro_batch: images at a time on a device, whose statistics the discriminator takes, so that they are part of the method.
         until: training images in all.
         dtype: of the generator's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of the discriminator, data order and noise.
@@ -330,7 +330,7 @@ def gddi(
     lr: float = 1e-4,
     disc_lr: float = 1e-4,
     batch_size: int = 256,
-    micro_batch: int | None = None,
+    micro_batch: int | None = 64,
     until: int = 5_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
@@ -348,7 +348,7 @@ def gddi(
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
-        micro_batch: images at a time on a device, whose statistics the discriminator takes; all of its share if left out.
+        micro_batch: images at a time on a device, whose statistics the discriminator takes, so that they are part of the method.
         until: training images in all.
         dtype: of the generator's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of the discriminator, data order and noise.

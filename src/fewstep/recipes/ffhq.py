@@ -216,7 +216,7 @@ def gdd(
     lr: float = 2e-5,
     disc_lr: float = 4e-5,
     batch_size: int = 256,
-    micro_batch: int | None = None,
+    micro_batch: int | None = 64,
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
@@ -233,7 +233,7 @@ def gdd(
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
-        micro_batch: images at a time on a device, whose statistics the discriminator takes; all of its share if left out.
+        micro_batch: images at a time on a device, whose statistics the discriminator takes, so that they are part of the method.
         until: training images in all.
         dtype: of the generator's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of the discriminator, data order and noise.
@@ -262,7 +262,7 @@ def gddi(
     lr: float = 2e-5,
     disc_lr: float = 4e-5,
     batch_size: int = 256,
-    micro_batch: int | None = None,
+    micro_batch: int | None = 64,
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
@@ -279,7 +279,7 @@ def gddi(
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
-        micro_batch: images at a time on a device, whose statistics the discriminator takes; all of its share if left out.
+        micro_batch: images at a time on a device, whose statistics the discriminator takes, so that they are part of the method.
         until: training images in all.
         dtype: of the generator's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of the discriminator, data order and noise.
