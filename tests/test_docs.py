@@ -13,7 +13,7 @@ from fewstep.cli.commands import COMMANDS
 from fewstep.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def resolve(name: str) -> object:
