@@ -322,6 +322,13 @@ def test_a_classifier_to_train_on_the_spot():
         Classifier((1, 2, 2), 3)
 
 
+def test_feature_networks_of_ones_own_stay_in_evaluation_mode():
+    network = Classifier((1, 8, 8), 3, width=8)
+    judge = ProjectedDiscriminator([network], width=8).train()
+    assert judge.heads.training
+    assert not any(m.training for m in network.modules())
+
+
 def test_no_discriminator_without_features():
     with pytest.raises(ValueError, match="give at least one: PretrainedFeatures"):
         ProjectedDiscriminator([])

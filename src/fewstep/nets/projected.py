@@ -387,6 +387,12 @@ class ProjectedDiscriminator(nn.Module):
             result.append(torch.cat(logits, dim=1).to(x.dtype))
         return result
 
+    def train(self, mode: bool = True) -> ProjectedDiscriminator:
+        """The feature networks, whosever they are, stay in evaluation mode."""
+        super().train(mode)
+        self.networks.eval()
+        return self
+
     def settle(self) -> None:
         """One power iteration of every spectral norm; after each step of the heads."""
         for layer in self.modules():
