@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -441,6 +441,10 @@ def test_refuses_what_does_not_fit(denoiser):
         SiDA(denoiser, generator=student, levels=(80.0,))
     with pytest.raises(ValueError, match="decreasing noise levels"):
         SiDA(denoiser, levels=(1.0, 2.0))
+    with pytest.raises(ValueError, match="average is one of micro_batch, global; got 'batch'"):
+        SiDA(denoiser, average=cast(Any, "batch"))
+    with pytest.raises(ValueError, match=r"got gates=\(200, 100\)"):
+        SiDA(denoiser, gates=(200, 100))
     assert SiDA(edm2_teacher(), uncertainty=False).fake_score.uncertainty is None
 
 

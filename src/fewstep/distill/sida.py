@@ -6,7 +6,7 @@ evaluates the fake score, the same pass gives the logits. SiD2A is the same with
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,6 +59,13 @@ class SiDA(Method):
     ) -> None:
         super().__init__()
         check_teacher(teacher)
+        if average not in get_args(Average):
+            raise ValueError(f"average is one of {', '.join(get_args(Average))}; got {average!r}")
+        if gates[0] > gates[1]:
+            raise ValueError(
+                f"the generator begins to move before the adversarial term enters, or with it; got gates={gates}. Give "
+                "both in images, the earlier first"
+            )
         self.teacher = frozen(teacher)
         self.fake_score = learner(teacher, uncertainty)
         self.generator = student(teacher, generator, levels)
