@@ -101,6 +101,37 @@ def test_group_norm_below_float32(side):
     assert (found - expected).abs().max() < 2**-7 * expected.abs().max()
 
 
+@pytest.mark.parametrize("side", [8, 32])
+def test_derivatives_of_group_norm_below_float32(side):
+    """Those of float64 within the rounding of what is low; of the weights in float32, and the second ones, too."""
+    torch.manual_seed(0)
+    layer = GroupNorm(32)
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.bias.normal_()
+    x, dy, v = (torch.randn(2, 32, side, side).to(LOW, memory_format=torch.channels_last) for _ in range(3))
+
+    def derivatives(norm: GroupNorm, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        inputs = [(t * 3 + 1).to(dtype).requires_grad_() for t in (x, dy)]
+        at = (inputs[0], norm.weight, norm.bias)
+        first = torch.autograd.grad(norm(inputs[0]), at, inputs[1], create_graph=True)
+        second = torch.autograd.grad(first, (*inputs, norm.weight), [v.to(dtype), norm.weight, norm.bias])
+        return *first, *second
+
+    found, expected = derivatives(layer, LOW), derivatives(copy.deepcopy(layer).double(), torch.float64)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < (3e-3 if a.dtype == LOW else 1e-5) * b.norm()
+
+
+def test_group_norm_below_float32_takes_part_in_transformations():
+    layer = GroupNorm(32)
+    x = torch.randn(2, 1, 32, 32, 32).to(LOW)
+    gradient = torch.func.grad(lambda x: layer(x).float().pow(3).sum())
+    one_by_one = torch.stack([gradient(image) for image in x])
+    assert (torch.vmap(gradient)(x) - one_by_one).abs().max() <= 2**-7 * one_by_one.abs().max()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_dropout_is_unbiased_and_the_same_for_the_gradient(layout):
     torch.manual_seed(0)
