@@ -223,15 +223,17 @@ def published(monkeypatch):
                 config = EDM_SIZES[f"edm-{SIZES[name.split(':')[0]]}"]
                 config = dataclasses.replace(config, dropout=0.2)
                 model = Denoiser(ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config))
-            monkeypatch.setattr(fs, "load", lambda path: copy.deepcopy(model))
+            student = copy.deepcopy(model)
+            student.levels = (2.5,)
+            monkeypatch.setattr(fs, "load", lambda path: copy.deepcopy(student if path == Path("student") else model))
             monkeypatch.setattr(fs, "card", lambda path: Card(name="teacher", license="its own"))
             monkeypatch.setattr("fewstep.checkpoint.read_config", lambda path: {"network": to_dict(model.net.config)})
             data = LabelStream(LabelData(model.shape, model.num_classes))
             monkeypatch.setattr("fewstep.recipes._sid.stream", lambda *_: data)
             monkeypatch.setattr(SiD, "needs_images", False)
             monkeypatch.setattr(SiDA, "needs_images", False)
-            where = [Path("teacher")] + [Path("student")] * name.endswith("sid2a")
-            return find(name)(*where, Path("data"), **options)
+            where = {"student": Path("student")} if name.endswith("sid2a") else {}
+            return find(name)(Path("teacher"), data=Path("data"), **{**where, **options})
 
     return build
 
@@ -339,6 +341,11 @@ def test_steps_and_sizes_of_edm2(published):
     assert published("imagenet512:sid", steps=4).method.generator.levels == (2.5, 1.875, 1.25, 0.625)
     with pytest.raises(ValueError, match="192 channels wide, EDM2-XS 128; give the --size of the teacher"):
         published("imagenet512:sida", width="s", size="xs")
+
+
+def test_sid2a_refuses_a_teacher_in_the_place_of_a_student(published):
+    with pytest.raises(ValueError, match=r"teacher is no student: .*\. Give one that SiD made"):
+        published("cifar10:sid2a", student=Path("teacher"))
 
 
 def test_a_teacher_of_other_images_is_refused(denoiser, tmp_path):

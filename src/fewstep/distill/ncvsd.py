@@ -69,7 +69,7 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
 class NCVSD(Method):
     """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given.
 
-    gamma, sigma_init, levels: of the generative denoiser; what it draws from, and how it samples by default. observed: the
+    gamma, sigma_init, levels: of a new generator; what it draws from, and how it samples by default. observed: the
     noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
     looks. fused: of the fake score, see `ConditionalDenoiser`; the paper's is not. gan_weight, gan_start: the adversarial
     term's weight, and the images after which it enters; the discriminator trains from the beginning, and there is none if

@@ -62,9 +62,15 @@ def distil(
         raise ValueError(
             f"{teacher} was trained without augmentation, so its copies cannot be told of any: --augment 0"
         )
+    generator = None if student is None else opened(student, shape, dropout, denoiser.dtype)
+    if generator is not None and generator.levels is None:
+        raise ValueError(
+            f"{student} is no student: it denoises at every noise level, as a teacher does. Give one that SiD made, or "
+            "start from the teacher: the recipe sida"
+        )
     method = (SiDA if adversarial else SiD)(
         denoiser,
-        generator=None if student is None else opened(student, shape, dropout, denoiser.dtype),
+        generator=generator,
         alpha=alpha,
         levels=uniform_levels(2.5, steps),
         objective=fs.DenoisingLoss(fs.LogNormal(*noise), augment=pipe),
