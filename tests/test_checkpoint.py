@@ -1,12 +1,13 @@
 import json
 import math
+import os
 import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fewstep import checkpoint
+from fewstep import checkpoint, hub
 from fewstep.checkpoint import Card
 from fewstep.denoiser import Denoiser
 from fewstep.files import write_tensors
@@ -118,6 +119,25 @@ def test_saving_over_a_model_is_complete_or_not_at_all(denoiser, tmp_path, monke
     checkpoint.save(denoiser, folder, Card(name="second"))
     assert checkpoint.card(folder).name == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_is_no_model_is_not_replaced(denoiser, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run holds run\.json, which would be lost; choose another folder"):
+        checkpoint.save(denoiser, folder)
+    assert [p.name for p in tmp_path.rglob("*")] == ["run", "run.json"]
+
+
+def test_weights_can_be_read_by_whom_the_folder_can(denoiser, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = checkpoint.save(denoiser, tmp_path / "m")
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in folder.iterdir()}
+    assert modes == dict.fromkeys(hub.FILES, 0o640)
 
 
 def test_infinite_range_survives_json(denoiser, tmp_path):

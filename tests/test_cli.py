@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -117,7 +118,9 @@ def test_data_commands(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["n"] == 4
     assert main(["data", "check", packed]) == 0
     (folder / "class0" / "bad.png").write_bytes(b"no image")
-    assert "bad.png" in fails(capsys, "data", "check", str(folder))
+    assert "bad.png: expected one intact image of 8 bits per channel; what it holds is no image" in fails(
+        capsys, "data", "check", str(folder)
+    )
 
 
 def test_recipes_are_listed_with_help(capsys):
@@ -168,6 +171,111 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
     broken.mkdir()
     (broken / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     assert "a.png" in fails(capsys, "eval", model, "--reference", str(broken))
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("data pack", "[OPTIONS] SOURCE DEST"),
+        ("convert", "[-h] SOURCE OUT"),
+        ("compare", "TEACHER METHODS ..."),
+        ("recipes", "[-h] [NAME]"),
+    ],
+)
+def test_help_names_what_has_no_flag(command, names, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert names in capsys.readouterr().out.splitlines()[0]
+
+
+def test_explanations_are_paragraphs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    for command in (["eval"], ["train", "digits:teacher"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        text = capsys.readouterr().out
+        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "inputs alone, and compute" in text
+
+
+def test_groups_are_listed_in_columns(capsys):
+    assert main(["data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}) == 1
+
+
+def test_settings_that_make_no_run_leave_no_folder(model, tmp_path, capsys):
+    wrong = {"--until=0": "until must be at least 1; got 0", "--batch-size=0": "batch_size must be at least 1; got 0"}
+    wrong |= {"--batch-size=-4": "got -4", "--keep=0": "keep must be at least 1", "--recompute=0": "recompute must be"}
+    wrong |= {
+        "--lr=nan": "a learning rate is a number from 0 on; got nan",
+        "--lr=-1": "got -1.0",
+        "--lr=inf": "got inf",
+    }
+    wrong |= {"--track=foo": "no tracker foo; there are tensorboard", "--seed=-1": "must not be negative; got -1"}
+    for option, message in wrong.items():
+        assert message in fails(capsys, "train", "digits:teacher", "--out", str(tmp_path / "run"), option), option
+        assert not (tmp_path / "run").exists(), option
+    out = ["--out", str(tmp_path / "run")]
+    assert "--minutes must be positive; got nan" in fails(capsys, "demo", "--minutes", "nan", *out)
+    compare = ["compare", model, "digits:sid", "--data", "digits"]
+    assert "until must be at least 1; got 0" in fails(capsys, *compare, "--until", "0", *out)
+    restore = ["restore", model, "digits", "--task", "box_inpainting"]
+    assert "--seed must not be negative; got -1" in fails(capsys, *restore, "--seed=-1", *out)
+    assert not (tmp_path / "run").exists()
+    assert "expected a recipe first; got --teacher" in fails(capsys, "distill", "--teacher", "x", "digits:sid")
+
+
+def test_the_images_that_a_run_has_seen_are_told(tmp_path, capsys):
+    assert main(["train", "digits:teacher", "--until", "130", "--out", str(tmp_path / "run")]) == 0
+    assert "trained to 256 images" in capsys.readouterr().out  # whole batches of 128
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.generation.generate", None)  # nothing is made
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+
+    def refused(*options: str) -> str:
+        return fails(capsys, "sample", model, *options)
+
+    assert "--grid writes PNG; name the file so, such as images.png" in refused("--grid", f"{tmp_path}/g.jpg")
+    assert "--npz writes NPZ" in refused("--npz", f"{tmp_path}/images")
+    assert "folder.png: expected the name of a file to write; it is a folder" in refused("--grid", str(folder))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert f"{tmp_path}: the folder cannot be written to" in refused("--grid", f"{tmp_path}/g.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.png", "model"]
+
+
+def test_a_full_disk_is_told_with_the_file(model, tmp_path, capsys, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    out = tmp_path / "images.npz"
+    error = fails(capsys, "sample", model, "--seeds", "0", "--steps", "1", "--npz", str(out))
+    assert error.splitlines()[-1] == f"fewstep: error: {out}: no space left on device"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_reader_that_stops_is_no_mistake():
+    command = [sys.executable, "-c", "from fewstep.cli import main; raise SystemExit(main(['recipes']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141  # as the shell has it: 128 + SIGPIPE
+
+
+def test_options_of_sampling_that_are_no_numbers(model, tmp_path, capsys):
+    def refused(*options: str) -> str:
+        return fails(capsys, "sample", model, "--grid", str(tmp_path / "g.png"), *options)
+
+    for option in ("--S-churn", "--guidance", "--kappa", "--rho", "--guidance-max"):
+        assert f"{option} must be a number; got nan" in refused(option, "nan")
+    assert "no effect without --guidance" in refused("--guidance-min", "3")
+    window = ("--guidance", "2", "--guidance-min", "3", "--guidance-max", "1")
+    assert "0 <= --guidance-min < --guidance-max; got 3.0 and 1.0" in refused(*window)
+    assert "the sampler heun has no option kappa" in refused("--kappa", "1")
 
 
 def sampled(model: str, tmp_path, *options: str) -> np.ndarray:
@@ -258,6 +366,16 @@ def test_convert_sample_export(tmp_path, capsys):
         capsys, "convert", "https://localhost/none.pkl", str(tmp_path / "x"), "--offline"
     )
     assert "scheme" in fails(capsys, "convert", "ftp://localhost/none.pkl", str(tmp_path / "x"))
+    assert "localhost:1/none.pkl cannot be fetched: " in fails(
+        capsys, "convert", "http://localhost:1/none.pkl", str(tmp_path / "x")
+    )
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_bytes(b"")
+    assert "photos holds holiday.jpg, which would be lost" in fails(capsys, "convert", str(source), str(photos))
+    assert os.listdir(photos) == ["holiday.jpg"]
+    assert "it is a file" in fails(capsys, "convert", str(source), str(photos / "holiday.jpg"))
+    assert main(["convert", str(source), str(out)]) == 0  # a model is replaced
     hostile = tmp_path / "hostile.pkl"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "canary").encode() + b"'\ntR.")
     assert "os" in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))

@@ -118,6 +118,18 @@ def test_how_many_images(model, capsys):
     assert "--num 9 are more than the 3 seeds" in fails(capsys, *command, "fd_pixels", "--seeds", "0-2", "--num", "9")
 
 
+def test_mistakes_are_told_before_anything_is_measured(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.metrics.evaluate.evaluate", None)
+    command = ["eval", model, "--reference", "digits", "--metrics", "fd_pixels"]
+    for option, value in (("--num", "0"), ("--num", "-5"), ("--batch", "0"), ("--repeats", "0")):
+        assert f"{option} must be at least 1; got {value}" in fails(capsys, *command, f"{option}={value}")
+    for option in ("--json", "--markdown"):
+        assert "it is a folder" in fails(capsys, *command, option, str(tmp_path))
+    assert "--batch must be at least 1; got 0" in fails(capsys, "eval", "pairs", "a", "b", "--batch", "0")
+    reference = ["eval", "reference", "digits", "x.npz", "--metrics", "fd_pixels", "--batch", "0"]
+    assert "--batch must be at least 1; got 0" in fails(capsys, *reference)
+
+
 def test_upstream_names(model, capsys, monkeypatch):
     """They ask for Inception's weights, which this machine lacks."""
     monkeypatch.setenv("FEWSTEP_ASSETS", "nowhere")

@@ -152,7 +152,7 @@ def test_the_newest_whole_checkpoints_stay(tmp_path):
     (folder / f"{40:012d}" / "state.json").write_text("{}")
     fit(teacher_run(until=56, keep=3), tmp_path / "run")
     assert kept() == [32, 40, 48, 56]
-    with pytest.raises(ValueError, match="at least one checkpoint must be kept; got keep=0"):
+    with pytest.raises(ValueError, match="keep must be at least 1; got 0"):
         fit(teacher_run(keep=0), tmp_path / "other")
 
 

@@ -87,7 +87,7 @@ def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Path:
-    """Write a model folder, in place of an older one; complete or not at all."""
+    """Write a model folder, in place of an older one; complete or not at all. A folder that holds anything else is refused."""
     folder = Path(folder)
     config = {
         "format": FORMAT,
@@ -102,7 +102,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "codec": to_dict(denoiser.codec),
         "card": dataclasses.asdict(card or Card()),
     }
-    with new_folder(folder) as partial:
+    with new_folder(folder, hub.FILES) as partial:
         write_tensors(partial / "model.safetensors", contiguous(denoiser.state_dict()), metadata={"format": "pt"})
         write_json(partial / "config.json", config)
         (partial / "README.md").write_text((card or Card()).markdown(config))

@@ -84,7 +84,7 @@ def arguments(
     known = inspect.signature(find(name)).parameters
     if "teacher" not in known:
         raise ValueError(f"{name} distils no teacher; fewstep recipes lists what does")
-    until = until or round(share * known["until"].default)
+    until = round(share * known["until"].default) if until is None else until
     given: dict[str, Any] = {"teacher": teacher, "data": data, "until": until, "seed": seed}
     if "student" in known and known["student"].default is inspect.Parameter.empty:
         start = next((folder for other, folder in folders.items() if other.endswith(":sid")), None)

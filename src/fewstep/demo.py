@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
 
     minutes: what teacher and one student may take together. all_methods: a student by every method, not by SiD alone.
     """
-    if minutes <= 0:
+    if not 0 < minutes < math.inf:
         raise ValueError(f"--minutes must be positive; got {minutes:g}")
     began = time.monotonic()
     share = minutes / BASE_MINUTES

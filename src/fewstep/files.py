@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ def sync(path: Path) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` if the block succeeds, and goes if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = writable(path).with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        yield partial
-        sync(partial)
+        with told_of(path):
+            yield partial
+            sync(partial)
         os.replace(partial, path)
         sync(path.parent)
     finally:
@@ -36,17 +37,36 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `path`, in place of an older one, if the block succeeds."""
+def told_of(path: Path) -> Iterator[None]:
+    """An error of the system that names no file, as that of a full disk, is told of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
+    """A temporary folder to fill with `names`; it becomes `path`, in place of an older one, if the block succeeds.
+
+    Raises ValueError at once if anything else lies at `path`, for it would be lost.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: expected a folder to write; it is a file; choose another name")
+    if others := sorted(p.name for p in path.glob("*") if p.name not in names):
+        raise ValueError(f"{path} holds {listed(others)}, which would be lost; choose another folder, or empty it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            sync(file)
-        sync(partial)
+        with told_of(path):
+            yield partial
+            for file in partial.rglob("*"):
+                sync(file)
+            sync(partial)
         if path.exists():
             old = path.with_name(f".{path.name}.old-{os.getpid()}")
             os.rename(path, old)
@@ -57,6 +77,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
+
+
+def writable(path: Path) -> Path:
+    """The path, if a file can be written there; its folder is made. What takes long asks before it begins."""
+    if not path.name:
+        raise ValueError(f"expected the name of a file to write; got {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected the name of a file to write; it is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", str(path.parent))
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,8 +107,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[s
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata=dict(metadata))
+        path.chmod(mode)  # safetensors writes files that only their owner may read
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written; {error}") from error
 

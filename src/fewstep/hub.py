@@ -96,7 +96,7 @@ def fetch(address: Address) -> Path:
 def pull(address: Address, folder: Path, check: Callable[[Path], Any]) -> Path:
     """A copy of a model as a folder, in place of an older one; complete, and as `check` wants it, or not at all."""
     source = fetch(address)
-    with new_folder(folder) as partial:
+    with new_folder(folder, FILES) as partial:
         for name in FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)

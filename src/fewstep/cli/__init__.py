@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,8 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
         recorded(run)(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
@@ -33,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = format_before
     return 0
+
+
+def told(error: ValueError | OSError) -> str:
+    """What an error says; of one of the system the file, and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def recorded(command: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional, arg
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -65,6 +68,37 @@ def flags(values: Mapping[str, Any], where: str) -> list[str]:
     return words
 
 
+def shown(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command as its help shows it: arguments without a flag by their names, each explanation as one paragraph."""
+
+    def same(*args: Any, **options: Any) -> Any:
+        return command(*args, **options)
+
+    def name(key: str, hint: Any) -> str:
+        word = f"{key.upper()} ..." if get_origin(get_args(hint)[0]) is tuple else key.upper()
+        return word if parameters[key].default is inspect.Parameter.empty else f"[{word}]"
+
+    parameters = inspect.signature(command).parameters
+    hints = get_type_hints(command, include_extras=True)
+    named = {k: Annotated[v, arg(metavar=name(k, v))] for k, v in hints.items() if POSITIONAL in metadata(v)}
+    same.__signature__ = inspect.signature(command)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
+    same.__annotations__ = hints | named
+    same.__doc__ = paragraphs(command.__doc__ or "")
+    return same
+
+
+def metadata(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+(POSITIONAL,) = metadata(Positional[str])
+
+
+def paragraphs(doc: str) -> str:
+    """A docstring whose entries under "Args:" are one line each; the parser would keep their line breaks."""
+    return re.sub(r"\n {8,}", " ", inspect.cleandoc(doc))
+
+
 def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """One function with the options of a recipe and those of a command: returns the recipe's Run and the command's.
 
@@ -83,8 +117,8 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
     both.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
     hints = {**get_type_hints(recipe, include_extras=True), **get_type_hints(common, include_extras=True)}
     both.__annotations__ = {k: v for k, v in hints.items() if k != "return"}
-    head, _, mine_args = inspect.cleandoc(recipe.__doc__ or "").partition("Args:")
-    _, _, common_args = inspect.cleandoc(common.__doc__ or "").partition("Args:")
+    head, _, mine_args = paragraphs(recipe.__doc__ or "").partition("Args:")
+    _, _, common_args = paragraphs(common.__doc__ or "").partition("Args:")
     both.__doc__ = f"{head}Args:{mine_args.rstrip()}\n{common_args.strip(chr(10))}"
     return both
 

@@ -15,10 +15,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fewstep.cli import data, evaluation, restoration, sharing
-from fewstep.cli.arguments import command_line, joined, parse_seeds, with_config
+from fewstep.cli.arguments import command_line, joined, parse_seeds, shown, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
-from fewstep.files import OFFLINE
+from fewstep.files import OFFLINE, writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,10 +135,13 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
         if argv and argv[0] in ("-h", "--help"):
             print(f"{usage}\n\nfewstep recipes lists them; fewstep {command} RECIPE --help shows the options of one.")
             return
-        raise ValueError(f"{usage}; fewstep recipes lists them")
+        raise ValueError(
+            f"expected a recipe first; got {argv[0] if argv else 'none'}; {usage}; fewstep recipes lists them"
+        )
     name, *rest = argv
     options = joined(find(name), fitting)
     run, given = tyro.cli(options, args=with_config(rest), prog=f"fewstep {command} {name}")
+    from fewstep.checkpoint import card
     from fewstep.distributed import process_group, rank
     from fewstep.train.run import fit
 
@@ -148,7 +151,8 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
         fit(run, given["out"], fresh=given["fresh"])
         if rank() == 0:
             print(
-                f"{given['out']}: trained to {run.until:,} images; next: fewstep sample {given['out']} --grid grid.png"
+                f"{given['out']}: trained to {card(given['out']).nimg:,} images; next: fewstep sample {given['out']} "
+                "--grid grid.png"
             )
 
 
@@ -180,6 +184,13 @@ def sample(
     if out is None and grid is None and npz is None:
         raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
     chosen = parse_seeds(seeds)
+    for option, path, suffix in (("--grid", grid, ".png"), ("--npz", npz, ".npz")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(
+                f"{option} writes {suffix[1:].upper()}; name the file so, such as images{suffix}; got {str(path)!r}"
+            )
+        if path is not None:
+            writable(path)
     if batch is not None and batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
 
@@ -241,7 +252,10 @@ def convert(
     save(denoiser, out, Card(name=path.stem, method=method, lineage=lineage, license=origin["license"]))
     print(f"License of the weights: {origin['license']}")
     if "no commercial use" in origin["license"]:
-        print("warning: these weights, and students distilled from them, are not for commercial use", file=sys.stderr)
+        print(
+            "fewstep: warning: these weights, and students distilled from them, are not for commercial use",
+            file=sys.stderr,
+        )
     print(f"{out}: next: fewstep sample {out} --grid grid.png")
 
 
@@ -456,7 +470,8 @@ def run(argv: list[str]) -> None:
     if name not in COMMANDS:
         group = [c for c in COMMANDS if c.startswith(f"{name} ")]
         if group and argv[1:2] in ([], ["-h"], ["--help"]):
-            print("\n".join(f"fewstep {c}  {COMMANDS[c][1]}" for c in group))
+            width = max(map(len, group))
+            print("\n".join(f"fewstep {c:{width}}  {COMMANDS[c][1]}" for c in group))
             return
         raise ValueError(f"there is no command {' '.join(argv[:2])!r}; there are {', '.join(COMMANDS)}")
     function, _ = COMMANDS[name]
@@ -465,4 +480,4 @@ def run(argv: list[str]) -> None:
     if function is fit_recipe:
         fit_recipe(argv[words:], name)
     else:
-        tyro.cli(function, args=with_config(argv[words:]), prog=f"fewstep {name}")
+        tyro.cli(shown(function), args=with_config(argv[words:]), prog=f"fewstep {name}")

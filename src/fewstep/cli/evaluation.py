@@ -76,8 +76,8 @@ def evaluate(
     from fewstep.metrics.sources import first, from_path
     from fewstep.precision import chosen_dtype
 
-    if batch is not None and batch < 1:
-        raise ValueError(f"--batch must be at least 1; got {batch}")
+    at_least_one(batch=batch, num=num, repeats=repeats)
+    destinations(json_file, markdown)
     measured = (metrics, num, seeds, repeats, extractor, extrapolate, feature_dtype)
     state = state_folder(source, reference, *measured, batch, sampling)
     dtype = chosen_dtype(feature_dtype)
@@ -102,6 +102,21 @@ def evaluate(
             write_text(markdown, text)
             shutil.rmtree(state, ignore_errors=True)
             print(text, end="")
+
+
+def at_least_one(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1; got {value}")
+
+
+def destinations(*paths: Path | None) -> None:
+    """Refuse files that cannot be written before anything is measured."""
+    from fewstep.files import writable
+
+    for path in paths:
+        if path is not None:
+            writable(path)
 
 
 def state_folder(*command: Any) -> Path:
@@ -193,6 +208,8 @@ def reference(
 
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
+    at_least_one(batch=batch)
+    destinations(out)
     state = state_folder("reference", data, metrics, extractor, feature_dtype, batch)
     dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch, state, feature_dtype=dtype)
@@ -236,6 +253,8 @@ def pairs(
     from fewstep.metrics.sources import batches, open_pairs
     from fewstep.progress import track
 
+    at_least_one(batch=batch)
+    destinations(json_file, markdown)
     ours, theirs = open_pairs(a, b)
     named = measures(metrics.split(","))
     n = len(ours)

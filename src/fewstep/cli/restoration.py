@@ -64,6 +64,8 @@ def restore(
         )
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1; got {first}")
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative; got {seed}")
     if weight is not None and not weight > 0:
         raise ValueError(f"--weight must be positive; got {weight}")
     if not sigma_y > 0:

@@ -109,6 +109,10 @@ class Sampling:
 
     def plan(self, denoiser: Denoiser) -> Plan:
         """The plan for one model; options that would have no effect are refused."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"--{field.name.replace('_', '-')} must be a number; got nan")
         from fewstep import samplers
         from fewstep.conditional import GenerativeDenoiser
         from fewstep.generation import default_plan
@@ -176,7 +180,7 @@ class Sampling:
         options = self.options
         known = inspect.signature(sampler).parameters
         if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"the sampler {self.sampler} has no option {', '.join(unknown)}; leave it out")
+            raise ValueError(f"the sampler {sampler.__name__} has no option {', '.join(unknown)}; leave it out")
         if "round_sigma" in known:
             options["round_sigma"] = denoiser.precondition.round
         if self.levels is not None:
@@ -210,12 +214,19 @@ class Sampling:
     def guided(self) -> Guidance | None:
         from fewstep.generation import Guidance
 
+        interval = (self.guidance_min, self.guidance_max)
         if self.guidance == 1:
-            if self.guide is not None:
-                raise ValueError("--guide has no effect without --guidance SCALE, such as 1.5")
+            if self.guide is not None or interval != (0.0, math.inf):
+                raise ValueError(
+                    "--guide, --guidance-min and --guidance-max have no effect without --guidance SCALE, such as 1.5"
+                )
             return None
+        if not 0 <= interval[0] < interval[1]:
+            raise ValueError(
+                f"guidance needs 0 <= --guidance-min < --guidance-max; got {interval[0]} and {interval[1]}"
+            )
         guide = None if self.guide is None else self.load(self.guide)
-        return Guidance(self.guidance, guide, (self.guidance_min, self.guidance_max))
+        return Guidance(self.guidance, guide, interval)
 
 
 def indices(text: str) -> list[int]:

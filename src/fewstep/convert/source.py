@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -64,7 +65,11 @@ class WebOnly(urllib.request.HTTPRedirectHandler):
 def download(address: str, target: Path) -> None:
     """Download to a temporary name, check the length that the server declared, and rename."""
     opener = urllib.request.build_opener(WebOnly)
-    with opener.open(address, timeout=60) as response, new_file(target) as partial:
+    try:
+        opened = opener.open(address, timeout=60)
+    except urllib.error.URLError as error:
+        raise OSError(f"{address} cannot be fetched: {error}; or give the path of a copy") from error
+    with opened as response, new_file(target) as partial:
         declared = int(response.headers.get("Content-Length") or -1)
         size = 0
         with partial.open("wb") as file:

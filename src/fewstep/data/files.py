@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewstep.files import regular
 
@@ -188,7 +188,12 @@ def open_image(data: bytes, where: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {error}") from error
+        raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {unread(error)}") from error
+
+
+def unread(error: Exception) -> str:
+    """Why Pillow reads no image; of bytes that it does not know it tells an address in memory."""
+    return "what it holds is no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 class Header(NamedTuple):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data.files import FORMATS, MAX_BYTES, Files, is_image, open_files, parse_array, read_header
+from fewstep.data.files import FORMATS, MAX_BYTES, Files, is_image, open_files, parse_array, read_header, unread
 from fewstep.data.images import images as open_images
 from fewstep.distributed import device, rank, world_size
 from fewstep.files import regular, sha256
@@ -158,7 +158,7 @@ def check_headers(files: Files) -> str:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 kind = (image.width, image.height, image.mode)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{where}: expected an image; {error}; fetch or remove it") from error
+            raise ValueError(f"{where}: expected an image; {unread(error)}; fetch or remove it") from error
         first = first or (name, kind)
         if kind != first[1]:
             (w0, h0, m0), (w, h, m) = first[1], kind

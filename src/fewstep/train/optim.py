@@ -29,6 +29,10 @@ class Adam:
     until: float = math.inf
     loss_scale: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"a learning rate is a number from 0 on; got {self.lr}")
+
     def rate(self, nimg: int) -> float:
         """The learning rate of the step that begins at `nimg` images."""
         rate = self.lr / math.sqrt(max(nimg / self.reference, 1))

@@ -58,7 +58,7 @@ from fewstep.train.log import Lines, Log
 from fewstep.train.optim import Adam
 from fewstep.train.preemption import Preempted, stop_signals
 from fewstep.train.strategies import STRATEGIES
-from fewstep.train.trackers import open_trackers
+from fewstep.train.trackers import check_trackers, open_trackers
 from fewstep.train.trainer import Trainer
 
 
@@ -100,6 +100,18 @@ class Run:
 
     def __post_init__(self) -> None:
         check_data(self.method, self.data)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse settings that make no run, before anything is written."""
+        counts = {"batch_size": self.batch_size, "until": self.until, "keep": self.keep}
+        counts |= {k: v for k, v in (("micro_batch", self.micro_batch), ("recompute", self.recompute)) if v is not None}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.seed < 0:
+            raise ValueError(f"the seed of a run must not be negative; got {self.seed}")
+        check_trackers(self.track)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a resumed run must have the same."""
@@ -269,6 +281,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     discard what is there.
     """
     folder = Path(folder)
+    run.check()
     with claimed(folder):
         open_folder(run, folder, fresh=fresh)
         if run.compile:

@@ -93,10 +93,14 @@ def identifier(folder: Path) -> str:
     return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()[:8]
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    if unknown := [n for n in names if n not in TRACKERS]:
+        raise ValueError(f"there is no tracker {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+
+
 def open_trackers(
     names: Sequence[str], folder: Path, name: str, config: Mapping[str, Any], nimg: int
 ) -> tuple[Tracker, ...]:
     """The trackers called `names` for the run `name` in `folder`, which begins or resumes at `nimg` images."""
-    if unknown := [n for n in names if n not in TRACKERS]:
-        raise ValueError(f"there is no tracker {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+    check_trackers(names)
     return tuple(TRACKERS[n](folder, name, config, nimg) for n in dict.fromkeys(names))
