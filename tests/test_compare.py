@@ -9,6 +9,7 @@ from PIL import Image
 
 from fewstep.checkpoint import Card, card, save
 from fewstep.cli import main
+from fewstep.compare import arguments
 from fewstep.data import ImageData
 from fewstep.denoiser import Denoiser
 
@@ -76,6 +77,18 @@ def test_mistakes(denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pyte
     assert "there is no recipe" in fails("digits:sit")
     assert "name the recipes" in fails()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_length_of_a_recipe() -> None:
+    """Its own, a share of it, or the given one; cifar10:sid leaves it to the teacher."""
+
+    def until(name: str, given: int | None, share: float) -> int | None:
+        return arguments(name, Path("teacher"), "data", given, share, 0, {}).get("until")
+
+    assert [until("digits:sid", *given) for given in ((None, 1.0), (None, 0.5), (0, 0.5))] == [57_600, 28_800, 0]
+    assert until("cifar10:sid", None, 1.0) is None
+    with pytest.raises(ValueError, match="no share of it; give --until"):
+        until("cifar10:sid", None, 0.5)
 
 
 def test_recipes_of_one_method(capsys: pytest.CaptureFixture) -> None:

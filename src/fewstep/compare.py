@@ -84,8 +84,12 @@ def arguments(
     known = inspect.signature(find(name)).parameters
     if "teacher" not in known:
         raise ValueError(f"{name} distils no teacher; fewstep recipes lists what does")
-    until = round(share * known["until"].default) if until is None else until
-    given: dict[str, Any] = {"teacher": teacher, "data": data, "until": until, "seed": seed}
+    given: dict[str, Any] = {"teacher": teacher, "data": data, "seed": seed}
+    default = known["until"].default
+    if until is not None or default is not None:
+        given["until"] = round(share * default) if until is None else until
+    elif share != 1:
+        raise ValueError(f"how long {name} trains depends on its teacher, so there is no share of it; give --until")
     if "student" in known and known["student"].default is inspect.Parameter.empty:
         start = next((folder for other, folder in folders.items() if other.endswith(":sid")), None)
         if start is None or list(folders.values()).index(start) > list(folders).index(name):

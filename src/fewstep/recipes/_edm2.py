@@ -72,12 +72,12 @@ def train(
     if cond and images.labels is None:
         raise ValueError(f"{images.name} has no classes; train without them: --no-cond")
     reference = ROWS[row]
-    until = until or reference.until
+    until = reference.until if until is None else until
     torch.manual_seed(seed)
     net = EDM2UNet(sizes.edm2(size, img_channels=images.shape[0], label_dim=images.num_classes if cond else 0))
     denoiser = fs.Denoiser(net, dtype=chosen_dtype(dtype), uncertainty=Uncertainty(), codec=codec)
     adam = fs.Adam(
-        lr or reference.lr,
+        reference.lr if lr is None else lr,
         betas=(0.9, 0.99),
         rampup=10_000_000,
         reference=DECAY[kind] * batch_size,

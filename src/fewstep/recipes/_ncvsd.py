@@ -105,7 +105,7 @@ def distil(
 
     def adam(factor: float) -> fs.Adam:
         return fs.Adam(
-            factor * (lr or row.lr),
+            factor * (row.lr if lr is None else lr),
             betas=(0.9, 0.99),
             rampup=kind.rampup,
             reference=kind.decay * batch_size,
@@ -117,7 +117,7 @@ def distil(
         stream(denoiser, data, seed),
         {"fake_score": adam(1.0), "discriminator": adam(SLOW), "generator": adam(SLOW)},
         batch_size=batch_size,
-        micro_batch=micro_batch or row.micro_batch,
+        micro_batch=row.micro_batch if micro_batch is None else micro_batch,
         until=until,
         ema=(fs.PowerFunction(0.10), fs.PowerFunction(0.05)),
         seed=seed,

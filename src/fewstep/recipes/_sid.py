@@ -174,7 +174,7 @@ def distil_edm2(
         uncertainty=uncertainty,
         noise=(-0.4, 1.0),
         half_life=2_000_000,
-        micro_batch=micro_batch or row.micro_batch,
-        until=until or (row.until if student is None else row.sid2a),
+        micro_batch=row.micro_batch if micro_batch is None else micro_batch,
+        until=until if until is not None else row.until if student is None else row.sid2a,
         **settings,
     )

@@ -161,7 +161,7 @@ def sid(
         lr=lr,
         batch_size=batch_size,
         micro_batch=micro_batch,
-        until=until or (800_000_000 if fs.load(teacher).num_classes else 500_000_000),
+        until=until if until is not None else 800_000_000 if fs.load(teacher).num_classes else 500_000_000,
         dtype=dtype,
         seed=seed,
         name="cifar10-sid",

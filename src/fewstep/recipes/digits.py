@@ -216,12 +216,12 @@ def dmd2(
     *,
     levels: tuple[float, ...] = (2.5,),
     ratio: int = 1,
-    gan_weight: float = 0.2,
-    disc_weight: float = 0.3,
-    lr: float = 2.5e-4,
-    fake_lr: float = 1e-3,
-    batch_size: int = 64,
-    until: int = 60_000,
+    gan_weight: float = 0.3,
+    disc_weight: float = 2.0,
+    lr: float = 3.5e-4,
+    fake_lr: float = 2e-3,
+    batch_size: int = 128,
+    until: int = 53_760,
     seed: int = 0,
 ) -> fs.Run:
     """A one- or few-step student by improved distribution matching distillation.
