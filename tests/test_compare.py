@@ -74,7 +74,8 @@ def test_mistakes(denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pyte
     assert "put digits:sid before it" in fails("digits:sid2a", "digits:sid")
     assert "distils no teacher" in fails("digits:teacher")
     assert "two are alike" in fails("digits:sid", "cifar10:sid")
-    assert "there is no recipe" in fails("digits:sit")
+    assert "there is no recipe 'digits:sit'; near it are digits:sid, " in fails("digits:sit")
+    assert "there is no recipe '?'; fewstep recipes lists all" in fails("?")
     assert "name the recipes" in fails()
     assert not (tmp_path / "out").exists()
 

@@ -195,7 +195,7 @@ def test_pictures_are_no_programs(tmp_path):
         (tmp_path / "mask.png", lambda p: build("box_inpainting", (1, 8, 8), p, None, None)),
     ]:
         path.write_bytes(postscript)
-        with pytest.raises(ValueError, match="cannot identify image file"):
+        with pytest.raises(ValueError, match="what it holds is no image"):
             read(path)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.metrics.protocol import Result, write_results
 from fewstep.report import Reference, Series, grid, line_chart, save_png, write_report
 from fewstep.report.numerals import duration, human, linear_ticks, log_ticks, tick_labels
 from fewstep.report.plot import BUCKETS, smooth, thin
@@ -429,6 +430,25 @@ def test_protocols_that_differ_are_lettered(tmp_path):
     assert page.text["th"][-6:] == ["extractor", "options.sigma_min", "weights", "A", "B", "C"]
     assert page.text["td"][-3:] == ["reference digits", "reference test digits", "repeats mean of 3, reference digits"]
     assert [page.text["td"][i] for i in (10, 21, 32)] == ["A", "B", "C"]
+
+
+def test_figures_of_eval_are_rows(tmp_path):
+    """Figures of one protocol share a row; repeated ones have each their own; files of others are left alone."""
+    shared = {"model": "student", "nfe": 1, "sampler": "multistep", "extractor": "inception"}
+    figures = [("fid", 2.5, "0-49"), ("kid", 0.25, "0-49"), ("fid", 2.75, "50-99"), ("kid", 0.125, "50-99")]
+    write_run(tmp_path / "runs/sid", "student")
+    file = tmp_path / "runs/sid/fid.json"
+    write_results(file, [Result(m, v, 50, shared | {"seeds": s}) for m, v, s in figures])
+    (tmp_path / "z.json").write_text('[{"metric": "psnr", "value": 31.5, "n": 8, "protocol": {}}]')
+    (tmp_path / "other.json").write_text("[1, 2")
+    page = page_of(tmp_path)
+    assert page.text["th"][:7] == ["model", "sampler", "NFE", "FID", "KID", "PSNR", "n"]
+    model = ["sid: student", "multistep", "1"]
+    rows = [[*model, "2.500", "0.2500", "50", "0-49", "A"], [*model, "2.750", "0.1250", "50", "50-99", "A"]]
+    assert page.text["td"][:18] == [*rows[0], *rows[1], "31.50", "8"]  # empty cells have no text
+    file.write_text('[{"metric": "fid", "value": "2.5"}]')
+    with pytest.raises(ValueError, match=r"fid\.json: expected figures as fewstep eval writes them"):
+        write_report(tmp_path)
 
 
 def test_a_model_keeps_its_colour_over_charts(tmp_path):

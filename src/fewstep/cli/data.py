@@ -115,12 +115,15 @@ def check(data: Positional[Path]) -> None:
     """
     from fewstep.data.prepare import check as find_problems
     from fewstep.data.prepare import ranks
+    from fewstep.report.markup import plural
 
     with group():
         problems = find_problems(data)
         if problems:
             raise ValueError(
-                "\n".join([f"{data}: {len(problems)} problems", *(f"{file}: {why}" for file, why in problems)])
+                "\n".join(
+                    [f"{data}: {plural(len(problems), 'problem')}", *(f"{file}: {why}" for file, why in problems)]
+                )
             )
         if ranks()[0] == 0:
             print(f"{data}: no problems")

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def find(name: str) -> Recipe:
         return load_file(Path(module), function)
     known = recipes()
     if name not in known:
+        near = ", ".join(get_close_matches(name, known, cutoff=0.5))
         raise ValueError(
-            f"there is no recipe {name!r}; there are {', '.join(known)}, and mine.py:function for your own. "
-            "See: fewstep recipes"
+            f"there is no recipe {name!r}{near and f'; near it are {near}'}; fewstep recipes lists all, mine.py:function is "
+            "one of your own"
         )
     return known[name]
 

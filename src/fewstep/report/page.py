@@ -34,23 +34,24 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
     """Write `folder`/report.html from all that `folder`, one run or many, holds; returns its path.
 
     Read are, at any depth: results.json (a list of rows: model, method, sampler, nfe, n, seeds, any metric by its name,
-    images_per_second, training_images, training_seconds, grid, protocol), run folders (run.json, log.jsonl,
-    samples/*.png), folders of `fewstep restore` (sheet.png beside metrics.json), and the cards of model folders (README.md
-    beside config.json).
+    images_per_second, training_images, training_seconds, grid, protocol), files of any name that `fewstep eval --json` wrote,
+    run folders (run.json, log.jsonl, samples/*.png), folders of `fewstep restore` (sheet.png beside metrics.json), and the
+    cards of model folders (README.md beside config.json).
 
-    Lines of a log that a kill has torn are skipped and counted on the page. ValueError names a results.json, run.json or
-    metrics.json that cannot be read, and an image that is none.
+    Lines of a log that a kill has torn are skipped and counted on the page. ValueError names a file of results, a run.json
+    or metrics.json that cannot be read, and an image that is none.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"a report is made from a folder of runs; {folder} is not a folder")
     results = [result for path in records.find(folder, "results.json") for result in records.read_results(path)]
+    results += [row for path in records.find_evaluations(folder) for row in records.read_evaluation(path)]
     runs = [records.read_run(path.parent) for path in records.find(folder, "run.json")]
     restored = restorations(folder)
     if not results and not runs and not restored:
         raise ValueError(
-            f"{folder} holds neither results nor runs nor restored images: no results.json with rows, no run.json, no "
-            "metrics.json with a sheet.png, at any depth"
+            f"{folder} holds neither results nor runs nor restored images: no results.json with rows, no file of fewstep "
+            "eval --json, no run.json, no metrics.json with a sheet.png, at any depth"
         )
     slots = palette(results, runs)
     runs.sort(key=lambda run: slots[run.name.casefold()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -77,13 +78,17 @@ class RunRecord:
 
     @property
     def title(self) -> str:
-        """The name, behind that of the folder where they differ: several runs may be students."""
-        return self.name if self.name == self.folder.name else f"{self.folder.name}: {self.name}"
+        return titled(self.name, self.folder)
 
     def setting(self, key: str) -> Any:
         """An entry of run.json or of its `identity`, the settings that decide the weights; None if neither has it."""
         identity = self.info.get("identity")
         return self.info.get(key, identity.get(key) if isinstance(identity, dict) else None)
+
+
+def titled(name: str, folder: Path) -> str:
+    """The name of a run, behind that of its folder where they differ: several runs may be students."""
+    return name if name == folder.name else f"{folder.name}: {name}"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,6 +126,38 @@ def read_results(path: Path) -> list[Result]:
         if not isinstance(row, dict) or not isinstance(row.get("protocol", {}), dict):
             raise ValueError(f"{path}: entry {i} must be an object, and its protocol one too; got {str(row)[:80]}")
     return [Result(row, path.parent) for row in rows]
+
+
+def read_evaluation(path: Path) -> list[Result]:
+    """What `fewstep eval` wrote: a row for each protocol and number of images, with all figures that share them.
+
+    In a run folder the model has the title of the run.
+    """
+    rows: list[dict[str, Any]] = []
+    of_a_run = (path.parent / "run.json").is_file()
+    for result in read_results(path):
+        metric, value, n, protocol = (result.row.get(key) for key in ("metric", "value", "n", "protocol"))
+        if not isinstance(metric, str) or not is_number(value) or not isinstance(protocol, dict):
+            raise ValueError(f"{path}: expected figures as fewstep eval writes them; got {str(result.row)[:80]}")
+        told = {key: protocol[key] for key in ("model", "sampler", "nfe", "seeds") if key in protocol}
+        if of_a_run and "model" in told:
+            told["model"] = titled(str(told["model"]), path.parent)
+        told |= {"n": n, "protocol": protocol}
+        same = [row for row in rows if metric not in row and told.items() <= row.items()]
+        if not same:
+            rows.append(told)
+        (same or rows)[-1][metric] = value
+    return [Result(row, path.parent) for row in rows]
+
+
+def find_evaluations(folder: Path) -> list[Path]:
+    """Files that `fewstep eval --json` wrote, whatever their names."""
+    return [path for path in find(folder, "*.json") if path.name != "results.json" and begins_with_a_figure(path)]
+
+
+def begins_with_a_figure(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb'\[\s*\{\s*"metric"', file.read(64)) is not None
 
 
 def read_log(path: Path) -> Log:
