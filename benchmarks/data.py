@@ -42,14 +42,14 @@ def pillow_loop(source: Path, dest: Path) -> int:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, nargs="?", help="image zip; 2,000 JPEG images of noise of 32x32 if left out"
+        "source", type=Path, nargs="?", help="image zip; 20,000 JPEG images of noise of 32x32 if left out"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, help="processes; one for each core if left out")
     parser.add_argument("--batch", type=int, default=64, help="images at a time, in loading")
 
 
-def noise(path: Path, n: int = 2000) -> Path:
+def noise(path: Path, n: int = 20_000) -> Path:
     """A zip of JPEG images in ten classes."""
     draw = random.Random(0)
     with zipfile.ZipFile(path, "w") as archive:

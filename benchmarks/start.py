@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks.measure import Table
 
-NAMES = "import fewstep as fs; [getattr(fs, name) for name in fs.__all__]"
+NAMES = "import fewstep as fs; [getattr(fs, name) for name in dir(fs)]"
 COMMANDS = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],

@@ -7,10 +7,11 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from benchmarks import inverse, measure, networks, reference
+from benchmarks import inverse, measure, networks, reference, start
 from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
 from torch import Tensor, nn
@@ -35,6 +36,12 @@ def test_documents_name_benchmarks_that_exist(page):
     found = re.findall(r"-m benchmarks (\w+)", page.read_text())
     assert set(found) <= {*known(), "NAME"}
     assert "-m benchmarks." not in page.read_text()
+
+
+def test_start_up_uses_every_public_name():
+    uses: dict[str, Any] = {}
+    exec(start.NAMES, uses)
+    assert {"load", "distill"} < {name for name in dir(uses["fs"]) if name in vars(uses["fs"])}
 
 
 def test_functions_take_turns_and_ratios_are_of_neighbours(monkeypatch):
