@@ -504,6 +504,15 @@ def test_published_configurations(module, places, timm):
         )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "sight"), [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
+)
+def test_the_discriminator_sees_in_bfloat16_or_float32(dtype, sight, places, timm):
+    run = find("cifar10:gdd")(places / "teacher32", places / "images32.zip", weights="hub", dtype=dtype)
+    assert run.method.generator.dtype == getattr(torch, dtype)
+    assert {network.dtype for network in run.method.discriminator.networks} == {sight}
+
+
 def test_recipes_refuse_other_data(places, timm, denoiser, tmp_path):
     teacher, gdd = places / "teacher32", find("cifar10:gdd")
     with pytest.raises(ValueError, match=r"images of shape \(3, 32, 32\), .* has \(3, 64, 64\); give the images"):

@@ -132,6 +132,13 @@ def test_group_norm_below_float32_takes_part_in_transformations():
     assert (torch.vmap(gradient)(x) - one_by_one).abs().max() <= 2**-7 * one_by_one.abs().max()
 
 
+def test_dropout_by_16_bits_is_exact_at_its_edge():
+    """p = 1 - 2^-16 keeps one value in 65,536, about 64 here: those whose bits are the largest number there is."""
+    torch.manual_seed(0)
+    kept = dropout(torch.ones(2**22), 1 - 2**-16, True).count_nonzero()
+    assert 24 < kept < 104  # five deviations
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_dropout_is_unbiased_and_the_same_for_the_gradient(layout):
     torch.manual_seed(0)

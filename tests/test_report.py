@@ -439,13 +439,15 @@ def test_figures_of_eval_are_rows(tmp_path):
     write_run(tmp_path / "runs/sid", "student")
     file = tmp_path / "runs/sid/fid.json"
     write_results(file, [Result(m, v, 50, shared | {"seeds": s}) for m, v, s in figures])
-    (tmp_path / "z.json").write_text('[{"metric": "psnr", "value": 31.5, "n": 8, "protocol": {}}]')
+    twice = [{"metric": "psnr", "value": value, "n": 8, "protocol": {}} for value in (31.5, 32.5)]
+    (tmp_path / "z.json").write_text(json.dumps(twice))
     (tmp_path / "other.json").write_text("[1, 2")
     page = page_of(tmp_path)
     assert page.text["th"][:7] == ["model", "sampler", "NFE", "FID", "KID", "PSNR", "n"]
     model = ["sid: student", "multistep", "1"]
     rows = [[*model, "2.500", "0.2500", "50", "0-49", "A"], [*model, "2.750", "0.1250", "50", "50-99", "A"]]
-    assert page.text["td"][:18] == [*rows[0], *rows[1], "31.50", "8"]  # empty cells have no text
+    psnr = ["31.50", "8", "B", "32.50", "8", "B"]  # empty cells have no text
+    assert page.text["td"][:22] == [*rows[0], *rows[1], *psnr]
     file.write_text('[{"metric": "fid", "value": "2.5"}]')
     with pytest.raises(ValueError, match=r"fid\.json: expected figures as fewstep eval writes them"):
         write_report(tmp_path)
