@@ -53,6 +53,9 @@ def test_seeds():
     for bad in ("5-2", "a", "1-", "-3", "", "1,,2"):
         with pytest.raises(ValueError, match="seeds"):
             parse_seeds(bad)
+    for many in ("0-9999999999", "0-5000000,1-5000000"):
+        with pytest.raises(ValueError, match="at most 10,000,000 seeds"):
+            parse_seeds(many)
 
 
 def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):

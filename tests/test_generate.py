@@ -57,6 +57,8 @@ def test_labels(denoiser):
     each = list(generate(denoiser, range(4), label=torch.tensor([3, 3, 3, 3]), plan=plan, batch_size=2))
     assert all(np.array_equal(a, b) for a, b in zip(threes, each, strict=True))
     fives = list(generate(denoiser, range(4), label=5, plan=plan))
+    both = list(generate(denoiser, [2, 2], label=torch.tensor([3, 5]), plan=plan))  # one seed in two classes
+    assert (both[0] == threes[2]).all() and (both[1] == fives[2]).all()
     assert not np.array_equal(np.stack(threes), np.stack(fives))
     with pytest.raises(ValueError, match="labels of this model are 0 to 9; got 10 to 10"):
         next(generate(denoiser, range(4), label=10))
@@ -122,13 +124,13 @@ def test_batches_grow_into_the_memory_of_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000 - held[0], 2000))
-    made = in_batches(make, range(500), BatchSize(torch.device("cuda")))
+    made = in_batches(make, 500, BatchSize(torch.device("cuda")))
     assert [int(i) for i in made] == list(range(500))
     assert sizes == [64, 128, 128, 128, 52]  # 256 would not fit
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
     sizes.clear()
-    list(in_batches(make, range(4032), BatchSize(torch.device("cuda"))))
+    list(in_batches(make, 4032, BatchSize(torch.device("cuda"))))
     assert sizes == [64, 128, 256, 512, 1024, 1024, 1024]
 
 

@@ -193,10 +193,10 @@ FITTING: MutableMapping[Denoiser, int] = WeakKeyDictionary()
 
 
 def in_batches(
-    make: Callable[[list[int]], NDArray[np.uint8]], seeds: Sequence[int], size: BatchSize
+    make: Callable[[Sequence[int]], NDArray[np.uint8]], n: int, size: BatchSize
 ) -> Iterator[NDArray[np.uint8]]:
-    """The images of this rank's share of the seeds, every world-th, made in batches."""
-    mine, start = list(seeds)[rank() :: world_size()], 0
+    """This rank's share of `n` images, every world-th, made in batches of their places."""
+    mine, start = range(rank(), n, world_size()), 0
     while start < len(mine):
         batch = mine[start : start + size.size]
         try:
@@ -235,16 +235,16 @@ def generate(
     check_label(denoiser, label, len(seeds))
     plan.check(denoiser)
     device = next(denoiser.parameters()).device
-    place = {seed: i for i, seed in enumerate(seeds)}
 
     @precision.tf32(tf32)
-    def make(batch: list[int]) -> NDArray[np.uint8]:
+    def make(places: Sequence[int]) -> NDArray[np.uint8]:
+        batch = [seeds[i] for i in places]
         noise = SeededNoise(batch)
         z = noise.draw(denoiser.shape, torch.float32).to(device)
         classes = noise.classes(denoiser.num_classes).to(device) if denoiser.num_classes else None
         if label is not None:
             chosen = torch.as_tensor(label).expand(len(seeds))
-            classes = chosen[[place[seed] for seed in batch]].to(device)
+            classes = chosen[list(places)].to(device)
         x0 = plan(*plan.bind(denoiser, classes, noise), noise, z)
         if not x0.isfinite().all():
             bad = [seed for seed, image in zip(batch, x0, strict=True) if not image.isfinite().all()]
@@ -254,7 +254,7 @@ def generate(
         return denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
 
     size = BatchSize(device, FITTING.get(denoiser) if batch_size is None else batch_size)
-    yield from in_batches(make, seeds, size)
+    yield from in_batches(make, len(seeds), size)
     if batch_size is None and not size.grows:
         FITTING[denoiser] = size.size
 

@@ -12,6 +12,10 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from tyro.conf import Positional, arg
 
 
+MOST_SEEDS = 10_000_000
+"""Of one command: more are a slip of the pen, and would fill the memory."""
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds such as "0-63" or "1,2,5-10"; ranges include both ends."""
     seeds: list[int] = []
@@ -22,6 +26,8 @@ def parse_seeds(text: str) -> list[int]:
         low, high = int(first), int(last or first)
         if low > high:
             raise ValueError(f"the range of seeds {part.strip()} is empty; did you mean {high}-{low}?")
+        if len(seeds) + high - low >= MOST_SEEDS:
+            raise ValueError(f"at most {MOST_SEEDS:,} seeds go into one command; got {text!r}. Make the images in parts")
         seeds.extend(range(low, high + 1))
     return seeds
 
