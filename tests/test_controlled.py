@@ -17,12 +17,13 @@ from fewstep.conditional import (
     Observation,
     conditional,
     generative,
+    mean_images,
     pair_discriminator,
 )
 from fewstep.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
 from fewstep.convert.upstream import snapshot
 from fewstep.denoiser import Denoiser
-from fewstep.generation import Guidance, Plan, default_plan, generate
+from fewstep.generation import Guidance, Plan, SeededNoise, default_plan, generate
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
@@ -228,6 +229,7 @@ def test_save_and_load_is_the_identity(family, tmp_path):
     z = torch.randn_like(x)
     for original in (
         generative(teacher, gamma=0.3, sigma_init=50.0, sigma_end=0.1, levels=(20.0, 1.0)),
+        generative(teacher, gamma=0.3, sigma_init=50.0, sigma_end=0.1, levels=(20.0, 1.0), centred=True),
         conditional(teacher),
     ):
         checkpoint.save(original, tmp_path / "m")
@@ -239,6 +241,8 @@ def test_save_and_load_is_the_identity(family, tmp_path):
             assert isinstance(original, GenerativeDenoiser)
             assert (loaded.gamma, loaded.sigma_init, loaded.sigma_end, loaded.levels) == (0.3, 50.0, 0.1, (20.0, 1.0))
             assert torch.equal(loaded.draw(*given, z, label), original.draw(*given, z, label))
+            assert loaded.means == (0 if original.mean is None else 10)
+            assert original.mean is None or torch.equal(loaded.mean, original.mean)
         else:
             assert all(map(torch.equal, loaded.state_dict().values(), original.state_dict().values()))
 
@@ -250,9 +254,11 @@ def test_save_and_load_is_the_identity(family, tmp_path):
         ("GenerativeDenoiser", "expected one of Denoiser"),
         (
             {"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_end": 0.1},
-            "has the numbers gamma, sigma_end, sigma_init",
+            "has the numbers gamma, means, sigma_end, sigma_init",
         ),
         ({"kind": "GenerativeDenoiser", "gamma": "4", "sigma_init": 80, "sigma_end": 0.1}, "has the numbers gamma"),
+        ({"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_init": 80, "sigma_end": 0.1, "means": 3}, "got means=3"),
+        ({"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_init": 80, "sigma_end": 0.1, "means": 10}, "missing mean"),
         ({"kind": "GenerativeDenoiser", "gamma": -1.0, "sigma_init": 80, "sigma_end": 0.1}, "needs gamma > 0"),
         ({"kind": "Denoiser"}, "missing net.map_label.weight"),
     ],
@@ -300,6 +306,19 @@ def test_with_an_exact_generator_every_number_of_steps_draws_the_data(levels):
     assert x0.std().item() == pytest.approx(1.5, rel=0.02)
 
 
+@pytest.mark.parametrize(("mean", "off"), [(0.0, -2.0 * 0.25 / 6.5), (2.0, 0.0)])
+def test_one_step_from_a_level_near_the_images_needs_their_mean(mean, off):
+    """Of N(2, 0.5^2), from level 2.5: about 0 the draws are off by the mean's share s^2 / (s^2 + t^2); about the mean their
+    deviation alone is, by (s^2 / (s^2 + t^2))^2 / 2.
+    """
+    torch.manual_seed(0)
+    n, sigmas = 60_000, torch.tensor([1e6, 2.5, 0.0], dtype=torch.float64)
+    draws = exact_draw(2.0, 0.5)
+    x0 = last(posterior(draws, 1e6 * torch.randn(n, 1, dtype=torch.float64), sigmas, mean=mean))
+    assert x0.mean().item() - 2 == pytest.approx(off, abs=3 / math.sqrt(n))
+    assert x0.std().item() == pytest.approx(0.5 * (1 - (0.25 / 6.5) ** 2 / 2), rel=0.01)
+
+
 def test_without_further_levels_an_observation_is_denoised_at_once():
     y = torch.tensor([[1.0], [-2.0]])
     (x0,) = posterior(lambda x, sigma: x + sigma, y, torch.tensor([0.7, 0.0]))
@@ -344,6 +363,47 @@ def test_an_image_depends_on_its_seed_alone():
         other = [image for seed in range(5) for image in generate(model, [seed], plan=plan, batch_size=1)]
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert not np.array_equal(one[0], one[1])
+
+
+@pytest.mark.parametrize("label", [None, 3, torch.tensor([7, 7, 0])])
+def test_a_student_starts_about_the_mean_images_of_its_classes(label):
+    model = generative(teacher_of("ddpmpp"), levels=(20.0, 1.0), centred=True).eval()
+    assert isinstance(model.mean, torch.Tensor)
+    model.mean.copy_(torch.linspace(-20, 20, 10)[:, None, None, None].expand_as(model.mean))
+    made = list(generate(model, range(3), label=label, batch_size=2))
+    plan = default_plan(model)
+    for seed, image in enumerate(made):
+        noise = SeededNoise([seed])
+        z, classes = noise.draw(model.shape, torch.float32), noise.classes(10)
+        if label is not None:
+            classes = torch.as_tensor(label).expand(3)[[seed]]
+        draw, _ = plan.bind(model, classes, noise)
+        with torch.inference_mode():
+            x0 = last(posterior(draw, 80 * z.double(), plan.sigmas, noise=noise, mean=model.mean[classes]))
+        assert np.array_equal(model.codec.decode(x0)[0].permute(1, 2, 0).numpy(), image)
+
+
+def test_mean_images_are_what_a_denoiser_makes_of_noise_alone(denoiser):
+    means = mean_images(denoiser, 80.0)
+    assert means.shape == (10, *denoiser.shape)
+    z = torch.randn(32, *denoiser.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(means[4], denoiser(80 * z, 80.0, torch.full((32,), 4)).mean(0))
+    unconditional, state = Denoiser(tiny_net(label_dim=0)).eval(), torch.get_rng_state()
+    alone = mean_images(unconditional, 80.0)
+    assert alone.shape == (1, *denoiser.shape)
+    assert torch.equal(torch.get_rng_state(), state)  # what a training draws does not depend on it
+
+
+def test_centred_students_without_classes_and_without_a_label():
+    model = generative(teacher_of("ddpmpp"), centred=True)
+    assert isinstance(model.mean, torch.Tensor)
+    assert torch.allclose(model.centre(None), model.mean.mean(0, keepdim=True))
+    assert torch.equal(model.centre(torch.tensor([9, 1])), model.mean[[9, 1]])
+    assert generative(teacher_of("ddpmpp")).centre(torch.tensor([9])) is None
+    with pytest.raises(ValueError, match="one mean image, or one for each of 10 classes; got means=4"):
+        GenerativeDenoiser(Controlled(teacher_of("ddpmpp").net), means=4)
+    with pytest.raises(ValueError, match="for which the upstream format has no place"):
+        upstream_state_dict(model)
 
 
 def test_a_student_samples_by_its_levels_unless_told_otherwise():

@@ -31,6 +31,9 @@ PRECONDITIONS = (EDM, Boundary, VP, VE, IDDPM)
 CODECS = (Pixels, StabilityVAE)
 DENOISERS: dict[str, type[Denoiser]] = {c.__name__: c for c in (Denoiser, ConditionalDenoiser, GenerativeDenoiser)}
 
+GENERATIVE = ("gamma", "sigma_init", "sigma_end", "means")
+"""Numbers that a `GenerativeDenoiser` has beside the options of all denoisers."""
+
 
 def plain(value: Any) -> Any:
     """A frozen configuration as JSON can hold it: tuples as lists, infinities as words."""
@@ -111,7 +114,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
 
 def kind(denoiser: Denoiser) -> dict[str, Any]:
     """The class of a denoiser, and the options that only that class has."""
-    options = ("gamma", "sigma_init", "sigma_end") if isinstance(denoiser, GenerativeDenoiser) else ()
+    options = GENERATIVE if isinstance(denoiser, GenerativeDenoiser) else ()
     return {"kind": type(denoiser).__name__} | {name: getattr(denoiser, name) for name in options}
 
 
@@ -121,7 +124,9 @@ def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser
         raise ValueError(f"{where}: expected one of {', '.join(DENOISERS)}; got {about!r}. A newer fewstep may know it")
     cls = DENOISERS[about["kind"]]
     more = {k: v for k, v in about.items() if k != "kind"}
-    wanted = {"gamma", "sigma_init", "sigma_end"} if cls is GenerativeDenoiser else set()
+    if cls is GenerativeDenoiser:
+        more = {"means": 0} | more  # in the first folders there is no such entry
+    wanted = set(GENERATIVE) if cls is GenerativeDenoiser else set()
     if set(more) != wanted or not all(type(v) in (int, float) for v in more.values()):
         raise ValueError(f"{where}: a {cls.__name__} has the numbers {', '.join(sorted(wanted)) or 'none'}; got {more}")
     return cls(net if cls is Denoiser else Controlled(net), **options, **more)

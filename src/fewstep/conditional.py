@@ -93,8 +93,11 @@ class GenerativeDenoiser(Denoiser):
 
     sigma_init: the noise level of the observation of nothing, y = sigma_init eps, from which images are made. levels: the
     noise levels of `samplers.posterior` that follow it when the model is sampled. sigma_end: the lowest level of the grid
-    on which other numbers of steps are spread, normally the lowest that it has learned.
+    on which other numbers of steps are spread, normally the lowest that it has learned. means: how many mean images the
+    model keeps in `mean` (means, C, H, W), one for each class or one for all; with none it starts about 0, as in the paper.
     """
+
+    mean: Tensor | None
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class GenerativeDenoiser(Denoiser):
         sigma_init: float = 80.0,
         sigma_end: float = 0.002,
         levels: tuple[float, ...] = (80.0,),
+        means: int = 0,
         **options: Any,
     ) -> None:
         if not gamma > 0 or not sigma_init > sigma_end > 0 or not levels:
@@ -112,7 +116,12 @@ class GenerativeDenoiser(Denoiser):
                 f"gamma={gamma}, sigma_init={sigma_init}, sigma_end={sigma_end}, levels={levels}"
             )
         super().__init__(net, levels=levels, **options)
-        self.gamma, self.sigma_init, self.sigma_end = gamma, sigma_init, sigma_end
+        if means not in (0, 1, self.num_classes):
+            raise ValueError(
+                f"there is one mean image, or one for each of {self.num_classes} classes; got means={means}"
+            )
+        self.gamma, self.sigma_init, self.sigma_end, self.means = gamma, sigma_init, sigma_end, means
+        self.register_buffer("mean", torch.zeros(means, *self.shape) if means else None)
 
     def forward(
         self,
@@ -143,6 +152,12 @@ class GenerativeDenoiser(Denoiser):
         raised = (1 + self.gamma) * level
         x = y + (raised**2 - level**2).sqrt() * z
         return given_observation(self, x, raised.flatten(), label, augment, Observation(y, sigma_y))
+
+    def centre(self, label: Tensor | None) -> Tensor | None:
+        """The mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""
+        if self.mean is None or label is None or self.means == 1:
+            return self.mean if self.mean is None else self.mean.mean(0, keepdim=True)
+        return self.mean[label]
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """The log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
@@ -178,11 +193,30 @@ def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoise
     return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
 
 
-def generative(teacher: Denoiser, **options: Any) -> GenerativeDenoiser:
+def generative(teacher: Denoiser, *, centred: bool = False, **options: Any) -> GenerativeDenoiser:
     """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
-    level. options: gamma, sigma_init, sigma_end, levels of `GenerativeDenoiser`.
+    level.
+
+    centred: it starts about the `mean_images` of the teacher. options: gamma, sigma_init, sigma_end, levels of
+    `GenerativeDenoiser`.
     """
-    return GenerativeDenoiser(Controlled(without_dropout(teacher.net)), **options, **shared(teacher))
+    means = (teacher.num_classes or 1) if centred else 0
+    result = GenerativeDenoiser(Controlled(without_dropout(teacher.net)), means=means, **options, **shared(teacher))
+    if centred:
+        result.mean = mean_images(teacher, result.sigma_init)
+    return result
+
+
+@torch.no_grad()
+def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
+    """E[x0] of each class (K, C, H, W), or of all images (1, C, H, W) without classes, according to a denoiser.
+
+    What it makes of noise at a level `sigma` at which nothing else is seen, averaged over `draws` of it, always the same.
+    """
+    place = next(teacher.parameters()).device
+    z = torch.randn(draws, *teacher.shape, generator=torch.Generator().manual_seed(0)).to(place)
+    classes = [torch.full((draws,), k, device=place) for k in range(teacher.num_classes)] or [None]
+    return torch.stack([teacher(sigma * z, sigma, label).mean(0) for label in classes])
 
 
 def shared(teacher: Denoiser) -> dict[str, Any]:

@@ -67,11 +67,18 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
     guidance: Guidance | None = None
 
-    def __call__(self, denoise: Denoise, weak: Denoise, noise: SeededNoise, z: Tensor) -> Tensor:
-        """The images (B, C, H, W), float64, that start from unit noise `z`; `weak` is what guidance steers away from."""
-        options = dict(self.options)
-        if "noise" in inspect.signature(self.sampler).parameters:
+    def __call__(
+        self, denoise: Denoise, weak: Denoise, noise: SeededNoise, z: Tensor, *, mean: Tensor | None = None
+    ) -> Tensor:
+        """The images (B, C, H, W), float64, that start from unit noise `z`; `weak` is what guidance steers away from.
+
+        mean: of all images, for samplers that start about it.
+        """
+        options, known = dict(self.options), inspect.signature(self.sampler).parameters
+        if "noise" in known:
             options["noise"] = noise
+        if "mean" in known and mean is not None:
+            options["mean"] = mean
         if self.guidance is not None:
             denoise = guided(denoise, weak, self.guidance.scale, interval=self.guidance.interval)
         return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options))
@@ -245,7 +252,8 @@ def generate(
         if label is not None:
             chosen = torch.as_tensor(label).expand(len(seeds))
             classes = chosen[list(places)].to(device)
-        x0 = plan(*plan.bind(denoiser, classes, noise), noise, z)
+        mean = denoiser.centre(classes) if isinstance(denoiser, GenerativeDenoiser) else None
+        x0 = plan(*plan.bind(denoiser, classes, noise), noise, z, mean=mean)
         if not x0.isfinite().all():
             bad = [seed for seed, image in zip(batch, x0, strict=True) if not image.isfinite().all()]
             raise ValueError(

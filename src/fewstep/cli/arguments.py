@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
-
 MOST_SEEDS = 10_000_000
 """Of one command: more are a slip of the pen, and would fill the memory."""
 
@@ -27,7 +26,9 @@ def parse_seeds(text: str) -> list[int]:
         if low > high:
             raise ValueError(f"the range of seeds {part.strip()} is empty; did you mean {high}-{low}?")
         if len(seeds) + high - low >= MOST_SEEDS:
-            raise ValueError(f"at most {MOST_SEEDS:,} seeds go into one command; got {text!r}. Make the images in parts")
+            raise ValueError(
+                f"at most {MOST_SEEDS:,} seeds go into one command; got {text!r}. Make the images in parts"
+            )
         seeds.extend(range(low, high + 1))
     return seeds
 

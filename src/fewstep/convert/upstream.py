@@ -317,6 +317,10 @@ def upstream_state_dict(model: Denoiser | ConditionalDiscriminator) -> dict[str,
     if isinstance(model, ConditionalDenoiser | ConditionalDiscriminator):
         network = ""
     elif isinstance(model, GenerativeDenoiser):
+        if model.means:
+            raise ValueError(
+                "this model starts about mean images, for which the upstream format has no place; share its folder"
+            )
         head = "model.logvar_"
     elif isinstance(model.net, EDM2UNet):
         network = "unet."

@@ -69,7 +69,8 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
 class NCVSD(Method):
     """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given.
 
-    gamma, sigma_init, levels: of a new generator; what it draws from, and how it samples by default. observed: the
+    gamma, sigma_init, levels, centred: of a new generator; what it draws from, how it samples by default, and whether it
+    starts about the mean images instead of 0, as levels close to the images ask for. observed: the
     noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
     looks. fused: of the fake score, see `ConditionalDenoiser`; the paper's is not. gan_weight, gan_start: the adversarial
     term's weight, and the images after which it enters; the discriminator trains from the beginning, and there is none if
@@ -90,6 +91,7 @@ class NCVSD(Method):
         gamma: float = 0.414,
         sigma_init: float = 80.0,
         levels: tuple[float, ...] = (80.0,),
+        centred: bool = False,
         observed: NoiseLevels = KarrasGrid(),
         noise: NoiseLevels = LogNormal(-0.8, 1.6),
         fused: bool = False,
@@ -109,7 +111,7 @@ class NCVSD(Method):
         self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
         if gan_weight:
             self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
-        options = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels}
+        options = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels, "centred": centred}
         if isinstance(observed, KarrasGrid):
             options["sigma_end"] = observed.sigma_min
         self.generator = trainable(generator or generative(teacher, **options))

@@ -27,12 +27,17 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = tor
 
 
 @torch.no_grad()
-def posterior(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
+def posterior(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like, mean: Tensor | float = 0.0
+) -> Iterator[Tensor]:
     """Draw from p(x0 | y) by a generative denoiser, in as many steps as wanted (NCVSD; Peng et al., 2025, Algorithm 2).
 
     y = `x` is an observation at `sigmas[0]`, which stays: from t z at each further level t, denoise what it and the state
     know together, then renoise to the next level. With n levels between the first and the closing 0 it takes n
     evaluations; with none a single one, of y itself. For images from nothing, y is pure noise at sigma_init.
+
+    mean: E[x0], about which the state starts: mean + t z. The paper's 0 serves where t is far above |E[x0]|; closer to the
+    images, whose noisy versions lie about their mean, a generator that starts there has less left to do in one step.
 
     denoise: draws from p(x0 | y) at a level; with a plain denoiser, which answers with the mean, it is no sampler.
     """
@@ -41,7 +46,7 @@ def posterior(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = tor
     if len(pairs) == 1:
         yield denoise(y, sigma_y)
         return
-    x = sigmas[1] * noise(y)
+    x = mean + sigmas[1] * noise(y)
     yield x
     for t, t_next in pairs[1:]:
         both, level = fuse(y, sigma_y, x, t)
