@@ -125,7 +125,7 @@ def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser
     cls = DENOISERS[about["kind"]]
     more = {k: v for k, v in about.items() if k != "kind"}
     if cls is GenerativeDenoiser:
-        more = {"means": 0} | more  # in the first folders there is no such entry
+        more.setdefault("means", 0)  # which the first folders do not say
     wanted = set(GENERATIVE) if cls is GenerativeDenoiser else set()
     if set(more) != wanted or not all(type(v) in (int, float) for v in more.values()):
         raise ValueError(f"{where}: a {cls.__name__} has the numbers {', '.join(sorted(wanted)) or 'none'}; got {more}")
