@@ -18,6 +18,7 @@ from fewstep.conditional import (
     conditional,
     generative,
     given_observation,
+    mean_images,
     pair_discriminator,
 )
 from fewstep.convert import convert, load_snapshot, to_discriminator
@@ -349,6 +350,8 @@ def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_w
     loaded = checkpoint.load(tmp_path / "run")
     assert isinstance(loaded, GenerativeDenoiser)
     assert (loaded.levels, loaded.sigma_end) == (product.levels, 0.1)
+    assert loaded.mean is not None
+    assert torch.equal(loaded.mean, mean_images(checkpoint.load(folders[0]), 80.0))
     assert checkpoint.card(tmp_path / "run").method == "NCVSD"
     again = fit(digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8), tmp_path / "run")
     assert all(map(torch.equal, again.state_dict().values(), product.state_dict().values()))
@@ -395,6 +398,7 @@ def test_a_published_recipe(folders, monkeypatch):
     assert run.method.gan_weight == run.method.loss_scale == 1
     assert run.ema == (PowerFunction(0.10), PowerFunction(0.05))
     assert isinstance(run.method.generator.uncertainty, Uncertainty)
+    assert run.method.generator.mean is None
 
 
 def test_recipes_of_edm2_refuse_other_teachers(folders):

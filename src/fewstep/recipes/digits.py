@@ -271,7 +271,7 @@ def ncvsd(
     fake_lr: float = 1.8e-3,
     discriminator_lr: float = 4.5e-4,
     batch_size: int = 64,
-    until: int = 64_000,
+    until: int = 48_640,
     seed: int = 0,
 ) -> fs.Run:
     """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
@@ -303,8 +303,9 @@ def ncvsd(
     method = fs.distill.NCVSD(
         fs.load(teacher),
         gamma=gamma,
-        levels=(5.0,),
-        observed=KarrasGrid(sigma_min=0.1),  # below, 17 shades of grey leave no question
+        levels=(2.5,),
+        centred=True,
+        observed=KarrasGrid(sigma_min=0.1, sigma_max=20.0),  # below 0.1, 17 shades of grey leave no question
         noise=fs.LogNormal(-0.4, 1.0),
         fused=fused,
         gan_weight=gan_weight,
