@@ -349,7 +349,7 @@ def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_w
     assert isinstance(product, GenerativeDenoiser)
     loaded = checkpoint.load(tmp_path / "run")
     assert isinstance(loaded, GenerativeDenoiser)
-    assert (loaded.levels, loaded.sigma_end) == (product.levels, 0.1)
+    assert (loaded.levels, loaded.sigma_end) == (product.levels, 0.25)
     assert loaded.mean is not None
     assert torch.equal(loaded.mean, mean_images(checkpoint.load(folders[0]), 80.0))
     assert checkpoint.card(tmp_path / "run").method == "NCVSD"

@@ -271,7 +271,7 @@ def ncvsd(
     fake_lr: float = 1.8e-3,
     discriminator_lr: float = 4.5e-4,
     batch_size: int = 64,
-    until: int = 48_640,
+    until: int = 51_200,
     seed: int = 0,
 ) -> fs.Run:
     """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
@@ -305,7 +305,7 @@ def ncvsd(
         gamma=gamma,
         levels=(2.5,),
         centred=True,
-        observed=KarrasGrid(sigma_min=0.1, sigma_max=20.0),  # below 0.1, 17 shades of grey leave no question
+        observed=KarrasGrid(sigma_min=0.25, sigma_max=20.0),  # above, all look alike; below, nothing is left to draw
         noise=fs.LogNormal(-0.4, 1.0),
         fused=fused,
         gan_weight=gan_weight,
