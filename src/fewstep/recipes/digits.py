@@ -263,7 +263,7 @@ def ncvsd(
     teacher: Path,
     data: str = "digits",
     *,
-    gamma: float = 2.0,
+    gamma: float = 1.4,
     fused: bool = True,
     gan_weight: float = 0.0,
     gan_start: int = 0,
@@ -271,7 +271,7 @@ def ncvsd(
     fake_lr: float = 1.8e-3,
     discriminator_lr: float = 4.5e-4,
     batch_size: int = 64,
-    until: int = 51_200,
+    until: int = 48_640,
     seed: int = 0,
 ) -> fs.Run:
     """A generative denoiser by noise conditional variational score distillation: for one step, for many, for restoration.
