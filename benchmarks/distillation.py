@@ -25,7 +25,8 @@ from fewstep.distill.gdd import generator_of
 from fewstep.distributed import device
 from fewstep.method import Method
 from fewstep.nets.blocks import recompute_blocks
-from fewstep.nets.projected import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures, ProjectedDiscriminator
+from fewstep.nets.features import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures
+from fewstep.nets.projected import ProjectedDiscriminator
 
 Make = Callable[[Denoiser], Method]
 

@@ -39,7 +39,8 @@ from fewstep.nets.sizes import EDM2_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.oracle import GaussianDenoiser
 from fewstep.precision import fast_dtype
-from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, pair_measures, restore, seed_of
+from fewstep.restorations import pair_measures
+from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
 from fewstep.samplers import last
 
 F64 = torch.float64

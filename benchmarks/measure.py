@@ -26,7 +26,7 @@ from fewstep.distributed import device
 from fewstep.files import write_json
 from fewstep.metrics.protocol import table
 from fewstep.precision import fast_dtype
-from fewstep.train.run import environment
+from fewstep.train.identity import environment
 
 
 @dataclass

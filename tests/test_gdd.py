@@ -26,15 +26,17 @@ from fewstep.distill.players import one_step
 from fewstep.method import Batch
 from fewstep.nets.adm import ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.projected import Classifier, EncoderFeatures, ProjectedDiscriminator, SpectralConv2d
+from fewstep.nets.features import Classifier, EncoderFeatures
+from fewstep.nets.projected import ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precision import fast_dtype
 from fewstep.precondition import VP
 from fewstep.recipes import _gdd, find
 from fewstep.train.ema import HalfLife
+from fewstep.train.identity import describe
 from fewstep.train.optim import Adam
-from fewstep.train.run import describe, fit
+from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import toy
 from tests.conftest import tiny_net

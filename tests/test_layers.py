@@ -14,7 +14,7 @@ LAYERS = [
     ("files", "noise", "method", "distributed", "precision", "progress", "diagnostics", "hub"),
     ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
     ("objectives", "samplers", "distill", "inverse"),
-    ("checkpoint", "train", "convert", "generation", "restore", "report"),
+    ("checkpoint", "train", "convert", "generation", "restore", "restorations", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -11,20 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewstep.nets.projected import (
+from fewstep.nets.features import (
     DEIT,
     EFFICIENTNET,
     HALF,
     VGG,
     Backbone,
     Classifier,
-    ClassVector,
     EncoderFeatures,
-    Head,
     PretrainedFeatures,
+    RandomConv2d,
+)
+from fewstep.nets.projected import (
+    ClassVector,
+    Head,
     ProjectedDiscriminator,
     Projection,
-    RandomConv2d,
     SpectralConv2d,
 )
 

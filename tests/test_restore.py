@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep import checkpoint, demo, inverse, restore
+from fewstep import checkpoint, demo, inverse, restorations, restore
 from fewstep.cli import main, warning_line
 from fewstep.conditional import generative
 from fewstep.data import digits
 from fewstep.denoiser import Denoiser
+from fewstep.inverse import adapters
 from fewstep.inverse.operator import Decomposed
 from fewstep.metrics.image import psnr
 from fewstep.oracle import GaussianDenoiser
@@ -109,7 +110,7 @@ def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:
 def test_ranks_share_the_images(denoiser, tmp_path, monkeypatch) -> None:
     """Two ranks, one after the other, write what one writes, and their figures add up."""
     data = digits()
-    job = restore.Job(
+    job = restorations.Job(
         "colour",
         inverse.Inpainting(inverse.random_mask(8, 8), SHAPE),
         0.05,
@@ -122,13 +123,13 @@ def test_ranks_share_the_images(denoiser, tmp_path, monkeypatch) -> None:
         batch_size=4,
     )
     solver = restore.Solver(evaluations=4, prior_steps=2)
-    alone = restore.restore_all(denoiser, job, solver, tmp_path / "one", protocol={})
+    alone = restorations.restore_all(denoiser, job, solver, tmp_path / "one", protocol={})
     tables: list[list[Tensor]] = []
-    monkeypatch.setattr(restore, "world_size", lambda: 2)
-    monkeypatch.setattr(restore, "sum_over_ranks", lambda tensors: tables.append([t.clone() for t in tensors]))
+    monkeypatch.setattr(restorations, "world_size", lambda: 2)
+    monkeypatch.setattr(restorations, "sum_over_ranks", lambda tensors: tables.append([t.clone() for t in tensors]))
     for r in (0, 1):
-        monkeypatch.setattr(restore, "rank", lambda r=r: r)
-        restore.restore_all(denoiser, job, solver, tmp_path / "two", protocol={})
+        monkeypatch.setattr(restorations, "rank", lambda r=r: r)
+        restorations.restore_all(denoiser, job, solver, tmp_path / "two", protocol={})
     assert files(tmp_path / "one") == files(tmp_path / "two")
     total = tables[0][0] + tables[1][0]
     assert total[:, :-1, 0].mean().item() == pytest.approx(alone["figures"]["psnr"]["sample"])
@@ -171,12 +172,12 @@ def test_a_student_draws_and_a_users_operator_measures(student, tmp_path, monkey
         assert main([*argv, "--nfe", "5", "--samples", "2", "--out", name]) == 0
     protocol = json.loads(Path("rows/metrics.json").read_text())["protocol"]
     assert protocol["nfe"] == 5 and "prior_steps" not in protocol
-    linear = restore.operator_of(lambda x: x.cumsum(2), SHAPE)
+    linear = adapters.operator_of(lambda x: x.cumsum(2), SHAPE)
     assert isinstance(linear, inverse.LinearFunction)
-    assert isinstance(restore.operator_of(lambda x: x.abs(), SHAPE), inverse.Function)
-    assert restore.operator_of(linear, SHAPE) is linear
+    assert isinstance(adapters.operator_of(lambda x: x.abs(), SHAPE), inverse.Function)
+    assert adapters.operator_of(linear, SHAPE) is linear
     with pytest.raises(ValueError, match="takes images of shape"):
-        restore.operator_of(linear, (1, 9, 9))
+        adapters.operator_of(linear, (1, 9, 9))
 
 
 class Prior(Denoiser):
@@ -213,9 +214,9 @@ def test_many_samples_have_the_mean_and_deviation_of_the_posterior() -> None:
 def test_coverage() -> None:
     torch.manual_seed(0)
     draws = torch.randn(17, 1, 200, 200)
-    assert restore.coverage(draws[1:], draws[0]) == pytest.approx(0.5 * 15 / 17, abs=0.01)
-    assert restore.coverage(draws[1:], draws[0] + 10) == 0
-    assert restore.coverage(0.5 * draws[1:], draws[0]) < 0.3
+    assert restorations.coverage(draws[1:], draws[0]) == pytest.approx(0.5 * 15 / 17, abs=0.01)
+    assert restorations.coverage(draws[1:], draws[0] + 10) == 0
+    assert restorations.coverage(0.5 * draws[1:], draws[0]) < 0.3
 
 
 def test_the_demo_restores_hidden_and_blurred_digits(model, tmp_path) -> None:
@@ -285,8 +286,8 @@ def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student, tmp
     y = [np.zeros(SHAPE, np.float32), np.full(SHAPE, 300.0, np.float32)]
 
     def restored(n: int, out: str) -> dict[str, Any]:
-        job = restore.Job("cubic", op, 0.05, ["a", "b"][:n], None, y[:n], None, samples=2, seed=0, batch_size=4)
-        return restore.restore_all(student, job, restore.Solver(evaluations=6), tmp_path / out, protocol={})
+        job = restorations.Job("cubic", op, 0.05, ["a", "b"][:n], None, y[:n], None, samples=2, seed=0, batch_size=4)
+        return restorations.restore_all(student, job, restore.Solver(evaluations=6), tmp_path / out, protocol={})
 
     result = restored(2, "both")
     told = result["langevin_diverged"]

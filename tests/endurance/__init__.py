@@ -24,7 +24,8 @@ from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, NCVSD, SiD, SiDA
 from fewstep.method import Method
-from fewstep.nets.projected import Classifier, ProjectedDiscriminator
+from fewstep.nets.features import Classifier
+from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.checkpoints import damage, load
 from fewstep.train.optim import Adam

@@ -77,7 +77,8 @@ def restore(
     from fewstep.distributed import device, process_group, rank
     from fewstep.files import sha256
     from fewstep.progress import Progress
-    from fewstep.restore import Solver, named_preset, pixel_shape, restore_all, write_summary
+    from fewstep.restorations import pixel_shape, restore_all, write_summary
+    from fewstep.restore import Solver, named_preset
 
     with process_group():
         denoiser = load(model, device=device())
@@ -128,8 +129,9 @@ def build(
     from fewstep import inverse
     from fewstep.data.files import open_image
     from fewstep.files import regular
+    from fewstep.inverse.adapters import operator_of
     from fewstep.recipes import load_file
-    from fewstep.restore import TASKS, operator_of
+    from fewstep.restore import TASKS
 
     uses = {"mask": "inpainting", "kernel": "deblur", "factor": "super_resolution"}
     for name, value in {"mask": mask, "kernel": kernel, "factor": factor}.items():
@@ -181,7 +183,7 @@ def read_job(
     from fewstep.data import images as open_images
     from fewstep.data.files import open_files
     from fewstep.metrics.sources import ArrayImages
-    from fewstep.restore import Job, pixel_shape
+    from fewstep.restorations import Job, pixel_shape
 
     shape = pixel_shape(denoiser)
     truth, measurements, data = None, None, None

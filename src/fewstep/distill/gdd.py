@@ -22,7 +22,7 @@ from fewstep.distill.adversarial import as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, one_step
 from fewstep.method import Batch, Loss, Method, Phase
 from fewstep.nets.blocks import UNetBlock
-from fewstep.nets.projected import Classifier
+from fewstep.nets.features import Classifier
 from fewstep.precondition import EDM, Boundary
 
 Role = Literal["conv0", "conv1", "proj", "qkv", "skip"]

@@ -1,5 +1,9 @@
 """Inverse problems: operators, likelihoods, and solvers `(denoise, likelihood, x, sigmas, **options) -> Iterator[x0]`."""
 
+from fewstep.inverse.adapters import Function as Function
+from fewstep.inverse.adapters import Latent as Latent
+from fewstep.inverse.adapters import LinearFunction as LinearFunction
+from fewstep.inverse.adapters import from_physics as from_physics
 from fewstep.inverse.blurs import CircularBlur as CircularBlur
 from fewstep.inverse.blurs import gaussian_kernel as gaussian_kernel
 from fewstep.inverse.blurs import gaussian_line as gaussian_line
@@ -16,11 +20,7 @@ from fewstep.inverse.masks import random_mask as random_mask
 from fewstep.inverse.nonlinear import JPEG as JPEG
 from fewstep.inverse.nonlinear import PhaseRetrieval as PhaseRetrieval
 from fewstep.inverse.nonlinear import Quantization as Quantization
-from fewstep.inverse.operator import Function as Function
-from fewstep.inverse.operator import Latent as Latent
-from fewstep.inverse.operator import LinearFunction as LinearFunction
 from fewstep.inverse.operator import Operator as Operator
-from fewstep.inverse.operator import from_physics as from_physics
 from fewstep.inverse.pnp_gd import BALANCED as BALANCED
 from fewstep.inverse.pnp_gd import PUBLISHED as PUBLISHED
 from fewstep.inverse.pnp_gd import averaged as averaged

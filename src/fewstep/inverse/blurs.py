@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from fewstep.inverse.operator import Decomposed, LinearFunction
+from fewstep.inverse.adapters import LinearFunction
+from fewstep.inverse.operator import Decomposed
 
 
 def gaussian_line(std: float, truncate: float = 4.0) -> Tensor:

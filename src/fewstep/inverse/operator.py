@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -335,101 +335,3 @@ class Decomposed(Linear):
     def shrink(self, v: Tensor, sigma_y: float, rho: float, coupling: Coupling) -> Tensor:
         """g^(1/2) v: how much of white noise `v` a proximal draw at `rho` contains."""
         return self.V(self.shrinkage(sigma_y, rho, coupling, v).sqrt() * self.V_adjoint(v))
-
-
-def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) of random images; raises ValueError unless it is one real and finite measurement for each."""
-    with torch.no_grad():
-        y = function(x)
-    if not isinstance(y, Tensor):
-        raise ValueError(
-            f"an operator turns images {tuple(x.shape)} into a tensor; this one returned {type(y).__name__}"
-        )
-    if y.ndim < 2 or len(y) != len(x) or not y.is_floating_point():
-        raise ValueError(
-            f"an operator turns images {tuple(x.shape)} into real measurements ({len(x)}, ...), one for each; this one "
-            f"returned {y.dtype} {tuple(y.shape)}"
-        )
-    if not y.isfinite().all():
-        raise ValueError("this operator is not finite for random images, whose values may be any; define it everywhere")
-    return y
-
-
-def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether f(a + 2 b) = f(a) + 2 f(b) for random images of this shape; raises ValueError if f is no operator."""
-    a, b = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
-    both = tried(function, a) + 2 * tried(function, b)
-    return torch.allclose(tried(function, a + 2 * b), both, atol=1e-4 * both.abs().max().item(), rtol=1e-3)
-
-
-class Function(Operator):
-    """Any differentiable function of images as operator. Linear ones are better made a `LinearFunction`."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.function = function
-        self.owner = getattr(
-            function, "__self__", None
-        )  # the module of a method moves to other devices with the operator
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class LinearFunction(Linear):
-    """Any linear function of images; the adjoint is derived. Raises ValueError if it is not linear."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.function = function
-        if not linear(function, shape):
-            raise ValueError("this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); make it a Function")
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Physics(Linear):
-    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator."""
-
-    def __init__(self, physics: Any, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.physics = physics
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.physics.A(x)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return self.physics.A_adjoint(y)
-
-
-def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
-    """A deepinv physics object as operator: `Physics` if it is linear and has an adjoint, else a `Function` of its A.
-
-    It is tried on random images, on the CPU; `.to` moves it afterwards. Noise that the object adds is left out: a
-    `Likelihood` says its level. deepinv itself is not imported.
-    """
-    if not callable(getattr(physics, "A", None)):
-        raise ValueError(
-            f"expected an object with the method A, as deepinv's physics have; got {type(physics).__name__}"
-        )
-    if linear(physics.A, shape) and callable(getattr(physics, "A_adjoint", None)):  # phase retrieval also has one
-        return Physics(physics, shape)
-    return Function(physics.A, shape)
-
-
-class Latent(Operator):
-    """An operator on images that is seen from their latents: A(decode(x)) for latents x (B, *shape).
-
-    decode: latents to images in [-1, 1], differentiable.
-    """
-
-    def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.operator, self.decode = operator, decode
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.operator.A(self.decode(x))
-
-    def view(self, y: Tensor) -> Tensor:
-        return self.operator.view(y)

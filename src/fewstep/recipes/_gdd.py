@@ -16,7 +16,7 @@ import fewstep as fs
 from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
-    from fewstep.nets.projected import Classifier
+    from fewstep.nets.features import Classifier
 
 GPUS = 4
 BETA = 0.99
@@ -64,7 +64,8 @@ def distil(
     import torch
 
     from fewstep.distill.gdd import GDD, INNATE
-    from fewstep.nets.projected import DEIT, EFFICIENTNET, VGG, PretrainedFeatures, ProjectedDiscriminator
+    from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
+    from fewstep.nets.projected import ProjectedDiscriminator
     from fewstep.precision import chosen_dtype
 
     shape, backbone, half_life = ROWS[row]
@@ -131,7 +132,7 @@ def trained_classifier(stream: fs.ImageStream, *, seed: int) -> Classifier:
     import torch
 
     from fewstep.distill.gdd import Classification
-    from fewstep.nets.projected import Classifier
+    from fewstep.nets.features import Classifier
 
     torch.manual_seed(seed)
     method = Classification(Classifier(stream.data.shape, stream.data.num_classes))

@@ -356,7 +356,8 @@ def gdd(
     import torch
 
     from fewstep.distill.gdd import GDD, INNATE
-    from fewstep.nets.projected import EncoderFeatures, ProjectedDiscriminator
+    from fewstep.nets.features import EncoderFeatures
+    from fewstep.nets.projected import ProjectedDiscriminator
 
     denoiser, images = _gdd.matching(teacher, data)
     stream = fs.ImageStream(images, seed=seed)

@@ -1,0 +1,241 @@
+"""Frozen feature networks, which a projected discriminator looks through (GDD; Zheng & Yang, 2024)."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser
+from fewstep.nets.layers import activations
+from fewstep.precision import lower
+
+MIN_SIZE = 4
+"""The least side of the deepest features: the heads of the discriminator end in a window of 4x4."""
+
+
+class FeatureNetwork(Protocol):
+    """A frozen network of feature maps, each of half the side of the one before it.
+
+    name: in cards and records. channels: of each level, the finest first.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+
+    def __call__(self, x: Tensor, label: Tensor | None = None, /) -> Sequence[Tensor]: ...
+
+
+class Frozen(nn.Module):
+    """A module that stays in evaluation mode, whatever its player does."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of the library timm and its four taps, the finest first.
+
+    taps: timm's `out_indices`. mean, std: of its input's channels, for pixels in [0, 1]. tokens: widths of the levels of
+    a transformer, whose taps are equally fine and are brought to four scales by frozen random convolutions.
+    """
+
+    name: str
+    taps: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tokens: tuple[int, ...] = ()
+
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+EFFICIENTNET = Backbone("tf_efficientnet_lite0", (1, 2, 3, 4), HALF, HALF)
+VGG = Backbone("vgg16_bn", (1, 2, 3, 4), **IMAGENET)
+DEIT = Backbone("deit_base_distilled_patch16_224", (2, 5, 8, 11), **IMAGENET, tokens=(96, 192, 384, 768))
+
+
+class PretrainedFeatures(Frozen):
+    """A backbone of timm with its published weights, or with those of a file.
+
+    weights: `model.safetensors` of the network, or a folder with NAME.safetensors; "hub" downloads it by timm. size: the
+    side to which smaller images are enlarged first, bilinearly; a transformer takes this size alone. seed: of the
+    frozen convolutions behind a transformer. dtype: in which its products are computed; the features have it, and what
+    looks at them computes in it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        weights: Path | Literal["hub"],
+        *,
+        size: int = 224,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.name, self.size, self.exactly, self.dtype = backbone.name, size, bool(backbone.tokens), dtype
+        self.net = load_backbone(backbone, weights).requires_grad_(False).eval()
+        lower(self.net, dtype)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(1, -1, 1, 1))
+        found = tuple(self.net.feature_info.channels())
+        self.scale = Pyramid(found, backbone.tokens, seed) if backbone.tokens else None
+        self.channels = backbone.tokens or found
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
+        """Images (B, C, H, W) in [-1, 1], grey or RGB; the label counts for nothing."""
+        if x.shape[1] not in (1, 3):
+            raise ValueError(f"{self.name} looks at grey or RGB images; got {x.shape[1]} channels")
+        x = ((x + 1) / 2).expand(-1, 3, -1, -1)
+        x = (x - self.mean) / self.std
+        if x.shape[-1] < self.size or self.exactly:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        features = [f.to(self.dtype) for f in self.net(activations(x, self.dtype))]
+        return features if self.scale is None else self.scale(features)
+
+
+def load_backbone(backbone: Backbone, weights: Path | Literal["hub"]) -> Any:
+    """The network of timm that returns its taps, with its weights; never without."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(
+            f"{backbone.name} comes from timm, which cannot be imported ({error}); pip install 'fewstep[timm]', or take "
+            "features that need no download: the teacher's encoder, or a classifier trained on the spot"
+        ) from error
+    options: dict[str, Any] = {"pretrained": True, "features_only": True, "out_indices": backbone.taps}
+    if weights == "hub":
+        return timm.create_model(backbone.name, **options)
+    file = Path(weights)
+    if file.is_dir():
+        file = file / f"{backbone.name}.safetensors"
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise ValueError(
+            f"the discriminator needs the pretrained weights of {backbone.name}, and {file} is no safetensors file; "
+            f"download model.safetensors of https://huggingface.co/timm ({backbone.name}) to it, or take the weights "
+            "from the hub"
+        )
+    return timm.create_model(backbone.name, **options, pretrained_cfg_overlay={"file": str(file)})
+
+
+class EncoderFeatures(Frozen):
+    """The features that a teacher's encoder sees in a clean image, as if it had the noise level `sigma`.
+
+    The last skip connection of each resolution, from the finest down to 4 pixels a side; with the image's class.
+    """
+
+    def __init__(self, teacher: Denoiser, sigma: float) -> None:
+        super().__init__()
+        if sigma <= 0:
+            raise ValueError(f"the encoder of a denoiser takes noise levels above 0; got sigma={sigma:g}")
+        self.name, self.sigma = f"encoder of the teacher at sigma {sigma:g}", sigma
+        self.denoiser = copy.deepcopy(teacher).requires_grad_(False).eval()
+        device = next(self.denoiser.parameters()).device
+        label = torch.zeros(1, dtype=torch.long, device=device) if teacher.num_classes else None
+        with torch.no_grad():
+            found = self(torch.zeros(1, *teacher.shape, device=device), label)
+        self.channels = tuple(f.shape[1] for f in found)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
+        skips = self.denoiser.encode(x, self.sigma, label if self.denoiser.num_classes else None).features.skips
+        levels = {skip.shape[-1]: skip.to(x.dtype) for skip in skips}
+        return [levels[side] for side in sorted(levels, reverse=True) if side >= MIN_SIZE]
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier, for features where no pretrained network can be had; train its logits first.
+
+    At each scale, from the image's own down to 4 pixels a side: two 3x3 convolutions, each with group norm and SiLU.
+    width: channels at the first scale, twice as many at each further.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, width: int = 32) -> None:
+        super().__init__()
+        depth = int(math.log2(min(shape[1:]) / MIN_SIZE)) + 1
+        if depth < 1 or num_classes < 2:
+            raise ValueError(
+                f"a classifier needs images of {MIN_SIZE} pixels a side and two classes; got {shape} and {num_classes}"
+            )
+        self.name = f"classifier of {num_classes} classes trained on the spot"
+        self.channels = tuple(width * 2**i for i in range(depth))
+        self.stages = nn.ModuleList(stage(a, b) for a, b in pairwise((shape[0], *self.channels)))
+        self.head = nn.Linear(self.channels[-1], num_classes)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
+        features = []
+        for layer in self.stages:
+            x = layer(F.avg_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the classes: (B, num_classes)."""
+        return self.head(self(x)[-1].mean((2, 3)))
+
+
+def stage(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+class RandomConv2d(nn.Module):
+    """A convolution that never learns: its weights are buffers, drawn as PyTorch draws them, U(-b, b) with b the inverse
+    root of the fan-in, from a stream of its own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, generator: torch.Generator, *, stride: int = 1, up: bool = False
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.up = stride, 0 if up else kernel // 2, up
+        shape = (inputs, outputs, kernel, kernel) if up else (outputs, inputs, kernel, kernel)
+        bound = math.prod(shape[1:]) ** -0.5  # PyTorch's fan-in: of a transposed convolution its outputs
+        for name, size in (("weight", shape), ("bias", (outputs,))):
+            drawn = torch.rand(size, generator=generator, device="cpu")
+            self.register_buffer(name, bound * (2 * drawn - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
+
+
+class Pyramid(nn.Module):
+    """Four equally fine maps of a transformer as four scales: 4 and 2 times as fine, as they are, and half."""
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], seed: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        narrow = [RandomConv2d(a, b, 1, draw) for a, b in zip(inputs, outputs, strict=True)]
+        first, second, _, last = outputs
+        scale = [
+            RandomConv2d(first, first, 4, draw, stride=4, up=True),
+            RandomConv2d(second, second, 2, draw, stride=2, up=True),
+            nn.Identity(),
+            RandomConv2d(last, last, 3, draw, stride=2),
+        ]
+        self.levels = nn.ModuleList(nn.Sequential(*pair) for pair in zip(narrow, scale, strict=True))
+
+    def forward(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [level(f) for level, f in zip(self.levels, features, strict=True)]
+
+
+def freeze(network: Any) -> nn.Module:
+    return network.requires_grad_(False).eval()
