@@ -27,11 +27,25 @@ def photos(data: ImageData, tmp_path: Path) -> Path:
     return folder
 
 
-def test_methods_side_by_side(denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_methods_side_by_side(
+    denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     save(denoiser, tmp_path / "teacher", Card())
     out = tmp_path / "compare"
     command = ["compare", str(tmp_path / "teacher"), "digits:sid", "digits:sid2a", "digits:ncvsd"]
-    command += ["--data", str(photos), "--out", str(out), "--until", "256", "--evaluations", "2"]
+    command += [
+        "--data",
+        str(photos),
+        "--out",
+        str(out),
+        "--until",
+        "256",
+        "--evaluations",
+        "2",
+        "--metrics",
+        "fd_pixels,pr_pixels",
+    ]
     assert main(command) == 0
     assert "fd_pixels" in capsys.readouterr().out
     rows = json.loads((out / "results.json").read_text())

@@ -13,6 +13,7 @@ import torch
 from fewstep import checkpoint
 from fewstep.cli.sampling import Sampling
 from fewstep.conditional import (
+    ConditionalDenoiser,
     GenerativeDenoiser,
     Observation,
     conditional,
@@ -231,6 +232,7 @@ def test_save_and_load_is_the_identity(family, tmp_path):
         generative(teacher, gamma=0.3, sigma_init=50.0, sigma_end=0.1, levels=(20.0, 1.0)),
         generative(teacher, gamma=0.3, sigma_init=50.0, sigma_end=0.1, levels=(20.0, 1.0), centred=True),
         conditional(teacher),
+        conditional(teacher, fused=True),
     ):
         checkpoint.save(original, tmp_path / "m")
         loaded = checkpoint.load(tmp_path / "m")
@@ -245,6 +247,8 @@ def test_save_and_load_is_the_identity(family, tmp_path):
             if original.means:
                 torch.testing.assert_close(loaded.mean, original.mean, rtol=0, atol=0)
         else:
+            assert isinstance(loaded, ConditionalDenoiser)
+            assert loaded.fused == original.fused
             assert all(map(torch.equal, loaded.state_dict().values(), original.state_dict().values()))
 
 
@@ -255,9 +259,10 @@ def test_save_and_load_is_the_identity(family, tmp_path):
         ("GenerativeDenoiser", "expected one of Denoiser"),
         (
             {"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_end": 0.1},
-            "has the numbers gamma, means, sigma_end, sigma_init",
+            "has the options gamma, sigma_init, sigma_end, means; got",
         ),
-        ({"kind": "GenerativeDenoiser", "gamma": "4", "sigma_init": 80, "sigma_end": 0.1}, "has the numbers gamma"),
+        ({"kind": "GenerativeDenoiser", "gamma": "4", "sigma_init": 80, "sigma_end": 0.1}, "has the options gamma"),
+        ({"kind": "ConditionalDenoiser", "fused": 1}, "has the options fused; got"),
         ({"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_init": 80, "sigma_end": 0.1, "means": 3}, "got means=3"),
         ({"kind": "GenerativeDenoiser", "gamma": 0.4, "sigma_init": 80, "sigma_end": 0.1, "means": 10}, "missing mean"),
         ({"kind": "GenerativeDenoiser", "gamma": -1.0, "sigma_init": 80, "sigma_end": 0.1}, "needs gamma > 0"),
@@ -390,6 +395,8 @@ def test_mean_images_are_what_a_denoiser_makes_of_noise_alone(denoiser):
     assert means.shape == (10, *denoiser.shape)
     z = torch.randn(32, *denoiser.shape, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(means[4], denoiser(80 * z, 80.0, torch.full((32,), 4)).mean(0))
+    dropping = Denoiser(tiny_net(dropout=0.5)).train()
+    assert torch.equal(mean_images(dropping, 80.0), mean_images(dropping.eval(), 80.0))
     unconditional, state = Denoiser(tiny_net(label_dim=0)).eval(), torch.get_rng_state()
     alone = mean_images(unconditional, 80.0)
     assert alone.shape == (1, *denoiser.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,10 +15,12 @@ from torch import nn
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiDA
-from fewstep.distributed import sum_over_ranks
+from fewstep.distributed import backend, sum_over_ranks
 from fewstep.method import Batch, Method
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.features import EncoderFeatures
+from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import strategies
 from fewstep.train.optim import Adam
@@ -303,3 +305,35 @@ def test_ranks_and_strategy_may_change_between_resumes(tmp_path):
     fit_in(folder, 80, "shard")
     assert len(losses(folder)) == 10
     assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def test_messages_of_both_devices_are_carried(monkeypatch):
+    """Counts of images lie on the CPU, beside GPUs too."""
+    assert dist.BackendConfig(cast("Any", backend())).get_device_backend_map()["cpu"] == "gloo"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dist.BackendConfig(cast("Any", backend())).get_device_backend_map() == {"cpu": "gloo", "cuda": "nccl"}
+
+
+RATES = {"fake_score": Adam(1e-3), "generator": Adam(1e-3)}
+
+
+def begun() -> list[float]:
+    """The sums of a method's tensors after the Trainer has it, made without a common seed."""
+    torch.manual_seed(dist.get_rank())
+    method = DMD2(Denoiser(tiny_net()))
+    Trainer(method, ImageStream(digits()), RATES, batch_size=2)
+    return [float(x.double().sum()) for x in method.state_dict().values()]
+
+
+def test_ranks_begin_with_the_weights_of_the_first(tmp_path):
+    first, second = on_two_ranks(tmp_path / "store", begun)
+    assert first == second
+
+
+def test_networks_in_parts_are_evaluated_alike_by_all_ranks(tmp_path):
+    run = run_of(8)
+    several = DMD2(Denoiser(tiny_net()), levels=(10.0, 1.0))
+    with pytest.raises(ValueError, match="each draws which step it trains; .* Take the strategy replicate"):
+        Run(several, run.data, RATES, batch_size=2, until=2, strategy="shard")
+    judge = ProjectedDiscriminator([EncoderFeatures(Denoiser(tiny_net()), 0.2)], num_classes=10, width=8)
+    assert large(GDD(Denoiser(tiny_net()), judge)) == ["generator"]

@@ -349,7 +349,8 @@ def test_a_pass_of_another_precision_is_not_continued(fid, tmp_path):
     expected = {dtype: values(evaluate(list(FAKE), REAL, options)) for dtype, options in fid.items()}
     for _ in range(2):
         for dtype, options in fid.items():
-            assert values(evaluate(list(FAKE), REAL, replace(options, resume=tmp_path))) == expected[dtype]
+            resumable = replace(options, resume=tmp_path)
+            assert values(evaluate(list(FAKE), REAL, resumable, protocol={"sha256": "fake"})) == expected[dtype]
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -486,7 +487,7 @@ def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
                 asked.append(i)
                 yield FAKE[i]
 
-        return Source(120, make, overlap=False)
+        return Source(120, make, protocol={"sha256": "fake"}, overlap=False)
 
     asked = []
     chosen = options(resume=tmp_path, batch_size=10)
@@ -508,16 +509,25 @@ def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
         evaluate(source(None, []), REAL, chosen)
 
 
+def test_a_pass_is_continued_for_images_that_are_known_alone(tmp_path):
+    chosen = options(resume=tmp_path)
+    with pytest.raises(ValueError, match="must know its images again: give their hash, or"):
+        evaluate(list(FAKE), REAL, chosen)
+    a, b = (evaluate(list(x), REAL, chosen, protocol={"weights": w}) for x, w in ((FAKE, "a"), (FAKE[::-1] // 2, "b")))
+    assert values(a) != values(b)
+
+
 def test_a_finished_pass_is_kept(tmp_path):
     """So that repetitions and slow distances can be interrupted too; no minute has passed here."""
     chosen, asked = options(resume=tmp_path, batch_size=50), []
-    before = evaluate(list(FAKE), REAL, chosen)
+    known = {"sha256": "fake"}
+    before = evaluate(list(FAKE), REAL, chosen, protocol=known)
 
     def again(start):
         asked.extend(FAKE[start:])
         return FAKE[start:]
 
-    assert values(evaluate(Source(120, again), REAL, chosen)) == values(before)
+    assert values(evaluate(Source(120, again, protocol=known), REAL, chosen)) == values(before)
     assert (asked, chosen.extractors["tiny"].calls) == ([], 120 + 150)
 
 

@@ -47,6 +47,17 @@ def test_the_optimizer_s_step_makes_the_copy_void():
     assert torch.equal(after, layer.weight.to(LOW))
 
 
+def test_a_step_in_float32_makes_the_copy_void():
+    """Fused optimizers do not count up the version of what they write."""
+    layer = Linear(3, 2)
+    low, x = torch.ones(1, 3, dtype=LOW), torch.ones(1, 3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1.0, fused=True)
+    cast(layer.requires_grad_(False).weight, low)
+    layer.requires_grad_(True)(x).sum().backward()
+    optimizer.step()
+    assert torch.equal(cast(layer.requires_grad_(False).weight, low), layer.weight.to(LOW))
+
+
 def test_inference_mode_casts_once_and_a_step_later_again():
     layer = Linear(3, 2)
     x = torch.ones(1, 3, dtype=LOW)

@@ -312,3 +312,22 @@ def test_options_of_the_command(train):
 def test_options_without_effect_are_refused(train):
     code, error = train("--eval-images", "12")
     assert code == 2 and "--eval-images has no effect without --eval-every" in error
+
+
+def test_the_time_of_training_is_without_that_of_evaluations(tmp_path, monkeypatch):
+    now = 0.0
+
+    def measured(self, data):
+        def measure(product):
+            nonlocal now
+            now += 1000
+            return []
+
+        return measure
+
+    monkeypatch.setattr("fewstep.train.run.time.monotonic", lambda: now)
+    monkeypatch.setattr(Evaluation, "prepare", measured)
+    monkeypatch.setattr("fewstep.train.run.record", lambda *_: None)
+    fit(short_run(evaluation=Evaluation(8, n=20)), tmp_path / "run")
+    assert now == 4000
+    assert {line["seconds"] for line in lines(tmp_path / "run" / "log.jsonl")} == {0.0}

@@ -28,7 +28,7 @@ from fewstep.distill import NCVSD, SiD, ncvsd, vsd_loss
 from fewstep.distill.ncvsd import KarrasGrid
 from fewstep.method import Batch, zero_nonfinite
 from fewstep.nets.edm2 import Uncertainty
-from fewstep.noise import LogNormal, add_noise, expand, fuse, karras_sigmas
+from fewstep.noise import KarrasUniform, LogNormal, add_noise, expand, fuse, karras_sigmas
 from fewstep.objectives import edm_weight
 from fewstep.oracle import MixtureDenoiser
 from fewstep.recipes import digits, ffhq256, imagenet64, imagenet512
@@ -326,6 +326,28 @@ def test_players_of_another_shape_or_number_of_classes_are_refused(denoiser):
         NCVSD(denoiser, generator=generative(other))
     with pytest.raises(ValueError, match=says):
         NCVSD(denoiser, fake_score=conditional(other))
+
+
+@pytest.mark.parametrize("options", [{"gamma": 1.4}, {"sigma_init": 20.0}, {"levels": (10.0, 5.0)}, {"centred": True}])
+def test_options_of_a_generator_that_is_given_are_its_own(options, denoiser):
+    with pytest.raises(ValueError, match=f"that is given has its own {next(iter(options))}; leave the option out"):
+        NCVSD(denoiser, generator=generative(denoiser), **options)
+    with pytest.raises(ValueError, match="is not fused; leave fused out"):
+        NCVSD(denoiser, fake_score=conditional(denoiser), fused=True)
+
+
+def test_players_that_are_given_stay_as_they_are(denoiser):
+    one, two, three = generative(denoiser), conditional(denoiser), pair_discriminator(denoiser)
+    method = NCVSD(denoiser, generator=one, fake_score=two, discriminator=three)
+    for mine, given in ((method.generator, one), (method.fake_score, two), (method.discriminator, three)):
+        assert mine is not given
+        assert not {p.data_ptr() for p in mine.parameters()} & {p.data_ptr() for p in given.parameters()}
+    assert method.copied == ("generator",)
+
+
+@pytest.mark.parametrize("observed", [KarrasGrid(sigma_min=0.25), KarrasUniform(sigma_min=0.25)])
+def test_the_lowest_level_is_that_of_the_observations(observed, denoiser):
+    assert NCVSD(denoiser, observed=observed).generator.sigma_end == 0.25
 
 
 def test_the_discriminator_of_another_network_sees_its_images(denoiser):

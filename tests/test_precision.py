@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fewstep import generate, inverse
 from fewstep.cli import main
+from fewstep.data import digits
 from fewstep.denoiser import Denoiser
 from fewstep.generation import generated
+from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.extractors import Network
+from fewstep.metrics.sources import Source
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.precision import tf32
 from fewstep.restore import restore
@@ -95,3 +99,19 @@ def test_sampling_below_float32_is_in_the_protocol(denoiser, tmp_path, monkeypat
         assert main([*command, "--dtype", dtype, "--json", "x.json"]) == 0
         [result] = read_results(tmp_path / "x.json")
         assert result.protocol["precision"] == dtype
+
+
+def test_an_evaluation_is_outside_of_it_as_a_whole():
+    """Images that are made on the side find the setting that they leave behind."""
+    seen = []
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
+
+    def make(start):
+        for image in images:
+            seen.append(setting())
+            yield image
+
+    with tf32(True):
+        evaluate(Source(8, make, overlap=True), digits())
+        assert setting() == {"tf32"}
+    assert seen == 8 * [{"ieee"}]

@@ -10,13 +10,14 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fewstep import checkpoint
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
-from fewstep.distill import SiD
+from fewstep.distill import GDD, SiD, SiDA
 from fewstep.files import sha256
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import checkpoints
@@ -26,6 +27,7 @@ from fewstep.train.run import Run, claimed, fit
 from fewstep.train.trainer import Trainer
 from tests import endurance
 from tests.conftest import tiny_net
+from tests.test_gdd import projected
 
 ADAM = Adam(2e-3)
 
@@ -200,7 +202,9 @@ def test_another_configuration_is_refused(tmp_path):
         fit(teacher_run(until=8, batch_size=4), tmp_path / "run")
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         fit(teacher_run(until=8, seed=1), tmp_path / "run")
+    (tmp_path / "run" / "report.html").write_text("of the run that was")
     fit(teacher_run(until=8, batch_size=4), tmp_path / "run", fresh=True)
+    fit(teacher_run(until=16, batch_size=4), tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no run"):
@@ -235,3 +239,62 @@ def test_lost_loss_stops_the_run(tmp_path):
     run.optimizers = {"denoiser": Adam(1e30)}
     with pytest.raises(ValueError, match=r"denoising_loss became infinite or undefined .* Lower the learning rate"):
         fit(run, tmp_path / "run")
+
+
+def test_a_lost_loss_is_in_no_checkpoint(tmp_path, monkeypatch):
+    """Figures are written once in eight steps here, checkpoints after each."""
+    step = Trainer.step
+
+    def lost(trainer):
+        logs = step(trainer)
+        return logs | {"denoising_loss": logs["denoising_loss"] * (np.nan if trainer.nimg >= 40 else 1)}
+
+    monkeypatch.setattr(Trainer, "step", lost)
+    with pytest.raises(ValueError, match="denoising_loss became infinite or undefined before 40 images"):
+        fit(teacher_run(until=8 * 800), tmp_path / "run")
+    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == 32
+
+
+@pytest.mark.parametrize("kind", ["gdd", "sida", "sid"])
+def test_a_run_is_that_of_the_networks_it_was_given(kind, tmp_path):
+    def teacher(seed: int) -> Denoiser:
+        torch.manual_seed(seed)
+        return Denoiser(tiny_net())
+
+    def run(seed: int) -> Run:
+        one, other = teacher(1), teacher(seed)
+        methods = {"gdd": lambda: GDD(other, projected(one)), "sid": lambda: SiD(other)}
+        made = methods.get(kind, lambda: SiDA(one, generator=other))()
+        players = dict.fromkeys((p.player for p in made.phases), ADAM)
+        return Run(made, ImageStream(digits()), players, batch_size=2, until=2)
+
+    student = fit(run(1), tmp_path / "run")
+    assert all(map(torch.equal, fit(run(1), tmp_path / "run").parameters(), student.parameters()))
+    with pytest.raises(ValueError, match=r"belongs to another configuration: given\.(generator|teacher) was"):
+        fit(run(2), tmp_path / "run")
+
+
+def test_a_method_is_trained_once(tmp_path):
+    run = teacher_run(until=8)
+    fit(run, tmp_path / "run")
+    with pytest.raises(ValueError, match="no parameter of the denoiser requires gradients.* make the method anew"):
+        fit(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "shards"}, "strategies are replicate, shard; got 'shards'"),
+        ({"snapshots": -3}, "snapshots must not be negative; got -3"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must not be negative"),
+    ],
+)
+def test_settings_that_make_no_run(options, message):
+    with pytest.raises(ValueError, match=message):
+        teacher_run(**options)
+
+
+def test_a_batch_too_small_for_the_ranks(monkeypatch, stream):
+    monkeypatch.setattr("fewstep.train.run.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="a batch of 1 is too small for 2 ranks"):
+        teacher_run(batch_size=1)

@@ -29,10 +29,15 @@ VERSION = 1
 NETWORKS = {SongConfig: SongUNet, ADMConfig: ADMUNet, EDM2Config: EDM2UNet}
 PRECONDITIONS = (EDM, Boundary, VP, VE, IDDPM)
 CODECS = (Pixels, StabilityVAE)
-DENOISERS: dict[str, type[Denoiser]] = {c.__name__: c for c in (Denoiser, ConditionalDenoiser, GenerativeDenoiser)}
-
-GENERATIVE = ("gamma", "sigma_init", "sigma_end", "means")
-"""Numbers that a `GenerativeDenoiser` has beside the options of all denoisers."""
+OPTIONS: dict[type[Denoiser], dict[str, tuple[type, ...]]] = {
+    Denoiser: {},
+    ConditionalDenoiser: {"fused": (bool,)},
+    GenerativeDenoiser: {"gamma": (int, float), "sigma_init": (int, float), "sigma_end": (int, float), "means": (int,)},
+}
+"""What a denoiser of each class has beside the options of all, and of which types."""
+DENOISERS = {c.__name__: c for c in OPTIONS}
+UNSAID = {"fused": False, "means": 0}
+"""What the first folders do not say."""
 
 
 def plain(value: Any) -> Any:
@@ -114,8 +119,9 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
 
 def kind(denoiser: Denoiser) -> dict[str, Any]:
     """The class of a denoiser, and the options that only that class has."""
-    options = GENERATIVE if isinstance(denoiser, GenerativeDenoiser) else ()
-    return {"kind": type(denoiser).__name__} | {name: getattr(denoiser, name) for name in options}
+    return {"kind": type(denoiser).__name__} | {
+        name: getattr(denoiser, name) for name in OPTIONS.get(type(denoiser), {})
+    }
 
 
 def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser:
@@ -123,12 +129,10 @@ def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser
     if not isinstance(about, dict) or about.get("kind") not in [*DENOISERS]:
         raise ValueError(f"{where}: expected one of {', '.join(DENOISERS)}; got {about!r}. A newer fewstep may know it")
     cls = DENOISERS[about["kind"]]
-    more = {k: v for k, v in about.items() if k != "kind"}
-    if cls is GenerativeDenoiser:
-        more.setdefault("means", 0)  # which the first folders do not say
-    wanted = set(GENERATIVE) if cls is GenerativeDenoiser else set()
-    if set(more) != wanted or not all(type(v) in (int, float) for v in more.values()):
-        raise ValueError(f"{where}: a {cls.__name__} has the numbers {', '.join(sorted(wanted)) or 'none'}; got {more}")
+    wanted = OPTIONS[cls]
+    more = {k: v for k, v in UNSAID.items() if k in wanted} | {k: v for k, v in about.items() if k != "kind"}
+    if set(more) != set(wanted) or not all(type(v) in wanted[k] for k, v in more.items()):
+        raise ValueError(f"{where}: a {cls.__name__} has the options {', '.join(wanted) or 'none'}; got {more}")
     return cls(net if cls is Denoiser else Controlled(net), **options, **more)
 
 

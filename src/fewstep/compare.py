@@ -109,13 +109,14 @@ def measure(
     and metrics are the same.
     """
     known = known_rows(out)
+    figures = {name for metric in Options(metrics).parsed() for name in metric.figures}
     rows = []
     for name, folder in folders.items():
         model = load(folder, device=device())
         weights = sha256(model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
             plan = default_plan(model, steps)
-            same = (name, weights, plan.nfe, set(metrics))
+            same = (name, weights, plan.nfe, figures)
             old = [
                 r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
             ]

@@ -6,6 +6,7 @@ estimates with a network, a perfect unconditional denoiser D knows already: E[x0
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -213,6 +214,7 @@ def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
 
     What it makes of noise at a level `sigma` at which nothing else is seen, averaged over `draws` of it, always the same.
     """
+    teacher = copy.deepcopy(teacher).eval()
     place = next(teacher.parameters()).device
     z = torch.randn(draws, *teacher.shape, generator=torch.Generator().manual_seed(0)).to(place)
     classes = [torch.full((draws,), k, device=place) for k in range(teacher.num_classes)] or [None]

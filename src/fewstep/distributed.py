@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -46,9 +46,8 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     store, number, size = meeting_point()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=number, world_size=size)
+        dist.init_process_group(backend(), store=store, rank=number, world_size=size)
         yield
     except Exception as error:
         if not lost_another(error):
@@ -59,6 +58,11 @@ def process_group() -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def backend() -> str:
+    """What carries messages, by the device of their tensors: counts of images, say, lie on the CPU beside GPUs, too."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def meeting_point() -> tuple[dist.Store, int, int]:
@@ -96,6 +100,16 @@ def sum_over_ranks(tensors: list[Tensor]) -> None:
         dist.all_reduce(flat)
         for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
             t.copy_(part.view_as(t))
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Every tensor becomes what it is on the first rank, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            flat = tensor.contiguous()
+            dist.broadcast(flat, 0)
+            tensor.copy_(flat)
 
 
 def gather(value: T) -> list[T]:

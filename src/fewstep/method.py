@@ -99,12 +99,16 @@ class Method(nn.Module):
     """Networks and losses of one algorithm; no optimizer, loop, device or file.
 
     phases: in the order in which they move. product: the player that is averaged, evaluated and released. needs_images:
-    whether it looks at the images of the data, or at their labels alone.
+    whether it looks at the images of the data, or at their labels alone. copied: players that move and begin as copies of
+    networks that were given, whose weights then decide the result. uneven: whether ranks evaluate networks in different
+    numbers, so that each must hold them whole.
     """
 
     phases: tuple[Phase, ...]
     product: str
     needs_images: bool = True
+    copied: tuple[str, ...] = ()
+    uneven: bool = False
 
     def settle(self, logs: dict[str, Tensor], images: int) -> None:
         """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.

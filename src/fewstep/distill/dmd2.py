@@ -92,6 +92,7 @@ class DMD2(Method):
     """
 
     product = "generator"
+    copied = ("generator",)
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class DMD2(Method):
         self.levels, self.noise, self.objective = levels, noise, DenoisingLoss(fake_noise)
         self.gan_weight, self.disc_weight, self.ratio, self.clip = gan_weight, disc_weight, ratio, clip
         self.adversarial = self.needs_images = adversarial
+        self.uneven = len(levels) > 1  # which step is trained is drawn
         self.phases = (
             Phase("generator", self.generator_loss, every=ratio, clean=ClipNorm(clip)),
             Phase("fake_score", self.fake_score_loss, clean=ClipNorm(clip)),

@@ -79,6 +79,7 @@ class GDD(Method):
     """
 
     product = "generator"
+    copied = ("generator",)
 
     def __init__(
         self,

@@ -13,7 +13,10 @@ needed by all players, as y is made from real images.
 
 from __future__ import annotations
 
+import copy
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +70,7 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
 
 
 class NCVSD(Method):
-    """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given.
+    """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given (copies are taken).
 
     gamma, sigma_init, levels, centred: of a new generator; what it draws from, how it samples by default, and whether it
     starts about the mean images instead of 0, as levels close to the images ask for. observed: the
@@ -107,14 +110,20 @@ class NCVSD(Method):
                     f"the teacher makes images of shape {teacher.shape} in {teacher.num_classes} classes; the {name} "
                     f"{player.shape} in {player.num_classes}"
                 )
-        self.teacher = frozen(teacher)
-        self.fake_score = (fake_score or conditional(teacher, fused=fused)).requires_grad_(True)
-        if gan_weight:
-            self.discriminator = (discriminator or pair_discriminator(teacher)).requires_grad_(True)
-        options = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels, "centred": centred}
-        if isinstance(observed, KarrasGrid):
+        options: dict[str, Any] = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels, "centred": centred}
+        usual = inspect.signature(NCVSD).parameters
+        if generator is not None and (mine := [k for k, v in options.items() if v != usual[k].default]):
+            raise ValueError(f"the generator that is given has its own {', '.join(mine)}; leave the option out")
+        if fake_score is not None and fused and not fake_score.fused:
+            raise ValueError("the fake score that is given is not fused; leave fused out")
+        if hasattr(observed, "sigma_min"):
             options["sigma_end"] = observed.sigma_min
+        self.teacher = frozen(teacher)
+        self.fake_score = trainable(fake_score or conditional(teacher, fused=fused))
+        if gan_weight:
+            self.discriminator = copy.deepcopy(discriminator or pair_discriminator(teacher)).requires_grad_(True)
         self.generator = trainable(generator or generative(teacher, **options))
+        self.copied = () if generator is None else ("generator",)
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from fewstep.denoiser import Denoiser
 from fewstep.method import Batch
 from fewstep.noise import add_noise
 
+D = TypeVar("D", bound=Denoiser)
+
 
 def frozen(denoiser: Denoiser) -> Denoiser:
     """A copy that never moves: evaluation mode, no gradients to its parameters."""
     return copy.deepcopy(denoiser).requires_grad_(False).eval()
 
 
-def trainable(denoiser: Denoiser) -> Denoiser:
+def trainable(denoiser: D) -> D:
     """A copy that moves. It hides no class from itself, as the teacher may have for guidance: all players know the class."""
     result = copy.deepcopy(denoiser).requires_grad_(True)
     if getattr(result.net.config, "label_dropout", 0.0):

@@ -70,6 +70,7 @@ class SiD(Method):
     """
 
     product = "generator"
+    copied = ("generator",)
     needs_images = False
 
     def __init__(

@@ -39,6 +39,7 @@ class SiDA(Method):
     """
 
     product = "generator"
+    copied = ("generator",)
 
     def __init__(
         self,

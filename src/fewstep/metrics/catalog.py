@@ -52,6 +52,15 @@ class Metric:
         return Need(self.extractor, self.part, of, self.limit)  # type: ignore[arg-type]  # one of the three words
 
     @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its numbers in results."""
+        if self.kind in NEIGHBOURS:
+            suffix = self.name[2:]  # of pr5_dinov2: 5_dinov2
+            names = ("precision", "recall") if self.kind == "overlap" else ("density", "coverage")
+            return tuple(f"{name}{suffix}" for name in names)
+        return (self.name,) if self.kind == "frechet" else (self.name, f"{self.name}_std")
+
+    @property
     def minimum(self) -> int:
         """Images that it takes at least."""
         return {"frechet": 2, "kernel": 2, "score": SPLITS}.get(self.kind, self.k + 1)

@@ -21,6 +21,7 @@ from fewstep.metrics.protocol import SMALL, Result
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images, Source, from_images
 from fewstep.metrics.statistics import Pass, Saved, Statistics
+from fewstep.precision import tf32
 
 BATCH = 64
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -37,7 +38,8 @@ class Options:
     """How to measure. metrics: names as `catalog.parse` reads them. extractors: by name, instead of the built-in ones.
 
     batch_size: images at a time in a feature network. resume: folder in which the state of a pass is kept; the same
-    evaluation continues from there, until the folder is removed. extrapolate: add the Frechet distances' values at
+    evaluation continues from there, until the folder is removed; the protocol must then have the hash of the images
+    (`sha256`) or of the model that makes them (`weights`). extrapolate: add the Frechet distances' values at
     infinitely many images (Chong & Forsyth, 2020). feature_dtype: in which the built-in networks convolve and multiply;
     figures of different precision cannot be compared.
     """
@@ -71,6 +73,7 @@ class Options:
         return found
 
 
+@tf32(False)  # as a whole: images may be made on the side, and the process has one setting
 def evaluate(
     images: Source | Iterable[NDArray[np.uint8]],
     reference: Reference | Images,
@@ -137,6 +140,11 @@ def start(
     protocol: Mapping[str, Any],
 ) -> Pass:
     """A pass that has looked at its first images, or is back where it was interrupted."""
+    if options.resume is not None and not {"weights", "sha256"} & set(protocol):
+        raise ValueError(
+            "an evaluation that may be resumed must know its images again: give their hash, or that of the weights that make "
+            "them, as protocol={'sha256': ...} or {'weights': ...}"
+        )
     decisive = {
         "needs": needs,
         "n": source.n,
@@ -254,21 +262,20 @@ def make_reference(images: Images, options: Options) -> Reference:
 
 def compute(metric: Metric, fake: Statistics, real: Reference, overlaps: Mapping[int, Overlap]) -> dict[str, float]:
     """The figures of one metric by name. overlaps: by k, of metrics of nearest neighbours."""
-    features, name = (metric.extractor, metric.part), metric.name
+    features = (metric.extractor, metric.part)
     match metric.kind:
         case "frechet":
             mean, cov = fake[metric.need]
-            return {name: frechet_distance(mean, cov, *real.moments[features])}
+            values = (frechet_distance(mean, cov, *real.moments[features]),)
         case "kernel":
-            distance, deviation = kernel_distance(fake[metric.need], real.samples[features])
-            return {name: distance, f"{name}_std": deviation}
+            values = kernel_distance(fake[metric.need], real.samples[features])
         case "score":
-            score, deviation = fake[metric.need]
-            return {name: score, f"{name}_std": deviation}
-    found, suffix = overlaps[metric.k], name[2:]  # of pr5_dinov2: 5_dinov2
-    if metric.kind == "overlap":
-        return {f"precision{suffix}": found.precision, f"recall{suffix}": found.recall}
-    return {f"density{suffix}": found.density, f"coverage{suffix}": found.coverage}
+            values = fake[metric.need]
+        case "overlap":
+            values = (overlaps[metric.k].precision, overlaps[metric.k].recall)
+        case "cover":
+            values = (overlaps[metric.k].density, overlaps[metric.k].coverage)
+    return dict(zip(metric.figures, values, strict=True))
 
 
 def measured_by(metric: Metric, used: Extractor, real: Reference, n: int) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class Log:
             self.sums[key] = self.sums[key] + value if key in self.sums else value
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def write(self, entry: dict[str, Any]) -> dict[str, float]:
-        """Append a line; returns the averaged figures. Counts (`nonfinite/...`) are summed.
+    def figures(self) -> dict[str, float]:
+        """What the next line will say so far: averages, and sums of counts (`nonfinite/...`).
 
         Figures `by_sigma` become their mean over all samples and that of each bin with samples, as `KEY@LEVEL`.
         """
@@ -69,6 +69,11 @@ class Log:
             sums, counts = total.tolist()
             figures[key] = sum(sums) / sum(counts) if any(counts) else np.nan
             figures |= {f"{key}@{level}": s / n for level, s, n in zip(LEVELS, sums, counts, strict=True) if n}
+        return figures
+
+    def write(self, entry: dict[str, Any]) -> dict[str, float]:
+        """Append a line; returns its `figures`."""
+        figures = self.figures()
         self.sums, self.counts = {}, {}
         self.lines.append({k: checkpoint.plain(v) for k, v in (entry | figures).items()})
         return figures

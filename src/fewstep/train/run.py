@@ -45,6 +45,7 @@ from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
 from fewstep.nets.blocks import compile_blocks, recompute_blocks
+from fewstep.nets.features import Frozen
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
@@ -95,29 +96,45 @@ class Run:
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
+    given: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_data(self.method, self.data)
+        moving = {phase.player for phase in self.method.phases}
+        lasting = [name for name, _ in self.method.named_children() if name not in moving]
+        self.given = {name: digest(self.method.get_submodule(name)) for name in (*lasting, *self.method.copied)}
         self.check()
 
     def check(self) -> None:
         """Refuse settings that make no run, before anything is written."""
         counts = {"batch_size": self.batch_size, "until": self.until, "keep": self.keep}
+        if self.batch_size < world_size():
+            raise ValueError(f"a batch of {self.batch_size} is too small for {world_size()} ranks; give each an image")
         counts |= {k: v for k, v in (("micro_batch", self.micro_batch), ("recompute", self.recompute)) if v is not None}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        if self.seed < 0:
-            raise ValueError(f"the seed of a run must not be negative; got {self.seed}")
+        for name, value in {
+            "seed": self.seed,
+            "snapshots": self.snapshots,
+            "checkpoint_seconds": self.checkpoint_seconds,
+        }.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative; got {value}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"the strategies are {', '.join(STRATEGIES)}; got {self.strategy!r}")
+        if self.method.uneven and self.strategy != "replicate":
+            raise ValueError(
+                f"the ranks of this {type(self.method).__name__} evaluate its networks in different numbers, as each draws which "
+                "step it trains; networks in parts would wait forever. Take the strategy replicate"
+            )
         check_trackers(self.track)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a resumed run must have the same."""
-        moving = {phase.player for phase in self.method.phases}
-        fixed = {name: digest(child) for name, child in self.method.named_children() if name not in moving}
         return {
             "method": describe(self.method),
-            "fixed": fixed,
+            "given": self.given,
             "network": {name: checkpoint.to_dict(m.net.config) for name, m in denoisers(self.method)},
             "denoiser": {name: describe(m) for name, m in denoisers(self.method)},
             "data": {"name": self.data.data.name, "n": len(self.data.data), "sha256": self.data.data.fingerprint},
@@ -136,8 +153,15 @@ def denoisers(method: nn.Module) -> list[tuple[str, Denoiser]]:
 
 
 def large(method: nn.Module) -> list[str]:
-    """Names of the networks that a strategy lays out: of about the size of the teacher, wherever they are in the method."""
-    return [name for name, m in method.named_modules() if isinstance(m, (Denoiser, ConditionalDiscriminator))]
+    """Names of the networks that a strategy lays out: of about the size of the teacher, wherever they are in the method, but
+    for feature networks, which R1 differentiates twice.
+    """
+    inner = tuple(f"{name}." for name, m in method.named_modules() if isinstance(m, Frozen))
+    return [
+        name
+        for name, m in method.named_modules()
+        if isinstance(m, (Denoiser, ConditionalDiscriminator)) and not name.startswith(inner)
+    ]
 
 
 def check_data(method: Method, stream: ImageStream | LatentStream | LabelStream) -> None:
@@ -184,8 +208,9 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
     """Make the run's folder, or find that it is this run's."""
     record = folder / "run.json"
     if rank() == 0:
-        if fresh and record.exists():
-            for name in ("snapshots", "averages", "checkpoints", "samples", "best"):
+        replaced = fresh and record.exists()
+        if replaced:
+            for name in ("snapshots", "averages", "checkpoints", "samples", "best", "posthoc", "tensorboard"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("log.jsonl", "metrics.jsonl", "best.json", "run.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -202,7 +227,7 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
                     + ("" if len(found) <= 5 else f"; and {len(found) - 5} more")
                     + ". Choose another folder, or start over with --fresh (fresh=True)"
                 )
-        elif any(folder.iterdir()):
+        elif any(folder.iterdir()) and not replaced:
             raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
         else:
             started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -263,7 +288,11 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
     measure = None if run.evaluation is None else run.evaluation.prepare(run.data.data)
     log = Log(folder / "log.jsonl", trainer.nimg) if lead else None
     scores = Lines(folder / "metrics.jsonl", trainer.nimg) if lead else None
-    trackers = open_trackers(run.track, folder, run.name, run.identity(), trainer.nimg) if lead else ()
+    trackers = (
+        open_trackers(run.track, folder, run.name, read_json(folder / "run.json")["identity"], trainer.nimg)
+        if lead
+        else ()
+    )
     total = -(-run.until // run.batch_size)
     log_every = min(100, max(1, total // 100))
     snapshot_every = max(1, total // max(run.snapshots, 1))
@@ -286,7 +315,11 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                 if measure is not None and measured:
                     assert isinstance(trainer.product, Denoiser)
                     results = measure(trainer.product)
-                    logged += time.monotonic() - now  # images per second are those of training
+                    taken = time.monotonic() - now
+                    logged, started = (
+                        logged + taken,
+                        started + taken,
+                    )  # time and images per second are those of training
                     if scores is not None:
                         record(results, scores, run, trainer, folder)
                 if log is not None:
@@ -309,6 +342,8 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                         tracker.image(trainer.nimg, "samples", images)
                 stop, due = checkpoints.agree(asked(), time.monotonic() - saved > run.checkpoint_seconds)
                 if done or stop or due:
+                    if log is not None:
+                        check_finite(log.figures(), trainer, folder)
                     checkpoints.save(trainer.state_dict(), seconds=before + time.monotonic() - started)
                     saved = time.monotonic()
                 progress.update(trainer.nimg)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep import precision
 from fewstep.denoiser import lay_out
-from fewstep.distributed import rank, sum_over_ranks, world_size
+from fewstep.distributed import copy_from_first, rank, sum_over_ranks, world_size
 from fewstep.method import Method, Phase
 from fewstep.train.ema import HalfLife, Profile, averages
 from fewstep.train.input import ReadAhead, Stream
@@ -88,7 +88,7 @@ class Trainer:
         device: torch.device | None = None,
         strategies: Mapping[str, Strategy] | None = None,
     ) -> None:
-        self.micro_batch = micro_batch or batch_size // world_size()
+        self.micro_batch = micro_batch or max(1, batch_size // world_size())
         if batch_size % (self.micro_batch * world_size()):
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch times the number of ranks; got batch_size={batch_size}, "
@@ -100,10 +100,16 @@ class Trainer:
             raise ValueError(f"expected an optimizer for each of {players}; got {list(optimizers)}")
         self.device = device or torch.device("cpu")
         self.method, self.batch_size, self.seed, self.tf32 = method.to(self.device), batch_size, seed, tf32
+        copy_from_first(method.state_dict().values())  # new heads may have been drawn without a seed
         self.data = ReadAhead(data, self.micro_batch, self.micro_batch * world_size(), self.device)
         lay_out(self.method)
         self.nimg = self.steps = self.position = 0
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
+        if still := [name for name, keys in moving.items() if not keys]:
+            raise ValueError(
+                f"no parameter of the {', '.join(still)} requires gradients, so it cannot move; if this method was trained "
+                "before, make the method anew"
+            )
         method.requires_grad_(False).eval()
         self.averages = averages(self.player(method.product), ema)
         for name, strategy in (strategies or {}).items():
