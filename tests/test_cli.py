@@ -359,6 +359,7 @@ def test_convert_sample_export(tmp_path, capsys):
     assert "no commercial use" not in checkpoint.card(out).method
     assert "sha256" in checkpoint.card(out).lineage[0]
     assert main(["sample", str(out), "--seeds", "0-1", "--steps", "2", "--grid", str(tmp_path / "grid.png")]) == 0
+    assert f"{tmp_path / 'grid.png'}: 2 images\n" in capsys.readouterr().out
     assert main(["export", str(out), str(tmp_path / "weights.safetensors")]) == 0
     tensors = load_file(tmp_path / "weights.safetensors")
     ours = checkpoint.load(out).state_dict()
@@ -379,8 +380,25 @@ def test_convert_sample_export(tmp_path, capsys):
     assert os.listdir(photos) == ["holiday.jpg"]
     assert "it is a file" in fails(capsys, "convert", str(source), str(photos / "holiday.jpg"))
     assert main(["convert", str(source), str(out)]) == 0  # a model is replaced
+    score = tmp_path / "score"
+    capsys.readouterr()
+    assert main(["convert", str(source.with_name("ncvsd-score.pkl")), str(score)]) == 0
+    assert f"{score}: a fake score, for training alone\n" in capsys.readouterr().out
     hostile = tmp_path / "hostile.pkl"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "canary").encode() + b"'\ntR.")
     assert "os" in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "canary").exists()
+
+
+def test_train_and_distill_are_not_the_same(denoiser, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = fails(capsys, "distill", "digits:teacher", "--out", "run")
+    assert "digits:teacher has no teacher; the command is: fewstep train digits:teacher" in said
+    said = fails(capsys, "train", "digits:sid", "--teacher", "t", "--out", "run")
+    assert "digits:sid has a teacher; the command is: fewstep distill digits:sid" in said
+    Path("mine.py").write_text("def nothing():\n    pass\n")
+    assert "returns a Run; mine.py:nothing returned NoneType" in fails(
+        capsys, "train", "mine.py:nothing", "--out", "run"
+    )
+    assert not Path("run").exists()

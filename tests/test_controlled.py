@@ -420,6 +420,15 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
     model = student()
     own = default_plan(model)
     assert (own.sampler, own.sigmas.tolist(), own.nfe) == (posterior, [80.0, 20.0, 1.0, 0.0], 2)
+    told = own.describe()
+    assert (told["steps"], told["start"], told["levels"], told["sigma_max"], told["sigma_min"]) == (
+        2,
+        80,
+        [20, 1],
+        20,
+        1,
+    )
+    assert Plan(posterior, torch.tensor([80.0, 0.0])).describe()["levels"] == [80]
     assert torch.equal(default_plan(model, 2).sigmas, own.sigmas)
     assert torch.equal(default_plan(model, 4).sigmas, indexed_sigmas([0, 10, 20, 30, 39]))
     assert default_plan(model, 39).nfe == 39

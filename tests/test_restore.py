@@ -146,6 +146,23 @@ def test_given_measurements_give_the_same_restorations(model, tmp_path) -> None:
     assert json.loads(b["metrics.json"])["figures"] == {}
 
 
+def test_an_earlier_restoration_is_replaced_and_nothing_else(model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    base = ["restore", model, "digits", "--task", "box_inpainting", "--out", str(out), *FAST]
+    assert main([*base, "--first", "2", "--samples", "2"]) == 0
+    again = ["restore", model, str(out / "measurements"), "--given", *base[3:]]
+    assert "where an earlier restoration is replaced" in fails(capsys, *again)
+    assert main([*base, "--first", "1", "--samples", "1"]) == 0
+    assert (
+        [p.name for p in (out / "samples").rglob("*.png")]
+        == ["000000.png"]
+        == [p.name for p in (out / "mean").iterdir()]
+    )
+    (out / "letter.txt").write_text("mine")
+    assert "letter.txt" in fails(capsys, *base, "--first", "1")
+    assert (out / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("task", [t for t in restore.TASKS if t != "colorization"])
 def test_every_task_has_an_operator_for_any_size(task: str) -> None:
     for shape in ((1, 8, 8), (3, 48, 40)):

@@ -120,12 +120,15 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What a result says of the sampler."""
-        levels = [float(s) for s in self.sigmas]
+        levels = [float(s) for s in self.sigmas][:-1]
+        start = {"start": levels.pop(0)} if self.sampler is posterior and len(levels) > 1 else {}  # no step
         return {
             "sampler": getattr(self.sampler, "__name__", type(self.sampler).__name__),
-            "steps": len(levels) - 1,
+            "steps": len(levels),
+            **start,
+            **({"levels": levels} if self.sampler in (posterior, multistep) else {}),
             "sigma_max": levels[0],
-            "sigma_min": levels[-2],
+            "sigma_min": levels[-1],
             "options": {k: str(v) for k, v in self.options.items()},
             "guidance": None if self.guidance is None else self.describe_guidance(self.guidance),
             "nfe": self.nfe,

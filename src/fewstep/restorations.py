@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from fewstep.metrics.protocol import ROUNDING
 from fewstep.report.grid import grid, save_png
 from fewstep.restore import Shape, Solver, measure, restore, seed_of
 
+FOLDERS, FILES = ("samples", "mean", "deviation", "measurements", "sheets"), ("metrics.json", "sheet.png")
+"""What a restoration writes."""
 WINDOW, SMALL_WINDOW = 11, 7
 """Of SSIM, and of what smaller images have instead."""
 
@@ -95,6 +98,21 @@ class Job:
     samples: int
     seed: int
     batch_size: int
+
+
+def cleared(out: Path) -> None:
+    """Remove an earlier restoration from `out`; ValueError if anything else is there."""
+    there = sorted(p.name for p in out.glob("*"))
+    if not there:
+        return
+    if "metrics.json" not in there or set(there) - {*FOLDERS, *FILES}:
+        raise ValueError(
+            f"{out} holds {', '.join(there[:5])}, which is no whole restoration; choose another folder, or empty it"
+        )
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
 
 
 def restore_all(

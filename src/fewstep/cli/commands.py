@@ -132,9 +132,11 @@ def sample(
         images = list(gathered(written(), len(chosen)))
         if grid is not None and rank() == 0:
             save_png(make_grid(np.stack(images)), grid)
+            print(f"{grid}: {len(images):,} images")
         if npz is not None and rank() == 0:
             with new_file(npz) as partial, partial.open("wb") as file:
                 np.savez(file, arr_0=np.stack(images))
+            print(f"{npz}: {len(images):,} images")
 
 
 def convert(
@@ -143,7 +145,7 @@ def convert(
     *,
     levels: str | None = None,
 ) -> None:
-    """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD) into a model folder; nothing in it is run.
+    """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD, NCVSD) into a model folder; nothing in it is run.
 
     Args:
         source: path or http(s) address of the file.
@@ -151,6 +153,7 @@ def convert(
         levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
     """
     from fewstep.checkpoint import Card, save
+    from fewstep.conditional import ConditionalDenoiser
     from fewstep.convert import convert as read
     from fewstep.convert import fetch
 
@@ -167,7 +170,10 @@ def convert(
             "fewstep: warning: these weights, and students distilled from them, are not for commercial use",
             file=sys.stderr,
         )
-    print(f"{out}: next: fewstep sample {out} --grid grid.png")
+    fake_score = isinstance(denoiser, ConditionalDenoiser)
+    print(
+        f"{out}: {'a fake score, for training alone' if fake_score else f'next: fewstep sample {out} --grid grid.png'}"
+    )
 
 
 def export(model: Positional[Path], out: Positional[Path]) -> None:

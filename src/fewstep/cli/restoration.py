@@ -41,7 +41,7 @@ def restore(
         images: what is measured: a folder, zip or npz of images, or the built-in digits; with --given the measurements.
         task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur, super_resolution, phase_retrieval,
             colorization, quantization, jpeg, or mine.py:operator.
-        out: folder for samples, mean, deviation, measurements, sheets and metrics.json.
+        out: folder for samples, mean, deviation, measurements, sheets and metrics.json; an earlier restoration is replaced.
         given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them.
         samples: draws for each image.
         first: only so many images, the first ones.
@@ -64,6 +64,8 @@ def restore(
         )
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1; got {first}")
+    if out.resolve() in Path(images).resolve().parents:
+        raise ValueError(f"{images} lies in {out}, where an earlier restoration is replaced; choose another --out")
     if seed < 0:
         raise ValueError(f"--seed must not be negative; got {seed}")
     if weight is not None and not weight > 0:
@@ -74,10 +76,10 @@ def restore(
         )
 
     from fewstep.checkpoint import card, load, model_folder
-    from fewstep.distributed import device, process_group, rank
+    from fewstep.distributed import barrier, device, process_group, rank
     from fewstep.files import sha256
     from fewstep.progress import Progress
-    from fewstep.restorations import pixel_shape, restore_all, write_summary
+    from fewstep.restorations import cleared, pixel_shape, restore_all, write_summary
     from fewstep.restore import Solver, named_preset
 
     with process_group():
@@ -103,6 +105,9 @@ def restore(
             "seed": seed,
             "class": label or "none",
         }
+        if rank() == 0:
+            cleared(out)
+        barrier()
         with Progress("restore", total=total, unit="samples") as progress:
             result = restore_all(denoiser, job, chosen, out, protocol=protocol, progress=progress.update)
         if rank() == 0:

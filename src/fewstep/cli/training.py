@@ -74,7 +74,10 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
 
 def fit_recipe(argv: Sequence[str], command: str) -> None:
     """`fewstep train|distill RECIPE [options of the recipe] --out FOLDER [--fresh]`."""
+    from fewstep.checkpoint import card
+    from fewstep.distributed import process_group, rank
     from fewstep.recipes import find
+    from fewstep.train.run import Run, fit
 
     if not argv or argv[0].startswith("-"):
         usage = f"usage: fewstep {command} RECIPE --out FOLDER [options of the recipe]"
@@ -85,12 +88,14 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
             f"expected a recipe first; got {argv[0] if argv else 'none'}; {usage}; fewstep recipes lists them"
         )
     name, *rest = argv
-    options = joined(find(name), fitting)
-    run, given = tyro.cli(options, args=with_config(rest), prog=f"fewstep {command} {name}")
-    from fewstep.checkpoint import card
-    from fewstep.distributed import process_group, rank
-    from fewstep.train.run import fit
-
+    recipe = find(name)
+    wanted = "distill" if "teacher" in inspect.signature(recipe).parameters else "train"
+    if wanted != command:
+        has = "a" if wanted == "distill" else "no"
+        raise ValueError(f"{name} has {has} teacher; the command is: fewstep {wanted} {name}")
+    run, given = tyro.cli(joined(recipe, fitting), args=with_config(rest), prog=f"fewstep {command} {name}")
+    if not isinstance(run, Run):
+        raise ValueError(f"a recipe is a function that returns a Run; {name} returned {type(run).__name__}")
     run.command = command_line([command, *argv])
     monitored(run, given)
     with process_group():

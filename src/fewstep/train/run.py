@@ -108,12 +108,12 @@ class Run:
     def check(self) -> None:
         """Refuse settings that make no run, before anything is written."""
         counts = {"batch_size": self.batch_size, "until": self.until, "keep": self.keep}
-        if self.batch_size < world_size():
-            raise ValueError(f"a batch of {self.batch_size} is too small for {world_size()} ranks; give each an image")
         counts |= {k: v for k, v in (("micro_batch", self.micro_batch), ("recompute", self.recompute)) if v is not None}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.batch_size < world_size():
+            raise ValueError(f"a batch of {self.batch_size} is too small for {world_size()} ranks; give each an image")
         for name, value in {
             "seed": self.seed,
             "snapshots": self.snapshots,
