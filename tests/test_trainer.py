@@ -17,7 +17,7 @@ from fewstep.nets.features import EncoderFeatures
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.precondition import IDDPM
 from fewstep.recipes import find
-from fewstep.train.ema import Average, HalfLife
+from fewstep.train.ema import Average, HalfLife, averages
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
@@ -226,7 +226,10 @@ def test_ema_half_life_and_ramp_up():
     assert profile.decay(200, 10) == pytest.approx(0.5)  # half-life 10
     assert profile.decay(10**6, 100) == pytest.approx(0.5)
     assert HalfLife(100, rampup=None).decay(0, 100) == pytest.approx(0.5)
+    profiles = HalfLife(100), HalfLife(100, rampup=0.2), HalfLife(100, rampup=None)
+    names = ["half-life-100", "half-life-100-rampup-0.2", "half-life-100-no-rampup"]
     module = nn.Linear(1, 1)
+    assert [average.profile.name for average in averages(module, profiles)] == names
     average = Average(module, HalfLife(8, rampup=None))
     nn.init.zeros_(average.module.get_parameter("weight"))
     nn.init.ones_(module.weight)
