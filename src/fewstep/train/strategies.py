@@ -138,10 +138,8 @@ class Shard:
         # `encode` hands its input on, and nothing writes into what it returns
         warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
         for p in network.parameters():
-            p.data = p.data.contiguous()  # FSDP2 takes no other layout
+            p.data = p.data.contiguous()  # FSDP2 takes no other layout, and parts are rows
         mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
-        for p in network.parameters():
-            p.data = p.data.contiguous()  # parts are rows
         numbers = {p for p in network.parameters() if p.ndim == 0}
         lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
         blocks = [block for each in lists for block in each.children() if any(True for _ in block.parameters())]
