@@ -177,6 +177,15 @@ def test_two_time_scales():
     assert not any(torch.equal(a, b) for a, b in zip(head, method.fake_score.head.parameters(), strict=True))
 
 
+def test_gradients_of_both_players_are_clipped():
+    torch.manual_seed(0)
+    method = DMD2(Denoiser(toy.ToyNet(toy.ToyConfig(16, 1))), clip=1e-6)
+    trainer = Trainer(method, toy.RingStream(), {"fake_score": Adam(1e-3), "generator": Adam(1e-3)}, batch_size=8)
+    logs = trainer.step()
+    assert logs["grad_norm/generator_loss"].item() == pytest.approx(1e-6, rel=1e-3)
+    assert logs["grad_norm/fake_score_loss"].item() == pytest.approx(1e-6, rel=1e-3)
+
+
 def test_without_the_game_it_is_plain_distribution_matching(world):
     method, batch = world
     plain = DMD2(method.teacher, adversarial=False)

@@ -51,6 +51,18 @@ def test_gamma_has_the_std_of_its_profile():
             power(std)
 
 
+def test_buffers_are_those_of_the_source():
+    """An average of statistics, or of counts, is none of the network."""
+    module = nn.BatchNorm1d(2)
+    average = Average(module, HalfLife(1e9, rampup=None))
+    module(torch.randn(8, 2) + 3)
+    average.update(8, 8)
+    assert module.num_batches_tracked == 1
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(average.module.buffers(), module.buffers(), strict=True)
+    )
+
+
 def test_the_average_has_the_weights_of_its_profile():
     """A weight that counts the steps averages to the mean of the profile; the first update is a copy."""
     profile = PowerFunction(0.1)

@@ -17,7 +17,7 @@ from torch import nn
 
 from fewstep.data import ImageData, digits
 from fewstep.metrics import statistics
-from fewstep.metrics.catalog import Metric, parse, parse_all
+from fewstep.metrics.catalog import Metric, parse
 from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate, make_reference
 from fewstep.metrics.extractors import NETWORKS, Network, Pixels, User, extractor
@@ -136,7 +136,6 @@ def test_extrapolation_is_added_on_request():
 )
 def test_names_of_metrics(text, expected):
     assert parse(text) == expected
-    assert parse_all(f"{text}, {text}") == (expected,)
 
 
 @pytest.mark.parametrize("text", ["fd", "fidd", "fid@", "fid@0k", "fid@2m", "fid5", "pr0", "", "fd_a/logits", "is_a"])

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.checkpoint import NETWORKS
 from fewstep.denoiser import Denoiser, guided
 from fewstep.nets.adm import ADMConfig
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty, mp_cat, mp_sum, normalize, project_weights_
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty, mp_cat, mp_sum, normalize
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES, edm2
 from fewstep.nets.song import SongConfig, ncsnpp
 from fewstep.precondition import EDM, IDDPM, VE, VP
@@ -417,21 +417,21 @@ def test_adm_starts_at_zero_with_unit_labels():
 
 def test_projection_leaves_the_function():
     denoiser = tiny("edm2")
+    layers = [layer for layer in denoiser.modules() if isinstance(layer, MPConv)]
     x, sigma, _, _ = inputs()
     with torch.no_grad():
-        for layer in denoiser.modules():
-            if isinstance(layer, MPConv):
-                layer.weight.mul_(torch.rand(len(layer.weight), *[1] * (layer.weight.ndim - 1)) + 0.5)
+        for layer in layers:
+            layer.weight.mul_(torch.rand(len(layer.weight), *[1] * (layer.weight.ndim - 1)) + 0.5)
         before = denoiser(x, sigma, torch.tensor([0, 2])), denoiser.log_variance(sigma)
         gain = denoiser.net.out_gain.clone()
-        project_weights_(denoiser)
+        for layer in layers:
+            layer.project_()
         once = {k: v.clone() for k, v in denoiser.state_dict().items()}
         assert error(denoiser(x, sigma, torch.tensor([0, 2])), before[0]) < 1e-3
         assert error(denoiser.log_variance(sigma), before[1]) < 1e-3
-        for layer in denoiser.modules():
-            if isinstance(layer, MPConv):
-                assert torch.allclose(layer.weight.flatten(1).square().mean(1), torch.ones(len(layer.weight)))
-        project_weights_(denoiser)
+        for layer in layers:
+            assert torch.allclose(layer.weight.flatten(1).square().mean(1), torch.ones(len(layer.weight)))
+            layer.project_()
     assert all(torch.allclose(v, once[k], rtol=1e-6) for k, v in denoiser.state_dict().items())
     assert torch.equal(denoiser.net.out_gain, gain)
 

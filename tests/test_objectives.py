@@ -13,6 +13,7 @@ from fewstep.data.augment import AugmentPipe
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import LEVELS
 from fewstep.method import Batch, zero_nonfinite
+from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
 from fewstep.noise import LogNormal, LogUniform, add_noise
 from fewstep.objectives import (
@@ -109,6 +110,18 @@ def test_the_network_is_told_the_augmentation():
     DenoisingLoss(augment=AugmentPipe(1.0))(Denoiser(net), batch_of(4))
     assert told[0].shape == (4, 9)
     assert told[0].count_nonzero() > 20
+
+
+ADM = ADMConfig(8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
+
+
+@pytest.mark.parametrize("net", [tiny_net, lambda: ADMUNet(ADM)])
+def test_a_network_that_cannot_be_told_the_augmentation_is_refused(net):
+    """It would make augmented images."""
+    with pytest.raises(
+        ValueError, match=r"labels of 0 columns; got 9. Build it with augment_dim=9 or train it without"
+    ):
+        DenoisingLoss(augment=AugmentPipe())(Denoiser(net()), batch_of(4))
 
 
 # --- the stable target field

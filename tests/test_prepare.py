@@ -423,6 +423,10 @@ class Hostile:
         return self.call
 
 
+NESTED = b")" + 16 * b"2\x86"
+"""A tuple of twice the same tuple, and so on: its hash takes 2^16 steps, and 2^n for n more bytes."""
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -438,6 +442,11 @@ class Hostile:
         ({b"data": [1], b"labels": [0]}, "expected the batches"),
         ({b"data": cifar_data(0)}, "KeyError(b'labels')"),
         (b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".", "and lists; 150"),
+        (b"\x80\x02}" + NESTED + b"Ns.", "a key of type tuple"),
+        (b"\x80\x02}(" + NESTED + b"Nu.", "a key of type tuple"),
+        (b"(" + NESTED + b"Nd.", "a key of type tuple"),
+        (b"\x80\x04\x8f(" + NESTED + b"\x90.", "and lists; 144"),
+        (b"\x80\x04(" + NESTED + b"\x91.", "and lists; 145"),
         (b"\x80\x02}r\xff\xff\xff\xff0N.", "expected a dictionary"),
         (b"\x80\x02}", "expected a dictionary"),
         (b"", "expected a dictionary"),

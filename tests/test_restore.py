@@ -319,6 +319,11 @@ def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student, tmp
         assert same[0] == same[1]
 
 
+def test_solvers_that_are_none_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no solver is called 'dpss'; there are pnp_gd, dps, daps, diffpir"):
+        restore.Solver("dpss")  # pyright: ignore[reportArgumentType] - that is the point
+
+
 def test_a_student_needs_pnp_gd(student) -> None:
     op = inverse.Inpainting(inverse.box_mask(8, 8), SHAPE)
     with pytest.raises(ValueError, match="take pnp_gd"):

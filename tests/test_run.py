@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -156,6 +157,17 @@ def test_the_newest_whole_checkpoints_stay(tmp_path):
     assert kept() == [32, 40, 48, 56]
     with pytest.raises(ValueError, match="keep must be at least 1; got 0"):
         fit(teacher_run(keep=0), tmp_path / "other")
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path):
+    """They are neither read, nor counted, nor removed."""
+    fit(teacher_run(until=8), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    names = [f"{8:012d}.bak", "9", f"{8:013d}"]
+    for name in names:
+        shutil.copytree(folder / f"{8:012d}", folder / name)
+    fit(teacher_run(until=40, keep=2), tmp_path / "run")
+    assert {p.name for p in folder.iterdir()} == {f"{32:012d}", f"{40:012d}", *names}
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

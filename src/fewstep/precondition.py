@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -179,11 +179,17 @@ class IDDPM:
 
     def index(self, sigma: Tensor) -> Tensor:
         """The index of the nearest level, of the shape of sigma."""
-        return (sigma.detach().float().unsqueeze(-1) - self.table.to(sigma.device)).abs().argmin(-1)
+        return (sigma.detach().float().unsqueeze(-1) - table(self, sigma.device)).abs().argmin(-1)
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         noise = (self.steps - 1 - self.index(sigma)).to(sigma.dtype)
         return Coefficients(torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), noise)
 
     def round(self, sigma: Tensor) -> Tensor:
-        return self.table.to(sigma.device)[self.index(sigma)].to(sigma.dtype)
+        return table(self, sigma.device)[self.index(sigma)].to(sigma.dtype)
+
+
+@lru_cache(maxsize=8)
+def table(precondition: IDDPM, device: torch.device) -> Tensor:
+    """`IDDPM.table` on a device, copied there once: each copy waits for it."""
+    return precondition.table.to(device)

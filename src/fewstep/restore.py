@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ class Solver:
     evaluations: int = NFE
     prior_steps: int = 3
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(SolverName):
+            raise ValueError(f"no solver is called {self.name!r}; there are {', '.join(get_args(SolverName))}")
 
     def calls(self, denoiser: Denoiser) -> int:
         """Network evaluations for one draw or estimate of x0."""

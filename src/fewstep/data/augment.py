@@ -113,7 +113,7 @@ class AugmentPipe:
             x = torch.where(expand(across ^ down, x) > 0, x.mT, x)
             labels = [*labels, torch.stack([across, down], dim=1).to(x.dtype)]
         if self.translate_int > 0:
-            size = torch.tensor([x.shape[3], x.shape[2]], device=x.device) / 8
+            size = constant((x.shape[3], x.shape[2]), x.device) / 8
             shift = self.on("translate_int", (size * (2 * torch.rand(n, 2, device=x.device) - 1)).round())
             x = roll_mirrored(roll_mirrored(x, shift[:, 0], 3), shift[:, 1], 2)
             labels = [*labels, (shift / size).to(x.dtype)]
@@ -138,7 +138,7 @@ class AugmentPipe:
             labels += [torch.stack([z * r.cos(), z * r.sin()], dim=1)]
         if self.translate_frac > 0:
             z = self.on("translate_frac", torch.randn(n, 2, device=x.device))
-            matrix = matrix @ shift(-z * torch.tensor([x.shape[3], x.shape[2]], device=x.device) / 8)
+            matrix = matrix @ shift(-z * constant((x.shape[3], x.shape[2]), x.device) / 8)
             labels += [z]
         return matrix, [column.to(x.dtype) for column in labels]
 
@@ -147,7 +147,7 @@ class AugmentPipe:
         n, labels = len(x), []
         eye = torch.eye(4, device=x.device)
         matrix = eye.expand(n, 4, 4)
-        luma = torch.tensor([1.0, 1.0, 1.0, 0.0], device=x.device) / math.sqrt(3)
+        luma = constant((1.0, 1.0, 1.0, 0.0), x.device) / math.sqrt(3)
         grey = luma.outer(luma)
         if self.brightness > 0:
             z = self.on("brightness", torch.randn(n, device=x.device))
@@ -250,6 +250,12 @@ def luma_rotation(theta: Tensor) -> Tensor:
     )
 
 
+@lru_cache(maxsize=16)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers (n,), copied to a device once: each copy waits for it. Nothing writes into them."""
+    return torch.tensor(values, device=device)
+
+
 @lru_cache(maxsize=8)
 def doubling(size: int, device: torch.device) -> Tensor:
     """From a line of pixels to one period of its infinite mirror image at twice the resolution: (4 (size - 1), size)."""
@@ -287,7 +293,7 @@ def resample(x: Tensor, matrix: Tensor) -> Tensor:
     shape = (len(v), len(u))
     grid = torch.stack([u.expand(shape), v[:, None].expand(shape), torch.ones(shape, device=x.device)])
     place = torch.einsum("bij,jhw->bhwi", matrix[:, :2], grid)
-    size = torch.tensor([width, height], device=x.device)
+    size = constant((width, height), x.device)
     period = 4 * (size - 1)
     place = (2 * place + size - 1 + middle) % period
     sampled = F.grid_sample(fine, (2 * place / period - 1).to(x.dtype), mode="bilinear", align_corners=True)

@@ -118,7 +118,9 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the set consists of, without decoding: names, sizes and check sums of files, and labels."""
+        """SHA-256 of what is known of the set without reading it, and of its labels: of an array all pixels, of a zip the
+        names, sizes and check sums of its files, of a folder names and sizes alone; another file of the same size goes unseen.
+        """
         digest = hashlib.sha256()
         if self._files is None:
             digest.update(f"{self.shape}".encode() + np.ascontiguousarray(self._cache).tobytes())

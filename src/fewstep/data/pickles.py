@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+
+KEYS = {pickle.SETITEM[0]: slice(-2, -1), pickle.SETITEMS[0]: slice(0, None, 2), pickle.DICT[0]: slice(0, None, 2)}
+"""Where on the stack an instruction finds the keys of a dictionary."""
+
+
+def with_texts_as_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """An instruction of the reader that hashes texts alone: the hash of a nested tuple can take exponential time."""
+
+    def checked(reader: Any) -> None:
+        for key in reader.stack[keys]:
+            if type(key) not in (bytes, str):
+                raise ValueError(f"a dictionary has a key of type {type(key).__name__}; texts are read")
+        load(reader)
+
+    return checked
 
 
 def read_pickle(data: bytes, where: str) -> Any:
@@ -40,7 +56,11 @@ def read_pickle(data: bytes, where: str) -> Any:
 
     # The reader that is written in Python, without protocol 5: the others let a file choose what they allocate.
     class Reader(pickle._Unpickler):
-        dispatch: ClassVar = {k: v for k, v in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}
+        dispatch: ClassVar = {
+            code: with_texts_as_keys(load, KEYS[code]) if code in KEYS else load
+            for code, load in pickle._Unpickler.dispatch.items()
+            if code not in (pickle.BYTEARRAY8[0], pickle.ADDITEMS[0], pickle.FROZENSET[0])
+        }
 
         def find_class(self, module: str, name: str, /) -> Any:
             if (module, name) not in allowed:

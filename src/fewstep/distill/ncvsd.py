@@ -36,7 +36,7 @@ from fewstep.distill.adversarial import as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, frozen, trainable
 from fewstep.method import Batch, Loss, Method, Phase, zero_nonfinite
 from fewstep.noise import LogNormal, add_noise, expand, fuse, karras_ramp
-from fewstep.objectives import NoiseLevels, edm_weight
+from fewstep.objectives import DenoisingLoss, NoiseLevels, edm_weight
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,6 @@ class KarrasGrid:
         return karras_ramp(index / (self.n - 1), self.sigma_min, self.sigma_max, self.rho)
 
 
-def weighted(error: Tensor, weight: Tensor, u: Tensor | None) -> Tensor:
-    """weight / e^u |error|^2 + n u per sample (B,), of n pixels; without a log-variance u, weight |error|^2."""
-    loss = weight * error.square().flatten(1).sum(1)
-    return loss if u is None else loss / u.exp() + u * error[0].numel()
-
-
 def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
     """lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample, summed over pixels.
 
@@ -66,7 +60,8 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
     their noisy versions; they carry no gradient. weight: lambda (B,). u: the generator's own log-variance (B,), which
     learns the size of the difference.
     """
-    return weighted(x0 - (x0 + real - fake).detach(), weight, u)
+    loss = weight * (x0 - (x0 + real - fake).detach()).square().flatten(1).sum(1)
+    return loss if u is None else loss / u.exp() + u * x0[0].numel()
 
 
 class NCVSD(Method):
@@ -147,9 +142,8 @@ class NCVSD(Method):
             x0 = self.generator(*given, batch.label)
         t = self.noise(x0)
         error = self.fake_score(add_noise(x0, t), t, batch.label, given=given) - x0
-        weight = edm_weight(t, self.fake_score.sigma_data)
-        u = None if self.fake_score.uncertainty is None else self.fake_score.log_variance(t)
-        return self.loss_scale * weighted(error, weight, u), {"error": by_sigma(t, weighted(error, weight, None))}
+        loss, logs = DenoisingLoss().weigh(self.fake_score, t, error)
+        return self.loss_scale * loss, logs
 
     def discriminator_loss(self, batch: Batch) -> Loss:
         """(softplus(d(fake)) + softplus(-d(real))) / 2 on images diffused to one t, each with the same observation."""

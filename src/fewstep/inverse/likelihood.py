@@ -47,8 +47,8 @@ class Likelihood:
             )
 
     def gap(self, x0: Tensor) -> Tensor:
-        """|A(x0) - y|, (B, 1, ...), differentiable; only what the operator has seen counts."""
-        norm = self.operator.seen(self.operator.A(x0) - self.y).square().flatten(1).sum(1).sqrt()
+        """|A(x0) - y|, (B, 1, ...), differentiable, at 0 with the gradient 0; only what the operator has seen counts."""
+        norm = torch.linalg.vector_norm(self.operator.seen(self.operator.A(x0) - self.y).flatten(1), dim=1)
         return norm.view(-1, *[1] * (x0.ndim - 1))
 
     def sample(self, x: Tensor, rho: float | Tensor, noise: Noise = torch.randn_like) -> Tensor:

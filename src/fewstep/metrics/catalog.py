@@ -105,8 +105,3 @@ def parse(text: str) -> Metric:
         raise ValueError(f"{text!r} asks for no neighbours; at least 1 is needed")
     chosen: Part = "spatial" if part == "spatial" else "logits" if part == "logits" else "features"
     return Metric(word, kind, extractor or "inception", chosen, neighbours, limit)
-
-
-def parse_all(text: str) -> tuple[Metric, ...]:
-    """Metrics separated by commas, each once."""
-    return tuple(dict.fromkeys(parse(part) for part in text.split(",")))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.blocks import UNetBlock
+from fewstep.nets.blocks import UNetBlock, add_augment
 from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, check_halvings, one_hot
 
 
@@ -105,8 +105,7 @@ class ADMUNet(nn.Module):
     def embed(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
         """The embedding (B, emb_channels) of noise level, class and augmentation."""
         emb = self.map_noise(c_noise)
-        if self.map_augment is not None and augment is not None:
-            emb = emb + self.map_augment(augment.to(emb.dtype))
+        emb = add_augment(emb, augment, self.map_augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             hidden = self.config.label_dropout if self.training else 0.0

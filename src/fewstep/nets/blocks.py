@@ -93,6 +93,22 @@ def compiled(compute: Compute, backend: str, shapes: tuple[tuple[str, tuple[int,
     return torch.compile(compute, backend=backend, dynamic=False, **apart)
 
 
+def add_augment(emb: Tensor, augment: Tensor | None, layer: Linear | None) -> Tensor:
+    """The embedding (B, n) plus that of the augmentation labels (B, m), if there are any, by the network's layer for them.
+
+    Raises ValueError for labels that the network cannot be told: it would learn the augmented images as they are.
+    """
+    if augment is None:
+        return emb
+    width = 0 if layer is None else layer.weight.shape[1]
+    if augment.shape[1] != width:
+        raise ValueError(
+            f"this network takes augmentation labels of {width} columns; got {augment.shape[1]}. Build it with "
+            f"augment_dim={augment.shape[1]} or train it without augmentation"
+        )
+    return emb if layer is None else emb + layer(augment.to(emb.dtype))
+
+
 class UNetBlock(Block):
     """The residual block of DDPM++, NCSN++ and ADM, with optional resampling and self-attention.
 

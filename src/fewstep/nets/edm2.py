@@ -2,7 +2,7 @@
 
 Every layer keeps the expected magnitude of its activations: weights are normalised where they are used, sums,
 concatenations and nonlinearities are rescaled. The stored weights may have any length, which only changes the effective
-learning rate; `project_weights_` resets it after an optimizer step, so that `forward` writes nothing.
+learning rate; the Trainer resets it after each optimizer step by `MPConv.project_`, so that `forward` writes nothing.
 
 The names of parameters are those of the published EDM2 networks below `unet.`, so that their weights map one to one.
 """
@@ -83,20 +83,13 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Set the weights to unit root mean square per output, in place."""
+        """Set the weights to unit root mean square per output, in place ("forced weight normalization", Algorithm 1).
+
+        It leaves the function that the network computes as it is, but for the eps of `normalize`.
+        """
         rows = accurate(self.weight).flatten(1)
         rms = rows.square().mean(dim=1, keepdim=True).sqrt()
         self.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(self.weight.shape))
-
-
-def project_weights_(module: nn.Module) -> None:
-    """Set the weights of every `MPConv` in `module` to unit root mean square per output, in place ("forced weight
-    normalization", Algorithm 1). Call it after each optimizer step, for instance as its post-hook; it leaves the
-    function that the network computes as it is, but for the eps of `normalize`.
-    """
-    for layer in module.modules():
-        if isinstance(layer, MPConv):
-            layer.project_()
 
 
 @dataclass(frozen=True)

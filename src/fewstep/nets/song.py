@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Features
-from fewstep.nets.blocks import UNetBlock
+from fewstep.nets.blocks import UNetBlock, add_augment
 from fewstep.nets.layers import (
     Conv2d,
     FourierEmbedding,
@@ -166,8 +166,7 @@ class SongUNet(nn.Module):
             hidden = self.config.label_dropout if self.training else 0.0
             vector = one_hot(label, self.num_classes, emb, dropout=hidden)
             emb = emb + self.map_label(vector * math.sqrt(self.num_classes))
-        if self.map_augment is not None and augment is not None:
-            emb = emb + self.map_augment(augment.to(emb.dtype))
+        emb = add_augment(emb, augment, self.map_augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def encode(

@@ -120,7 +120,8 @@ class Checkpoints:
             pending.result()
 
     def newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*"), reverse=True)
+        """The checkpoints; what lies beside them under another name is not looked at."""
+        return sorted(self.folder.glob("[0-9]" * 12), reverse=True)
 
     def drop(self) -> None:
         """Remove what is older than the newest `keep` whole checkpoints."""

@@ -35,7 +35,9 @@ class HalfLife:
 
     @property
     def name(self) -> str:
-        return f"half-life-{self.nimg:g}"
+        default = self.rampup == HalfLife.rampup
+        ramp = "" if default else "-no-rampup" if self.rampup is None else f"-rampup-{self.rampup:g}"
+        return f"half-life-{self.nimg:g}{ramp}"
 
     def decay(self, seen: int, batch_size: int) -> float:
         """The share of the old average after a step of `batch_size` images that began at `seen` images."""

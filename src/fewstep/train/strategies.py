@@ -57,8 +57,9 @@ def summed_over_ranks(params: Sequence[Tensor]) -> Iterator[None]:
     def send() -> None:
         group = groups[len(sent)]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        there = torch.tensor([p.grad is not None for p in group]).to(parts[0])
-        flat = torch.cat([*(part.flatten() for part in parts), there])
+        # out of pinned memory, as the pass would wait for any other copy
+        there = torch.tensor([p.grad is not None for p in group], dtype=parts[0].dtype, pin_memory=parts[0].is_cuda)
+        flat = torch.cat([*(part.flatten() for part in parts), there.to(parts[0].device, non_blocking=True)])
         sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
     def arrived(p: Tensor) -> None:
@@ -137,10 +138,8 @@ class Shard:
         # `encode` hands its input on, and nothing writes into what it returns
         warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
         for p in network.parameters():
-            p.data = p.data.contiguous()  # FSDP2 takes no other layout
+            p.data = p.data.contiguous()  # FSDP2 takes no other layout, and parts are rows
         mesh = init_device_mesh(next(network.parameters()).device.type, (world_size(),))
-        for p in network.parameters():
-            p.data = p.data.contiguous()  # parts are rows
         numbers = {p for p in network.parameters() if p.ndim == 0}
         lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
         blocks = [block for each in lists for block in each.children() if any(True for _ in block.parameters())]
