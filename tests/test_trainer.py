@@ -5,22 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from fewstep.data.augment import WIDTHS, AugmentPipe
-from fewstep.denoiser import Denoiser
 from fewstep.distill import SiD
-from fewstep.distill.players import few_steps
 from fewstep.method import Batch, Method, Phase, sanitize
-from fewstep.nets.features import EncoderFeatures
 from fewstep.objectives import DenoisingLoss, Pretraining
-from fewstep.precondition import IDDPM
 from fewstep.recipes import find
 from fewstep.train.ema import Average, HalfLife, averages
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
-from tests.conftest import tiny_net
 
 ADAM = Adam(1e-3)
 
@@ -133,37 +126,6 @@ def test_every_network_rests_between_moves(denoiser, stream):
     assert seen == {"teacher": (False, False), "fake_score": (True, True), "generator": (False, False)}
     assert not any(m.training for m in trainer.method.modules())
     assert not any(p.requires_grad for p in trainer.method.parameters())
-
-
-class Copies(TorchFunctionMode):
-    """Records what copies numbers or tensors from the CPU to another device, for which a GPU makes the CPU wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not result.is_cpu:
-            made = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor)
-            if made or (func is Tensor.to and args[0].is_cpu):
-                self.found.append(func)
-        return result
-
-
-def test_losses_copy_nothing_to_the_device():
-    """Constants were copied the first time. The device is meta, which computes nothing."""
-    pipe = AugmentPipe(0.5, **dict.fromkeys(WIDTHS, 1.0))
-    net = tiny_net(in_channels=3, out_channels=3, augment_dim=pipe.label_dim)
-    denoiser = Denoiser(net, precondition=IDDPM(steps=20)).to("meta")
-    features = EncoderFeatures(denoiser, 0.5)
-    batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)).to(torch.device("meta"))
-    for copies in (Copies(), Copies()):
-        with copies:
-            DenoisingLoss(augment=pipe)(denoiser, batch)
-            few_steps(denoiser, batch, (2.5, 1.0))
-            features(batch.image, batch.label)
-    assert copies.found == []
 
 
 class Ball(Method):
