@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,9 @@ class Run:
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
-    given: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_data(self.method, self.data)
-        moving = {phase.player for phase in self.method.phases}
-        lasting = [name for name, _ in self.method.named_children() if name not in moving]
-        self.given = {name: digest(self.method.get_submodule(name)) for name in (*lasting, *self.method.copied)}
         self.check()
 
     def check(self) -> None:
@@ -129,6 +126,13 @@ class Run:
                 "step it trains; networks in parts would wait forever. Take the strategy replicate"
             )
         check_trackers(self.track)
+
+    @cached_property
+    def given(self) -> dict[str, str]:
+        """Hashes of the networks that the method was given, as they are before it trains."""
+        moving = {phase.player for phase in self.method.phases}
+        lasting = [name for name, _ in self.method.named_children() if name not in moving]
+        return {name: digest(self.method.get_submodule(name)) for name in (*lasting, *self.method.copied)}
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a resumed run must have the same."""
