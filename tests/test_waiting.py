@@ -1,15 +1,19 @@
-"""A step waits for the device at no point, and mixes tensors of no two devices.
+"""Training steps and samplers wait for the device at no point, and mix tensors of no two devices.
 
 Seen on the device meta, which computes nothing: there no value can be read, and nothing on the CPU be combined with it.
 """
 
 from __future__ import annotations
 
+import traceback
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fewstep import samplers
 from fewstep.data.augment import WIDTHS, AugmentPipe
 from fewstep.data.diffaugment import ADA, DiffAugment
 from fewstep.denoiser import Denoiser
@@ -62,8 +66,8 @@ class Copies(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and not result.is_cpu:
             made = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor)
-            if made or (func is Tensor.to and args[0].is_cpu):
-                self.found.append(func)
+            if made or (func is Tensor.to and args[0].is_cpu and not (kwargs or {}).get("non_blocking")):
+                self.found.append(traceback.extract_stack()[-2])
         return result
 
 
@@ -116,3 +120,21 @@ def test_a_step_waits_for_nothing(name, monkeypatch):
     assert copies.found == []
     assert all(value.device == META for value in logs.values())
     assert {phase.name for phase in method.phases if phase.due(2, 8)} <= set(logs)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(samplers.euler, samplers.heun, samplers.churn, samplers.ancestral, samplers.dpmpp_2m, samplers.dpmpp_2m_sde),
+        *(samplers.euler_maruyama, samplers.stochastic_heun, samplers.ito_taylor, samplers.taylor2),
+        *(samplers.multistep, samplers.posterior),
+    ],
+)
+def test_samplers_wait_for_nothing(sampler):
+    """Noise levels are on the CPU, where samplers look at them."""
+    denoiser = song().to(META).eval()
+    label = torch.zeros(2, dtype=torch.int64, device=META)
+    x = torch.randn(2, 3, 8, 8, device=META, dtype=torch.float64)
+    with torch.no_grad(), Copies() as copies:
+        x0 = samplers.last(sampler(partial(denoiser, label=label), x, samplers.edm_sigmas(denoiser, 4)))
+    assert (x0.shape, x0.device, copies.found) == (x.shape, META, [])

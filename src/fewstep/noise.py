@@ -22,7 +22,7 @@ def expand(sigma: float | Tensor, x: Tensor) -> Tensor:
     """
     if not isinstance(sigma, Tensor):  # filled in on the device: copying a number there waits for it
         sigma = torch.full((), sigma, dtype=x.dtype, device=x.device)
-    sigma = sigma.to(x)
+    sigma = sigma.to(x, non_blocking=sigma.is_cpu)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
         raise ValueError(f"sigma must be a number or have shape ({len(x)},) to match x; got shape {tuple(sigma.shape)}")
     return sigma.reshape(-1, *[1] * (x.ndim - 1)).expand(len(x), *[1] * (x.ndim - 1))
