@@ -89,7 +89,8 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     if forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get() is not None:
         return parameter.to(x.dtype)
     if parameter.requires_grad and not torch.is_inference_mode_enabled():
-        LOWERED.pop(parameter, None)
+        if LOWERED:
+            LOWERED.pop(parameter, None)
         return parameter.to(x.dtype)
     if x.dtype.itemsize >= 4:
         return parameter.to(x.dtype)
