@@ -122,7 +122,7 @@ def fuzz(n: int, seed: int, only: str = "") -> Tally:
     for i, reader in enumerate(world):
         each = math.ceil(n * reader.share / total)
         mutate(reader, each - each // DRAWN, rng, others, work, watch, tally)
-        draw(reader, each // DRAWN, seed + i, work, watch, tally)
+        draw(reader, max(1, each // DRAWN), seed + i, work, watch, tally)
         while (missing := each - tally.inputs[reader.name]) > 0:  # hypothesis may know no more
             mutate(reader, missing, rng, others, work, watch, tally)
         name, inputs, refused = reader.name, tally.inputs[reader.name], tally.refused[reader.name]

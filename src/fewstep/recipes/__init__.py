@@ -46,7 +46,8 @@ def find(name: str) -> Recipe:
         return load_file(Path(module), function)
     known = recipes()
     if name not in known:
-        near = ", ".join(get_close_matches(name, known, cutoff=0.5))
+        same = sorted((n for n in known if n.endswith(f":{name}")), key=lambda n: not n.startswith("digits:"))
+        near = ", ".join(same or get_close_matches(name, known, cutoff=0.5))
         raise ValueError(
             f"there is no recipe {name!r}{near and f'; near it are {near}'}; fewstep recipes lists all, mine.py:function is "
             "one of your own"
