@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from fewstep.denoiser import Denoiser
-from fewstep.generation import BatchSize, Plan, SeededNoise, default_plan, generate, in_batches
+from fewstep.generation import BatchSize, Plan, SeededNoise, default_plan, gathered, generate, in_batches
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.noise import karras_sigmas
 from fewstep.precondition import VE
@@ -157,3 +157,14 @@ def test_the_size_is_remembered_for_a_denoiser_and_a_given_one_is_kept(denoiser,
     assert made(batch_size=7) == [7, 7, 6]
     with pytest.raises(ValueError, match="at least one at a time; got a batch of 0"):
         made(batch_size=0)
+
+
+def test_what_makes_gathered_images_comes_to_its_end():
+    ended = []
+
+    def made():
+        yield from range(4)
+        ended.append(True)
+
+    assert list(gathered(made(), 4, batch_size=2)) == [0, 1, 2, 3]  # pyright: ignore[reportArgumentType] - numbers for images
+    assert ended

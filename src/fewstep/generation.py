@@ -279,6 +279,7 @@ def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 6
     for _ in range(0, n, batch_size * world_size()):
         for row in zip_longest(*gather(list(islice(mine, batch_size)))):
             yield from (image for image in row if image is not None)
+    next(mine, None)  # what makes them comes to its end
 
 
 def generated(
