@@ -11,9 +11,12 @@ from torch._dynamo.utils import counters
 from fewstep import checkpoint
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
+from fewstep.distill import GDD
 from fewstep.nets import blocks
 from fewstep.nets.blocks import Block, UNetBlock, compile_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
+from fewstep.nets.features import EncoderFeatures
+from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import run
 from fewstep.train.optim import Adam
@@ -90,6 +93,18 @@ def test_a_second_derivative_is_refused():
     out = block(x, torch.randn(2, 4)).sum()
     with pytest.raises(RuntimeError, match="create_graph=False"):
         torch.autograd.grad(out, x, create_graph=True)
+
+
+def test_feature_networks_stay_plain():
+    """R1 takes second derivatives of them."""
+    teacher = Denoiser(tiny_net())
+    judge = ProjectedDiscriminator([EncoderFeatures(teacher, 0.2)], num_classes=10, width=8)
+    method = GDD(teacher, judge)
+    compile_blocks(method)
+    compiled = {
+        name.split(".")[0] for name, m in method.named_modules() if isinstance(m, Block) and m.compiled is not None
+    }
+    assert compiled == {"generator"}
 
 
 def test_a_run_follows_the_plain_one_and_resumes_bit_for_bit(stream):

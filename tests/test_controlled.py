@@ -206,6 +206,17 @@ def test_a_discriminator_is_no_denoiser():
         to_discriminator(load_snapshot(GOLDEN / "ncvsd-score.pkl"))
 
 
+def test_what_the_upstream_format_has_no_place_for_is_refused():
+    with pytest.raises(ValueError, match="this fake score is fused, for which the upstream format has no place"):
+        upstream_state_dict(conditional(teacher_of("edm2"), fused=True))
+    found = load_snapshot(GOLDEN / "ncvsd-score.pkl")
+    with pytest.raises(ValueError, match="a fake score, which makes no images; leave the levels out"):
+        to_denoiser(found, levels=(2.5,))
+    found.attributes["sigma_data"] = float("inf")
+    with pytest.raises(ValueError, match="no usable sigma_data"):
+        to_denoiser(found)
+
+
 def test_a_student_without_its_parts_is_refused():
     from fewstep.convert import read
 

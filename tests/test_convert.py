@@ -208,6 +208,8 @@ def test_every_tensor_that_does_not_fit_is_named():
         ({"channel_mult": [1, "2"]}, "channel_mult of the network"),
         ({"embedding_type": "other"}, "embedding_type of the network"),
         ({"dropout": math.nan}, "dropout of the network"),
+        ({"dropout": -3.0}, "dropout of the network"),
+        ({"model_channels": 2}, "a group has at least 4 channels; got 2"),
         ({"model_channels": np.zeros(3)}, "model_channels of the network"),
         ({"groups": 2}, "has no option groups"),
         ({"img_resolution": 15}, "not divisible"),
@@ -295,6 +297,12 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", "ftp://example.org/file.pkl")
             self.end_headers()
             return
+        if self.path == "/noise":
+            self.wfile.write(b"\0noise\r\n\r\n")
+            return
+        if self.path == "/chunks":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n12345")
+            return
         self.send_response(200 if self.path != "/none.pkl" else 404)
         self.send_header("Content-Length", "5" if self.path != "/half.pkl" else "9")
         self.end_headers()
@@ -327,7 +335,17 @@ def test_a_download_happens_once(address, tmp_path, monkeypatch):
     assert Server.requests == before + 1
 
 
-@pytest.mark.parametrize(("path", "error"), [("half.pkl", "5 of 9"), ("none.pkl", "404"), ("away", "not on the web")])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("half.pkl", "5 of 9"),
+        ("none.pkl", "404"),
+        ("away", "not on the web"),
+        ("noise", "/noise cannot be fetched: .*noise"),
+        ("chunks", "/chunks cannot be fetched: IncompleteRead"),
+        ("a b", "/a b cannot be fetched: URL can't contain"),
+    ],
+)
 def test_a_failed_download_leaves_nothing(address, tmp_path, path, error):
     with pytest.raises((OSError, ValueError), match=error):
         fetch(f"{address}/{path}", cache=tmp_path)

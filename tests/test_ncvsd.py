@@ -13,6 +13,7 @@ from fewstep import checkpoint
 from fewstep.cli.commands import sample
 from fewstep.cli.sampling import Sampling
 from fewstep.conditional import (
+    ConditionalDenoiser,
     GenerativeDenoiser,
     Observation,
     conditional,
@@ -27,6 +28,7 @@ from fewstep.diagnostics import BINS
 from fewstep.distill import NCVSD, SiD, ncvsd, vsd_loss
 from fewstep.distill.ncvsd import KarrasGrid
 from fewstep.method import Batch, zero_nonfinite
+from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import Uncertainty
 from fewstep.noise import KarrasUniform, LogNormal, add_noise, expand, fuse, karras_sigmas
 from fewstep.objectives import edm_weight
@@ -38,6 +40,7 @@ from fewstep.train.optim import Adam
 from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import toy
+from tests.conftest import tiny_net
 from tests.test_controlled import teacher_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -342,7 +345,14 @@ def test_players_that_are_given_stay_as_they_are(denoiser):
     for mine, given in ((method.generator, one), (method.fake_score, two), (method.discriminator, three)):
         assert mine is not given
         assert not {p.data_ptr() for p in mine.parameters()} & {p.data_ptr() for p in given.parameters()}
-    assert method.copied == ("generator",)
+    assert method.copied == ("fake_score", "discriminator", "generator")
+    assert NCVSD(denoiser, discriminator=three, gan_weight=0).copied == ()
+
+
+def test_players_that_are_given_hide_no_class(denoiser):
+    score = ConditionalDenoiser(Controlled(tiny_net(label_dropout=0.5)))
+    configs = [m.config for m in NCVSD(denoiser, fake_score=score).fake_score.modules() if hasattr(m, "config")]
+    assert len(configs) > 1 and not any(config.label_dropout for config in configs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("observed", [KarrasGrid(sigma_min=0.25), KarrasUniform(sigma_min=0.25)])

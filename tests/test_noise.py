@@ -1,5 +1,7 @@
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,8 +25,16 @@ def test_karras_sigmas_refuse(bad):
 
 def test_expand_shapes_and_errors():
     x = torch.zeros(3, 2, 4, 4, dtype=torch.float64)
-    for sigma in (2.0, torch.tensor(2.0), torch.tensor([2.0]), torch.full((3,), 2.0)):
-        assert expand(sigma, x).shape == (3, 1, 1, 1)
+    given: list[Any] = [
+        2.0,
+        np.float32(2),
+        np.full(3, 2.0),
+        torch.tensor(2.0),
+        torch.tensor([2.0]),
+        torch.full((3,), 2.0),
+    ]
+    for sigma in given:
+        assert torch.equal(expand(sigma, x), torch.full((3, 1, 1, 1), 2.0, dtype=x.dtype))
         assert expand(sigma, x).dtype == x.dtype
     with pytest.raises(ValueError, match=r"\(3,\) to match x; got shape \(2,\)"):
         expand(torch.ones(2), x)

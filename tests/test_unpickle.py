@@ -64,6 +64,7 @@ def mapping(*items: bytes) -> bytes:
 
 SAVED_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
 LITTLE = mapping(text("little_endian"), pickle.NEWTRUE) + pickle.STOP
+LONG = mapping(text("little_endian"), pickle.NEWTRUE, text("x"), text("y" * 5000)) + pickle.STOP
 ORDERED = name("collections", "OrderedDict")
 ENCODE = name("_codecs", "encode")
 LOAD = name("torch.storage", "_load_from_bytes")
@@ -231,6 +232,10 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
             + blob(saved(4096, bytes(4 * 4096)))
             + b"q\x00"
             + many(1000, LOAD + b"h\x00\x85R"),
+            "more data than the file holds",
+        ),
+        "a small storage with long texts, used a thousand times": (
+            blob(saved(1, bytes(4)).replace(LITTLE, LONG)) + b"q\x00" + many(1000, LOAD + b"h\x00\x85R"),
             "more data than the file holds",
         ),
         "a tensor beyond its storage": (tensor((5,), (1,)), "does not fit"),

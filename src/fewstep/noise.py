@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ def expand(sigma: float | Tensor, x: Tensor) -> Tensor:
 
     The result has the dtype and device of `x`. This is the only broadcasting of noise levels in the library.
     """
-    if not isinstance(sigma, Tensor):  # filled in on the device: copying a number there waits for it
-        sigma = torch.full((), sigma, dtype=x.dtype, device=x.device)
+    if isinstance(sigma, Real):  # filled in on the device: copying a number there waits for it
+        sigma = torch.full((), float(sigma), dtype=x.dtype, device=x.device)
+    elif not isinstance(sigma, Tensor):
+        sigma = torch.as_tensor(sigma)
     sigma = sigma.to(x, non_blocking=sigma.is_cpu)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
         raise ValueError(f"sigma must be a number or have shape ({len(x)},) to match x; got shape {tuple(sigma.shape)}")

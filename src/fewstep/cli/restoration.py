@@ -64,7 +64,7 @@ def restore(
         )
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1; got {first}")
-    if out.resolve() in Path(images).resolve().parents:
+    if out.resolve() in (Path(images).resolve(), *Path(images).resolve().parents):
         raise ValueError(f"{images} lies in {out}, where an earlier restoration is replaced; choose another --out")
     if seed < 0:
         raise ValueError(f"--seed must not be negative; got {seed}")
@@ -105,6 +105,7 @@ def restore(
             "seed": seed,
             "class": label or "none",
         }
+        barrier()  # every rank has read what it restores
         if rank() == 0:
             cleared(out)
         barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import re
 import urllib.error
 import urllib.parse
@@ -66,17 +67,20 @@ def download(address: str, target: Path) -> None:
     """Download to a temporary name, check the length that the server declared, and rename."""
     opener = urllib.request.build_opener(WebOnly)
     try:
-        opened = opener.open(address, timeout=60)
-    except urllib.error.URLError as error:
-        raise OSError(f"{address} cannot be fetched: {error}; or give the path of a copy") from error
-    with opened as response, new_file(target) as partial:
-        declared = int(response.headers.get("Content-Length") or -1)
-        size = 0
-        with partial.open("wb") as file:
-            while chunk := response.read(1 << 20):
-                size += len(chunk)
-                if size > MAX_BYTES:
-                    raise OSError(f"{address} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant")
-                file.write(chunk)
-        if declared not in (-1, size):
-            raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
+        with opener.open(address, timeout=60) as response, new_file(target) as partial:
+            declared = int(response.headers.get("Content-Length") or -1)
+            size = 0
+            with partial.open("wb") as file:
+                while chunk := response.read(1 << 20):
+                    size += len(chunk)
+                    if size > MAX_BYTES:
+                        raise OSError(
+                            f"{address} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant"
+                        )
+                    file.write(chunk)
+            if declared not in (-1, size):
+                raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
+    except (urllib.error.URLError, http.client.HTTPException) as error:
+        raise OSError(
+            f"{address} cannot be fetched: {error or type(error).__name__}; or give the path of a copy"
+        ) from error

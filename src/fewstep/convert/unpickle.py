@@ -190,12 +190,14 @@ class Words:
         raise UnsafePickle("a NumPy array that is not made as NumPy makes it")
 
     def load_storage(self, arguments: tuple[object, ...]) -> Storage:
-        """The storage of one tensor: a stream of torch.save within the pickle."""
-        stream = expect(Blob, only(arguments)).stream()
-        located = Located(self.budget, no_names)
+        """The storage of one tensor: a stream of torch.save within the pickle. All of it counts, as all of it is read."""
+        blob, left = expect(Blob, only(arguments)), self.budget.data
+        stream, located = blob.stream(), Located(self.budget, no_names)
         if Machine(stream, located, self.budget).run() != MAGIC:
             raise UnsafePickle("a tensor's data does not begin as torch.save's does")
-        return expect(Storage, read_legacy(stream, located))
+        storage = expect(Storage, read_legacy(stream, located))
+        self.budget.allocate(max(0, blob.size - (left - self.budget.data)))
+        return storage
 
 
 def no_names(module: str, name: str) -> object:

@@ -56,8 +56,6 @@ LEVELS = {
 SID_NAME = re.compile(r"network-snapshot-\d\.\d{6}-\d{6}\.pkl")
 """SiD's students have the class of their teachers; their files are named by alpha and thousands of images."""
 
-NVIDIA_NAME = re.compile(r"(edm|edm2|baseline)-(cifar10|ffhq|afhqv2|imagenet|img\d+)-")
-
 PREFIXES = {"GenerativeDenoiser": "model.", "PrecondCondition": "", "DiscriminatorCondition": ""}
 """NCVSD's networks, and what their tensors' names begin with."""
 
@@ -188,7 +186,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 def number(attributes: dict[str, object], name: str) -> float:
     value = attributes.get(name)
-    if not is_number(value) or not value >= 0:
+    if not is_number(value) or not value >= 0 or (name == "sigma_data" and not 0 < value < math.inf):
         raise ValueError(f"the preconditioning has no usable {name}; got a {type(value).__name__}")
     return float(value)
 
@@ -273,6 +271,8 @@ def to_denoiser(snapshot: Snapshot, *, levels: tuple[float, ...] | None = None, 
             options |= {ours: number(snapshot.attributes, theirs) for ours, theirs in numbers.items()}
             denoiser = GenerativeDenoiser(Controlled(net), levels=levels or (), **options)
         elif snapshot.class_name == "PrecondCondition":
+            if levels:
+                raise ValueError(f"{where} holds a fake score, which makes no images; leave the levels out")
             denoiser = ConditionalDenoiser(Controlled(net), **options)
         else:
             denoiser = Denoiser(net, levels=levels, **options)
@@ -314,6 +314,8 @@ def rename(name: str, prefix: str | None = None) -> str:
 def upstream_state_dict(model: Denoiser | ConditionalDiscriminator) -> dict[str, Tensor]:
     """The tensors of a model under the names, and in the order, of the upstream preconditioner's state dict."""
     network, head = "model.", "logvar_"
+    if isinstance(model, ConditionalDenoiser) and model.fused:
+        raise ValueError("this fake score is fused, for which the upstream format has no place; share its folder")
     if isinstance(model, ConditionalDenoiser | ConditionalDiscriminator):
         network = ""
     elif isinstance(model, GenerativeDenoiser):
@@ -352,7 +354,8 @@ def option(name: str, value: object, hint: Any) -> Any:
     low = 0 if name in ("label_dim", "augment_dim") else 1
     if get_origin(hint) is Literal and isinstance(value, str) and value in get_args(hint):
         return value
-    if hint is float and is_number(value) and math.isfinite(value):
+    share = name in ("dropout", "label_dropout")
+    if hint is float and is_number(value) and (0 <= value < 1 if share else math.isfinite(value)):
         return float(value)
     if get_origin(hint) is tuple and isinstance(value, list | tuple) and 0 < len(value) <= 32:
         return tuple(option(name, item, int) for item in value)

@@ -251,12 +251,14 @@ def luma_rotation(theta: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may serve where there are gradients
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers (n,), copied to a device once: each copy waits for it. Nothing writes into them."""
     return torch.tensor(values, device=device)
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def doubling(size: int, device: torch.device) -> Tensor:
     """From a line of pixels to one period of its infinite mirror image at twice the resolution: (4 (size - 1), size)."""
     period = 2 * (size - 1)
@@ -268,6 +270,7 @@ def doubling(size: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def halving(size: int, device: torch.device) -> Tensor:
     """From a line of twice the resolution, as long as the filter needs it, to pixels: (size, 2 size + 10)."""
     place = torch.arange(size)[:, None]

@@ -114,11 +114,18 @@ class NCVSD(Method):
         if hasattr(observed, "sigma_min"):
             options["sigma_end"] = observed.sigma_min
         self.teacher = frozen(teacher)
-        self.fake_score = trainable(fake_score or conditional(teacher, fused=fused))
+        self.fake_score = conditional(teacher, fused=fused) if fake_score is None else trainable(fake_score)
         if gan_weight:
-            self.discriminator = copy.deepcopy(discriminator or pair_discriminator(teacher)).requires_grad_(True)
-        self.generator = trainable(generator or generative(teacher, **options))
-        self.copied = () if generator is None else ("generator",)
+            self.discriminator = pair_discriminator(teacher) if discriminator is None else copy.deepcopy(discriminator)
+        self.generator = generative(teacher, **options) if generator is None else trainable(generator)
+        given = {
+            "fake_score": fake_score,
+            "discriminator": discriminator if gan_weight else None,
+            "generator": generator,
+        }
+        self.copied = tuple(name for name, player in given.items() if player is not None)
+        for name, _ in self.named_children():
+            self.get_submodule(name).requires_grad_(name != "teacher")
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ def frozen(denoiser: Denoiser) -> Denoiser:
 def trainable(denoiser: D) -> D:
     """A copy that moves. It hides no class from itself, as the teacher may have for guidance: all players know the class."""
     result = copy.deepcopy(denoiser).requires_grad_(True)
-    if getattr(result.net.config, "label_dropout", 0.0):
-        result.net.config = dataclasses.replace(result.net.config, label_dropout=0.0)
+    for network in result.modules():
+        config: Any = getattr(network, "config", None)
+        if getattr(config, "label_dropout", 0.0):
+            network.config = dataclasses.replace(config, label_dropout=0.0)
     return result
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.files import cache_folder
-from fewstep.nets.layers import IN_PARTS, Conv2d, GroupNorm, Init, Linear, attention, dropout, forward_mode
+from fewstep.nets.layers import IN_PARTS, Conv2d, Frozen, GroupNorm, Init, Linear, attention, dropout, forward_mode
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]
 
@@ -66,11 +66,12 @@ def compile_blocks(module: nn.Module) -> None:
     compilation): a network has a dozen kinds, where the whole would be one function that takes minutes to compile. What is
     compiled outlives the process in $TORCHINDUCTOR_CACHE_DIR, else in `inductor` in the cache folder. Results differ from
     those of plain blocks by rounding, and dropout draws other numbers. Forward-mode derivatives run plain blocks. Second
-    derivatives, which `torch.compile` does not have, raise RuntimeError; R1 is of discriminators, which have no blocks.
+    derivatives, which `torch.compile` does not have, raise RuntimeError; feature networks, of which R1 takes them, stay plain.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    plain = {block for features in module.modules() if isinstance(features, Frozen) for block in features.modules()}
     for block in module.modules():
-        if isinstance(block, Block):
+        if isinstance(block, Block) and block not in plain:
             shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
             block.compiled = compiled(type(block).compute, BACKEND, shapes)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.nets.layers import activations
+from fewstep.nets.layers import Frozen, activations
 from fewstep.precision import lower
 
 MIN_SIZE = 4
@@ -33,13 +33,6 @@ class FeatureNetwork(Protocol):
     channels: tuple[int, ...]
 
     def __call__(self, x: Tensor, label: Tensor | None = None, /) -> Sequence[Tensor]: ...
-
-
-class Frozen(nn.Module):
-    """A module that stays in evaluation mode, whatever its player does."""
-
-    def train(self, mode: bool = True) -> Frozen:
-        return super().train(False)
 
 
 @dataclass(frozen=True)

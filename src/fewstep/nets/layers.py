@@ -58,6 +58,13 @@ class Init:
         return weight, nn.Parameter(self.draw(shape[:1], *fans) * self.bias) if bias else None
 
 
+class Frozen(nn.Module):
+    """A module that stays in evaluation mode, whatever its player does: a feature network."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
 class Lowered(NamedTuple):
     """What a parameter was in another precision, and where and at which version its values were then."""
 
@@ -327,6 +334,8 @@ class GroupNorm(nn.Module):
         self, channels: int, *, num_groups: int = 32, min_channels_per_group: int = 4, eps: float = 1e-5
     ) -> None:
         super().__init__()
+        if channels < min_channels_per_group:
+            raise ValueError(f"a group has at least {min_channels_per_group} channels; got {channels} in all")
         self.num_groups = min(num_groups, channels // min_channels_per_group)
         while channels % self.num_groups:  # widths for which the published rule gives no equal groups
             self.num_groups -= 1

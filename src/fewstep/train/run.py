@@ -46,7 +46,7 @@ from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
 from fewstep.nets.blocks import compile_blocks, recompute_blocks
-from fewstep.nets.features import Frozen
+from fewstep.nets.layers import Frozen
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
