@@ -124,8 +124,8 @@ class NCVSD(Method):
             "generator": generator,
         }
         self.copied = tuple(name for name, player in given.items() if player is not None)
-        for name, _ in self.named_children():
-            self.get_submodule(name).requires_grad_(name != "teacher")
+        for name, player in self.named_children():
+            player.requires_grad_(name != "teacher")
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)
