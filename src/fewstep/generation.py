@@ -305,9 +305,8 @@ def generated(
     protocol = {"seeds": show_seeds(seeds), **plan.describe(), "labels": drawn if label is None else given}
     protocol["precision"] = str(denoiser.dtype).removeprefix("torch.") + (", TF32" if tf32 else "")
     protocol["rounding"] = ROUNDING
-    on_side = (
-        next(denoiser.parameters()).is_cuda and not tf32
-    )  # metrics never compute in it, and the process has one setting
+    # metrics never compute in TF32, and the process has one setting
+    on_side = next(denoiser.parameters()).is_cuda and not tf32
     return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)
 
 

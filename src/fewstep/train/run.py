@@ -319,11 +319,8 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                 if measure is not None and measured:
                     assert isinstance(trainer.product, Denoiser)
                     results = measure(trainer.product)
-                    taken = time.monotonic() - now
-                    logged, started = (
-                        logged + taken,
-                        started + taken,
-                    )  # time and images per second are those of training
+                    taken = time.monotonic() - now  # which is no time of training
+                    logged, started = logged + taken, started + taken
                     if scores is not None:
                         record(results, scores, run, trainer, folder)
                 if log is not None:
