@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from fewstep.denoiser import Denoiser
-from fewstep.nets.layers import LOWERED, Conv2d, GroupNorm, Linear, cast, dropout
+from fewstep.nets.convolution import Conv2d
+from fewstep.nets.layers import LOWERED, GroupNorm, Linear, cast, dropout
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer

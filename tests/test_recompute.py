@@ -9,11 +9,13 @@ import torch
 
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
-from fewstep.distill import NCVSD, SiDA
+from fewstep.distill import GDD, NCVSD, SiDA
 from fewstep.method import Batch
 from fewstep.nets import blocks
 from fewstep.nets.blocks import Block, UNetBlock, compile_blocks, recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
+from fewstep.nets.features import EncoderFeatures
+from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train import run
 from tests.conftest import tiny_net
 
@@ -109,7 +111,11 @@ def test_compiled_blocks_are_recomputed_too(monkeypatch):
     assert after < 0.4 * before
 
 
-@pytest.mark.parametrize("make", [lambda teacher: SiDA(teacher, gates=(0, 0)), NCVSD])
+def gdd(teacher: Denoiser) -> GDD:
+    return GDD(teacher, ProjectedDiscriminator([EncoderFeatures(teacher, 0.2)], width=8), r1_every=1)
+
+
+@pytest.mark.parametrize("make", [lambda teacher: SiDA(teacher, gates=(0, 0)), NCVSD, gdd])
 def test_every_player_of_a_method(make):
     kept = make(pair(NETWORKS["song"](), 1)[0])
     recomputed = copy.deepcopy(kept)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Features
 from fewstep.nets.blocks import UNetBlock, add_augment
-from fewstep.nets.layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, check_halvings, one_hot
+from fewstep.nets.convolution import Conv2d
+from fewstep.nets.layers import GroupNorm, Init, Linear, PositionalEmbedding, check_halvings, one_hot
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.files import cache_folder
-from fewstep.nets.layers import IN_PARTS, Conv2d, Frozen, GroupNorm, Init, Linear, attention, dropout, forward_mode
+from fewstep.nets.convolution import Conv2d
+from fewstep.nets.layers import IN_PARTS, Frozen, GroupNorm, Init, Linear, attention, dropout, forward_mode
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]
 
@@ -36,13 +39,15 @@ class Block(nn.Module):
         if self.recomputed_from is None or x.shape[-1] < self.recomputed_from:
             return self.computed(x, emb)
         options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
-        return checkpoint(self.computed_within, IN_PARTS.get(), x, emb, **options)
+        fused = torch.backends.cuda.flash_sdp_enabled()  # on CPUs, too
+        return checkpoint(self.computed_within, IN_PARTS.get(), fused, x, emb, **options)
 
-    def computed_within(self, network: nn.Module | None, x: Tensor, emb: Tensor) -> Tensor:
-        """As a part of `network`: a backward pass no longer knows where it is."""
+    def computed_within(self, network: nn.Module | None, fused: bool, x: Tensor, emb: Tensor) -> Tensor:
+        """As a part of `network`, with fused attention or without: a backward pass no longer knows where it is."""
         token = IN_PARTS.set(network)
         try:
-            return self.computed(x, emb)
+            with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+                return self.computed(x, emb)
         finally:
             IN_PARTS.reset(token)
 

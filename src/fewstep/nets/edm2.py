@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Features
 from fewstep.nets.blocks import Block
-from fewstep.nets.layers import accurate, attention, check_halvings, conv2d, dropout, one_hot
+from fewstep.nets.convolution import conv2d
+from fewstep.nets.layers import accurate, attention, check_halvings, dropout, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:

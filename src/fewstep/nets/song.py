@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Features
 from fewstep.nets.blocks import UNetBlock, add_augment
+from fewstep.nets.convolution import Conv2d
 from fewstep.nets.layers import (
-    Conv2d,
     FourierEmbedding,
     GroupNorm,
     Init,
