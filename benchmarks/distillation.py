@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     networks.arguments(parser, batch=4, repeats=3)
     parser.add_argument("--reference", type=Path, help=f"checkout of SiD, GDD or NCVSD, for {', '.join(REFERENCES)}")
     parser.add_argument("--methods", default="sid,sida", help=", ".join(METHODS))
-    parser.add_argument("--recompute", type=int, help="pixels a side from which ours recomputes blocks")
+    parser.add_argument("--recompute", help="what ours recomputes: light, or pixels a side from which blocks are")
     parser.add_argument("--memory", action="store_true", help="also measure memory")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
 
@@ -87,7 +87,7 @@ def step_of(given: argparse.Namespace, name: str) -> Callable[[], object]:
     if not theirs:
         method = METHODS[kind](teacher)
         if given.recompute:
-            recompute_blocks(method, given.recompute)
+            recompute_blocks(method, "light" if given.recompute == "light" else int(given.recompute))
         return networks.trainer(method, teacher, given.batch).step
     batch = networks.Noise(teacher).batch(0, given.batch)
     images = batch.image.to(device())
@@ -161,7 +161,7 @@ def memories(given: argparse.Namespace, name: str, kinds: list[str]) -> Iterator
         label = f"{name}-reference" if kind == "reference" else name
         options = ["--batch", str(given.batch), "--network", given.network, "--dtype", given.dtype, "--peak", label]
         options += ["--channels", str(given.channels)] if given.channels else []
-        options += ["--recompute", str(given.recompute)] if given.recompute else []
+        options += ["--recompute", given.recompute] if given.recompute else []
         options += ["--reference", str(given.reference)] if given.reference else []
         loaded, most = in_fresh_process("distillation", *options)
         first = first or most

@@ -198,7 +198,7 @@ def test_explanations_are_paragraphs(capsys, monkeypatch):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
         text = capsys.readouterr().out
-        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "inputs alone, and compute" in text
+        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "a number all of the blocks" in text
 
 
 def test_groups_are_listed_in_columns(capsys):

@@ -97,6 +97,7 @@ def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
         recompute_blocks(method, 8)
     elif kind == "ncvsd":
         method = NCVSD(denoiser, gan_start=12)
+        recompute_blocks(method, "light")
     elif kind == "dmd2":
         method = DMD2(denoiser, ratio=2)
     else:

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, NCVSD, SiDA
 from fewstep.method import Batch
 from fewstep.nets import blocks
-from fewstep.nets.blocks import Block, UNetBlock, compile_blocks, recompute_blocks
+from fewstep.nets.blocks import Block, Recomputation, UNetBlock, compile_blocks, recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
@@ -20,15 +21,15 @@ from fewstep.train import run
 from tests.conftest import tiny_net
 
 
-def pair(net, pixels: int) -> tuple[Denoiser, Denoiser]:
-    """A denoiser with random weights and dropout, whose graph is kept, and one whose large blocks are recomputed."""
+def pair(net, what: Recomputation) -> tuple[Denoiser, Denoiser]:
+    """A denoiser with random weights and dropout, whose graph is kept, and one whose blocks are recomputed."""
     torch.manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn_like(p))
     kept = Denoiser(net).train()
     recomputed = copy.deepcopy(kept)
-    recompute_blocks(recomputed, pixels)
+    recompute_blocks(recomputed, what)
     return kept, recomputed
 
 
@@ -60,14 +61,24 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize(("what", "share"), [(1, 0.4), ("light", 0.8)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_same_gradients_bit_for_bit_from_less_memory(name):
-    kept, recomputed = pair(NETWORKS[name](), 1)
+def test_the_same_gradients_bit_for_bit_from_less_memory(name, what, share):
+    kept, recomputed = pair(NETWORKS[name](), what)
     (expected, before), (found, after) = gradients_of(kept), gradients_of(recomputed)
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
-    assert after < 0.4 * before
+    assert after < share * before
+
+
+def test_light_recomputation_computes_no_convolution_nor_product_again():
+    counts = []
+    for denoiser in pair(NETWORKS["song"](), "light"):
+        with FlopCounterMode(display=False) as counter:
+            gradients_of(denoiser)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_only_large_blocks_and_only_for_gradients(monkeypatch):
@@ -115,11 +126,12 @@ def gdd(teacher: Denoiser) -> GDD:
     return GDD(teacher, ProjectedDiscriminator([EncoderFeatures(teacher, 0.2)], width=8), r1_every=1)
 
 
+@pytest.mark.parametrize("what", [1, "light"])
 @pytest.mark.parametrize("make", [lambda teacher: SiDA(teacher, gates=(0, 0)), NCVSD, gdd])
-def test_every_player_of_a_method(make):
+def test_every_player_of_a_method(make, what):
     kept = make(pair(NETWORKS["song"](), 1)[0])
     recomputed = copy.deepcopy(kept)
-    recompute_blocks(recomputed, 1)
+    recompute_blocks(recomputed, what)
     batch = Batch(torch.randn(4, 1, 8, 8), torch.arange(4))
     for phase in range(len(kept.phases)):
         results = []
@@ -131,12 +143,13 @@ def test_every_player_of_a_method(make):
         for a, b in zip(*results, strict=True):
             assert a is b is None or torch.equal(a, b)
     players = [m for m in recomputed.modules() if isinstance(m, Block)]
-    assert all(block.recomputed_from == 1 for block in players) and len(players) > 20
+    assert all(block.recomputed == what for block in players) and len(players) > 20
 
 
 def test_the_command_asks_for_it_on_request_alone(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "recompute_blocks", lambda method, pixels: asked.append(pixels))
+    monkeypatch.setattr(run, "recompute_blocks", lambda method, what: asked.append(what))
     command = ["train", "digits:teacher", "--until", "128", "--out"]
     assert main([*command, str(tmp_path / "plain")]) == 0 and asked == []
     assert main([*command, str(tmp_path / "small"), "--recompute", "8"]) == 0 and asked == [8]
+    assert main([*command, str(tmp_path / "light"), "--recompute", "light"]) == 0 and asked == [8, "light"]

@@ -23,7 +23,7 @@ def fitting(
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
     compile: bool = False,
-    recompute: int | None = None,
+    recompute: int | Literal["light"] | None = None,
     tf32: bool = False,
     track: str | None = None,
     eval_every: int | None = None,
@@ -39,8 +39,8 @@ def fitting(
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
         compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
-        recompute: less memory for more time: blocks on images of at least so many pixels a side keep their inputs alone,
-            and compute the rest again for gradients; 1 means all blocks, none if left out.
+        recompute: less memory for more time: light computes norms and activations again for gradients, a number all of
+            the blocks on images of at least so many pixels a side (1 means all blocks); nothing if left out.
         tf32: what is computed in float32 may round its factors to 10 bits on GPUs.
         track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
         eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.

@@ -5,41 +5,57 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from fewstep.files import cache_folder
 from fewstep.nets.convolution import Conv2d
 from fewstep.nets.layers import IN_PARTS, Frozen, GroupNorm, Init, Linear, attention, dropout, forward_mode
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]
+Recomputation = int | Literal["light"]
+"""See `recompute_blocks`."""
+
+KEPT = [
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
+"""What light recomputation does not compute twice: where nearly all the operations are."""
 
 
 class Block(nn.Module):
     """A block (B, C, H, W), (B, emb_channels) -> (B, C', H', W') of which a network has many; subclasses say in `compute`
     what it computes.
 
-    compiled: `compute` as `compile_blocks` made it, None for none. recomputed_from: see `recompute_blocks`, None for
-    never. Copies of the block have both.
+    compiled: `compute` as `compile_blocks` made it, None for none. recomputed: see `recompute_blocks`, None for never.
+    Copies of the block have both.
     """
 
     compiled: Compute | None = None
-    recomputed_from: int | None = None
+    recomputed: Recomputation | None = None
 
     def compute(self, x: Tensor, emb: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.recomputed_from is None or x.shape[-1] < self.recomputed_from:
+        what = self.recomputed
+        if what is None or (what != "light" and x.shape[-1] < what):
             return self.computed(x, emb)
         options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
         fused = torch.backends.cuda.flash_sdp_enabled()  # on CPUs, too
+        if what == "light" and fused:  # where it is not, a second derivative follows, and what was kept serves once
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
         return checkpoint(self.computed_within, IN_PARTS.get(), fused, x, emb, **options)
 
     def computed_within(self, network: nn.Module | None, fused: bool, x: Tensor, emb: Tensor) -> Tensor:
@@ -81,15 +97,19 @@ def compile_blocks(module: nn.Module) -> None:
             block.compiled = compiled(type(block).compute, BACKEND, shapes)
 
 
-def recompute_blocks(module: nn.Module, pixels: int) -> None:
-    """Let blocks on images of at least `pixels` a side keep their inputs alone for the backward pass, and compute the rest
-    again there (activation checkpointing), in place: less memory for the time of one more evaluation, the same gradients.
+def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
+    """Let blocks keep less for the backward pass and compute it again there (activation checkpointing), in place; the
+    gradients are the same.
+
+    A number of pixels: blocks on images of at least so many a side keep their inputs alone, for the time of one more
+    evaluation of those. "light": all blocks keep what convolutions, matrix products and attention give, and compute
+    norms, activations, sums and resampling again, which takes little time. Compiled blocks keep their inputs alone.
     """
-    if pixels < 1:
-        raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {pixels}")
+    if what != "light" and what < 1:
+        raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {what}")
     for block in module.modules():
         if isinstance(block, Block):
-            block.recomputed_from = pixels
+            block.recomputed = what
 
 
 @cache

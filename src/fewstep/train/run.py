@@ -45,7 +45,7 @@ from fewstep.files import read_json, write_json
 from fewstep.generation import gathered, generate
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
-from fewstep.nets.blocks import compile_blocks, recompute_blocks
+from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
 from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
@@ -71,10 +71,10 @@ class Run:
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
     `trackers.TRACKERS` has it. strategy: how large networks lie on the ranks, of `strategies.STRATEGIES`; the others are
-    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: how many pixels a side
-    make a block large enough to be recomputed in backward passes (`nets.blocks.recompute_blocks`), None for never. tf32:
-    see `precision.tf32`. name, card: for the log and the model's card; the rest of the card is filled in. command: the
-    command line that repeats this run.
+    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: what is
+    computed again in backward passes (`nets.blocks.recompute_blocks`), None for nothing. tf32: see `precision.tf32`.
+    name, card: for the log and the model's card; the rest of the card is filled in. command: the command line that
+    repeats this run.
     """
 
     method: Method
@@ -92,7 +92,7 @@ class Run:
     track: tuple[str, ...] = ()
     strategy: str = "replicate"
     compile: bool = False
-    recompute: int | None = None
+    recompute: Recomputation | None = None
     tf32: bool = False
     name: str = "run"
     card: Card = field(default_factory=Card)
@@ -105,7 +105,8 @@ class Run:
     def check(self) -> None:
         """Refuse settings that make no run, before anything is written."""
         counts = {"batch_size": self.batch_size, "until": self.until, "keep": self.keep}
-        counts |= {k: v for k, v in (("micro_batch", self.micro_batch), ("recompute", self.recompute)) if v is not None}
+        optional = (("micro_batch", self.micro_batch), ("recompute", self.recompute))
+        counts |= {k: v for k, v in optional if isinstance(v, int)}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
