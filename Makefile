@@ -1,4 +1,4 @@
-# Verbs: demo, check, test, bench, fuzz and endurance, which take their time. Each sets up the virtual environment that it needs.
+# Verbs: demo, check, test, gpu, bench, fuzz and endurance, which take their time. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test bench fuzz endurance clean
+.PHONY: demo check test gpu bench fuzz endurance clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -19,6 +19,10 @@ check: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
+
+# the tests of one GPU; `test` runs all others, without GPUs
+gpu: $(VENV)/ready
+	$(RUN) -m pytest -m gpu
 
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --n 20000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,14 @@ from fewstep.denoiser import Denoiser
 from fewstep.nets.song import SongConfig, SongUNet
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, unless their tests were asked for (`-m gpu`): CUDA does not survive forks, which some tests make, and
+    figures are those of CPUs.
+    """
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def tiny_net(**options) -> SongUNet:

@@ -91,9 +91,3 @@ def test_a_failing_read_ends_the_step_that_needs_it():
     trainer.step()
     with pytest.raises(OSError, match="gone at 8"):
         trainer.step()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory is a GPU's")
-def test_memory_is_pinned_for_a_gpu():
-    data = ReadAhead(Counting(), 4, 4, torch.device("cuda"))
-    assert data.read(0).image.is_pinned() and data.batch(0).image.is_cuda

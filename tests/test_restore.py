@@ -94,6 +94,20 @@ def test_what_is_written(model, tmp_path, capsys) -> None:
     assert "window" in result["notes"]["ssim"] and 0 < result["figures"]["ssim_7"]["sample"] < 1
 
 
+def test_images_of_an_npz_file(model, tmp_path, monkeypatch, capsys) -> None:
+    """As of the data set itself, and without a warning."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", arr_0=digits().decoded()[:2].transpose(0, 2, 3, 1))
+    base = ["restore", model, "--task", "box_inpainting", "--samples", "1", "--nfe", "6"]
+    assert main([*base, "digits", "--first", "2", "--class", "none", "--out", "a"]) == 0
+    assert main([*base, "images.npz", "--class", "none", "--out", "b"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    a, b = files(tmp_path / "a"), files(tmp_path / "b")
+    assert sorted(a["samples/0/" + name] for name in ("000000.png", "000001.png")) == sorted(
+        content for name, content in b.items() if name.startswith("samples/0")
+    )
+
+
 def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:
     """Not on the batch, nor on how many samples and images there are."""
     base = ["restore", model, "digits", "--task", "super_resolution", "--preset", "balanced", *FAST]

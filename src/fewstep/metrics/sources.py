@@ -82,7 +82,9 @@ class ArrayImages:
         return len(self.array)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self.array[index])
+        return np.array(
+            self.array[index], order="C"
+        )  # a copy, as PyTorch takes no view of a file that it may not write
 
 
 def member(path: Path, name: str) -> NDArray[Any]:
