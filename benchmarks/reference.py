@@ -36,7 +36,10 @@ def module(checkout: Path, name: str) -> ModuleType:
         raise SystemExit(f"{checkout} has no module {name}; give the checkout, and the branch, that has it")
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
-    return import_module(name)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{checkout} imports {error.name}, which is missing; install it beside PyTorch") from error
 
 
 def network(

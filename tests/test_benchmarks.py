@@ -77,6 +77,12 @@ def test_a_checkout_without_the_module_is_refused(tmp_path):
         reference.module(tmp_path, "training.loss")
 
 
+def test_what_a_checkout_imports_is_asked_for(tmp_path):
+    (tmp_path / "needy.py").write_text("import a_package_that_is_missing")
+    with pytest.raises(SystemExit, match="imports a_package_that_is_missing, which is missing; install it"):
+        reference.module(tmp_path, "needy")
+
+
 def test_networks_of_every_kind_are_found_by_name_and_have_no_zero_gain():
     parser = argparse.ArgumentParser()
     networks.arguments(parser, batch=1)
