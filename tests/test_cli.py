@@ -21,6 +21,7 @@ from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.commands import COMMANDS
 from fewstep.metrics.protocol import show_seeds
+from fewstep.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -93,6 +94,25 @@ def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     assert "another configuration" in error
     assert "optimizers.denoiser.lr was 0.003, is 0.0001" in error
     assert "--fresh" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "micro-batches of 128 images do not fit into the memory of cpu",
+        ),
+        (MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_a_lack_of_memory_is_told_in_a_line(error, told, tmp_path, monkeypatch, capsys):
+    def step(trainer):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert main(["train", "digits:teacher", "--until", "128", "--out", str(tmp_path / "run")]) == 2
+    assert f"fewstep: error: {told}" in capsys.readouterr().err
 
 
 def test_own_recipe(tmp_path, monkeypatch, capsys):

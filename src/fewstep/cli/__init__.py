@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has read enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"{name}: error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def told(error: ValueError | OSError) -> str:
+def told(error: ValueError | OSError | MemoryError) -> str:
     """What an error says; of one of the system the file, and what is wrong with it."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error)
+    return str(error) or "there is not enough memory"
 
 
 def recorded(command: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

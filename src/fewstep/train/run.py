@@ -307,7 +307,13 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
         try:
             while trainer.nimg < run.until:
                 begun = trainer.nimg
-                logs = trainer.step()
+                try:
+                    logs = trainer.step()
+                except torch.OutOfMemoryError as error:
+                    raise MemoryError(
+                        f"micro-batches of {trainer.micro_batch} images do not fit into the memory of {device()}: resume with "
+                        "--recompute light or 1, or begin anew (--fresh) with a smaller --micro-batch"
+                    ) from error
                 done = trainer.nimg >= run.until
                 now = time.monotonic()
                 results: list[Result] = []
