@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fewstep.denoiser import Denoiser
 from fewstep.nets.convolution import Conv2d
+from fewstep.nets.edm2 import MPConv
 from fewstep.nets.layers import LOWERED, GroupNorm, Linear, cast, dropout
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.optim import Adam
@@ -88,6 +89,18 @@ def test_a_copy_that_sampling_made_serves_in_training():
     y = x.clone().requires_grad_()
     layer(y).sum().backward()
     assert y.grad is not None
+
+
+def test_weights_of_edm2_are_normalised_once_and_again_after_a_write(monkeypatch):
+    made, scaled = [], MPConv.scaled
+    monkeypatch.setattr(MPConv, "scaled", staticmethod(lambda w: made.append(0) or scaled(w)))
+    layer, x = MPConv(4, 6, (3, 3)).requires_grad_(False), torch.randn(2, 4, 5, 5).to(LOW)
+    for n, write in enumerate((lambda: None, lambda: layer.weight[0].mul_(3).add_(1), layer.project_), start=1):
+        write()
+        expected = F.conv2d(x, scaled(layer.weight).to(LOW), padding=1)
+        assert torch.equal(layer(x), expected) and torch.equal(layer(x), expected) and len(made) == n
+    layer.requires_grad_(True)(x).sum().backward()
+    assert layer.weight.grad is not None and len(made) == 4
 
 
 def test_copies_are_dropped_with_their_layers_and_not_inherited():

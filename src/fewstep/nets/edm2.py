@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import Features
 from fewstep.nets.blocks import Block
 from fewstep.nets.convolution import conv2d
-from fewstep.nets.layers import accurate, attention, check_halvings, dropout, one_hot
+from fewstep.nets.layers import accurate, attention, check_halvings, dropout, lowered, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
@@ -76,11 +76,16 @@ class MPConv(nn.Module):
         self.out_channels = out_channels
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
 
-    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
-        weight = accurate(self.weight)
-        fan_in = weight[0].numel()
-        weight = (normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(fan_in))).to(x.dtype)
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """gain: a factor () that may be learned."""
+        weight = lowered(self.weight, x, self.scaled) if gain is None else self.scaled(self.weight, gain).to(x.dtype)
         return F.linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    @staticmethod
+    def scaled(weight: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """Weights of unit norm per output times the gain, in at least float32."""
+        weight = accurate(weight)
+        return normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(weight[0].numel()))
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -8,7 +8,7 @@ in forward mode: where a fused kernel cannot, the same formula runs in plain ope
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
@@ -66,7 +66,7 @@ class Frozen(nn.Module):
 
 
 class Lowered(NamedTuple):
-    """What a parameter was in another precision, and where and at which version its values were then."""
+    """What was made of a parameter in another precision, and where and at which version its values were then."""
 
     origin: tuple[int, int]
     value: Tensor
@@ -80,36 +80,37 @@ IN_PARTS: ContextVar[nn.Module | None] = ContextVar("in_parts", default=None)
 follow them."""
 
 
+def lowered(parameter: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """`make(parameter)` in the precision of `x`, with gradients if the parameter moves.
+
+    Below float32, of a parameter that requires no gradients, or serves in inference mode, it is made once, and for a
+    convolution laid out as the activations are; `make` is always the same for it. A write into the parameter, which counts
+    up its version, makes the copy void, and so does a use with gradients: fused optimizers do not count.
+    """
+    if forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get() is not None:
+        return make(parameter).to(x.dtype)
+    if parameter.requires_grad and not torch.is_inference_mode_enabled():
+        if LOWERED:
+            LOWERED.pop(parameter, None)
+        return make(parameter).to(x.dtype)
+    if x.dtype.itemsize >= 4 or not isinstance(parameter, nn.Parameter) or parameter.is_inference():
+        return make(parameter).to(x.dtype)
+    known, origin = LOWERED.get(parameter), (parameter.data_ptr(), parameter._version)
+    if known is None or known.origin != origin or known.value.dtype != x.dtype:
+        layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        with torch.inference_mode(False), torch.no_grad():  # it may serve in a backward pass later
+            known = Lowered(origin, make(parameter).to(x.dtype, memory_format=layout))
+        LOWERED[parameter] = known
+    return known.value
+
+
 @overload
 def cast(parameter: Tensor, x: Tensor) -> Tensor: ...
 @overload
 def cast(parameter: None, x: Tensor) -> None: ...
 def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """`parameter` in the precision of `x`, with gradients if it moves.
-
-    One that requires none, or serves in inference mode, is cast once, and the weight of a convolution is laid out as the
-    activations are. A write into it, which counts up its version, makes the copy void, and so does a use with gradients:
-    fused optimizers do not count.
-    """
-    if parameter is None:
-        return None
-    if forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get() is not None:
-        return parameter.to(x.dtype)
-    if parameter.requires_grad and not torch.is_inference_mode_enabled():
-        if LOWERED:
-            LOWERED.pop(parameter, None)
-        return parameter.to(x.dtype)
-    if x.dtype.itemsize >= 4:
-        return parameter.to(x.dtype)
-    if not isinstance(parameter, nn.Parameter) or parameter.is_inference():
-        return parameter.to(x.dtype)
-    known, origin = LOWERED.get(parameter), (parameter.data_ptr(), parameter._version)
-    if known is None or known.origin != origin or known.value.dtype != x.dtype:
-        layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
-        with torch.inference_mode(False), torch.no_grad():  # it may serve in a backward pass later
-            known = Lowered(origin, parameter.to(x.dtype, memory_format=layout))
-        LOWERED[parameter] = known
-    return known.value
+    """`parameter` in the precision of `x`; see `lowered`."""
+    return None if parameter is None else lowered(parameter, x, lambda value: value)
 
 
 def activations(x: Tensor, dtype: torch.dtype) -> Tensor:
