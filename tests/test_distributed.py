@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 from typing import Any, cast
 
 import pytest
@@ -48,7 +49,13 @@ def on_two_ranks(path: Path, job: Callable[..., Any], *given: Any) -> list[Any]:
     jobs = [CONTEXT.Process(target=one_rank, args=(r, path, job, given, queue)) for r in range(2)]
     for process in jobs:
         process.start()
-    found = dict(queue.get(timeout=300) for _ in jobs)
+    found: dict[int, Any] = {}
+    while len(found) < 2:
+        try:
+            found.update([queue.get(timeout=1)])
+        except Empty:
+            codes = [process.exitcode for process in jobs]
+            assert not any(codes), f"a rank ended with {codes}"
     for process in jobs:
         process.join()
     return [found[0], found[1]]
