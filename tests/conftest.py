@@ -19,8 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, unless their tests were asked for (`-m gpu`): CUDA does not survive forks, which some tests make, and
     figures are those of CPUs.
     """
-    if config.getoption("markexpr") != "gpu":
+    asked = str(config.getoption("markexpr"))
+    if "gpu" not in asked or "not gpu" in asked:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise pytest.UsageError("these tests need a GPU, and there is none")
 
 
 def tiny_net(**options) -> SongUNet:

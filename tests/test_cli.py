@@ -101,7 +101,7 @@ def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     [
         (
             torch.OutOfMemoryError("CUDA out of memory."),
-            "micro-batches of 128 images do not fit into the memory of cpu",
+            "a step in micro-batches of 128 images does not fit into the memory of cpu",
         ),
         (MemoryError(), "there is not enough memory"),
     ],

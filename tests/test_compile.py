@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fewstep import checkpoint
@@ -13,7 +14,7 @@ from fewstep.cli import main
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD
 from fewstep.nets import blocks
-from fewstep.nets.blocks import Block, UNetBlock, compile_blocks
+from fewstep.nets.blocks import Block, UNetBlock, compile_blocks, recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
@@ -150,11 +151,22 @@ def test_the_compiler_itself_and_what_it_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for one function
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    plain = UNetBlock(8, 8, 4).eval()
+    plain = UNetBlock(32, 16, 4, attention=True, num_heads=1).eval()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(0.1 * torch.randn_like(p))
     fast = copy.deepcopy(plain)
     compile_blocks(fast)
-    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
+    x, emb = torch.randn(4, 32, 4, 4), torch.randn(4, 4)
     with torch.inference_mode():
         assert torch.allclose(plain(x, emb), fast(x, emb), rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
     assert any((tmp_path / "inductor").rglob("*.cpp"))
+    gradients: list[list[Tensor]] = []
+    recompute_blocks(fast, "light")  # what compiled code gives is its own: it may write into it again
+    for block in (plain, fast):
+        at = x.clone().requires_grad_()
+        block(at, emb).square().sum().backward()
+        gradients.append([t.grad for t in (at, *block.parameters()) if t.grad is not None])
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep import precision
 from fewstep.denoiser import Denoiser
 from fewstep.generation import default_plan, generate
 from fewstep.metrics.distribution import Moments, frechet_distance
@@ -38,6 +39,7 @@ def pair(name: str) -> tuple[Denoiser, Denoiser]:
     return denoiser, copy.deepcopy(denoiser).to(GPU)
 
 
+@precision.tf32(False)
 def answers(denoiser: Denoiser) -> list[torch.Tensor]:
     """Images and the gradients of their squares, in the noise and in the weights that have one, on the CPU."""
     device = next(denoiser.parameters()).device

@@ -69,7 +69,12 @@ def test_inference_mode_casts_once_and_a_step_later_again():
             assert cast(layer.weight, x) is cast(layer.weight, x)
             assert torch.equal(cast(layer.weight, x), layer.weight.to(LOW))
         layer(x).sum().backward()
+        with torch.inference_mode():  # no copy is made of what is about to move
+            assert torch.equal(cast(layer.weight, x), layer.weight.to(LOW))
         optimizer.step()
+        with torch.inference_mode():
+            assert torch.equal(cast(layer.weight, x), layer.weight.to(LOW))
+        optimizer.zero_grad()
 
 
 def test_what_moves_is_cast_with_gradients_each_time():

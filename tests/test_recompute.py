@@ -109,9 +109,10 @@ def test_a_forward_derivative_keeps_what_it_needs():
 
 # torch hides this warning of its own tracer from users, but not from a filter that raises
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_blocks_are_recomputed_too(monkeypatch):
+@pytest.mark.parametrize("what", [1, "light"])
+def test_compiled_blocks_are_recomputed_too(what, monkeypatch):
     monkeypatch.setattr(blocks, "BACKEND", "aot_eager")
-    kept, recomputed = pair(tiny_net(channel_mult=(1,), num_blocks=1, attn_resolutions=()), 1)
+    kept, recomputed = pair(tiny_net(channel_mult=(1,), num_blocks=1, attn_resolutions=()), what)
     compile_blocks(recomputed)
     try:
         (expected, before), (found, after) = gradients_of(kept), gradients_of(recomputed)

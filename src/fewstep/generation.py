@@ -212,9 +212,9 @@ def in_batches(
         try:
             images = make(batch)
             size.fits(len(batch))
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise
+                raise MemoryError(f"one image alone does not fit into the memory of {size.device}") from error
             images = None
         if images is None:  # outside of the handler, whose traceback holds the tensors
             size.too_large(len(batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
@@ -25,6 +26,8 @@ Recomputation = int | Literal["light"]
 KEPT = [
     torch.ops.aten.convolution.default,
     torch.ops.aten.addmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten.bmm.default,
     torch.ops.aten.mm.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -53,8 +56,11 @@ class Block(nn.Module):
         if what is None or (what != "light" and x.shape[-1] < what):
             return self.computed(x, emb)
         options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
-        fused = torch.backends.cuda.flash_sdp_enabled()  # on CPUs, too
-        if what == "light" and fused:  # where it is not, a second derivative follows, and what was kept serves once
+        kernels = torch.backends.cuda  # what it says of attention holds on CPUs, too
+        fused = kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled() or kernels.cudnn_sdp_enabled()
+        # where attention is not fused a second derivative follows, and what was kept serves once; compiled code writes into
+        # its own results, and tells nobody
+        if what == "light" and fused and self.compiled is None:
             options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
         return checkpoint(self.computed_within, IN_PARTS.get(), fused, x, emb, **options)
 
@@ -90,6 +96,9 @@ def compile_blocks(module: nn.Module) -> None:
     derivatives, which `torch.compile` does not have, raise RuntimeError; feature networks, of which R1 takes them, stay plain.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    warnings.filterwarnings(
+        "ignore", "TensorFloat32 tensor cores", UserWarning
+    )  # advice on what `precision.tf32` decides
     plain = {block for features in module.modules() if isinstance(features, Frozen) for block in features.modules()}
     for block in module.modules():
         if isinstance(block, Block) and block not in plain:
@@ -102,8 +111,9 @@ def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
     gradients are the same.
 
     A number of pixels: blocks on images of at least so many a side keep their inputs alone, for the time of one more
-    evaluation of those. "light": all blocks keep what convolutions, matrix products and attention give, and compute
-    norms, activations, sums and resampling again, which takes little time. Compiled blocks keep their inputs alone.
+    evaluation of those. "light": all blocks keep what convolutions, matrix products and attention give, for one backward
+    pass, and compute norms, activations and sums again, which takes little time. Compiled blocks, and all of which a second
+    derivative is taken, keep their inputs alone.
     """
     if what != "light" and what < 1:
         raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {what}")

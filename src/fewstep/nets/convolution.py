@@ -63,7 +63,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
     """`F.conv2d`, with a cheap derivative in forward mode, and little to keep for gradients if the weight is fixed."""
-    fixed = x.requires_grad and not weight.requires_grad and torch.is_grad_enabled()
+    fixed = x.ndim == 4 and x.requires_grad and not weight.requires_grad and torch.is_grad_enabled()
     if forward_mode() or (fixed and not torch.compiler.is_compiling()):
         return Convolution.apply(x, weight, bias, stride, padding, groups)
     return F.conv2d(x, weight, bias, stride, padding, groups=groups)

@@ -89,7 +89,8 @@ def lowered(parameter: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) -> T
     """
     if forward_mode() or torch.compiler.is_compiling() or IN_PARTS.get() is not None:
         return make(parameter).to(x.dtype)
-    if parameter.requires_grad and not torch.is_inference_mode_enabled():
+    # with a gradient in store a fused step may come
+    if parameter.requires_grad and (parameter.grad is not None or not torch.is_inference_mode_enabled()):
         if LOWERED:
             LOWERED.pop(parameter, None)
         return make(parameter).to(x.dtype)

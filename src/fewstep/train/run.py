@@ -311,8 +311,9 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                     logs = trainer.step()
                 except torch.OutOfMemoryError as error:
                     raise MemoryError(
-                        f"micro-batches of {trainer.micro_batch} images do not fit into the memory of {device()}: resume with "
-                        "--recompute light or 1, or begin anew (--fresh) with a smaller --micro-batch"
+                        f"a step in micro-batches of {trainer.micro_batch} images does not fit into the memory of {device()}; "
+                        "try --recompute light, then --recompute 1, then a smaller --micro-batch, if the recipe has it, in "
+                        "another run, then --strategy shard on several GPUs"
                     ) from error
                 done = trainer.nimg >= run.until
                 now = time.monotonic()
