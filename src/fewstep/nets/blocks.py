@@ -96,9 +96,8 @@ def compile_blocks(module: nn.Module) -> None:
     derivatives, which `torch.compile` does not have, raise RuntimeError; feature networks, of which R1 takes them, stay plain.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    warnings.filterwarnings(
-        "ignore", "TensorFloat32 tensor cores", UserWarning
-    )  # advice on what `precision.tf32` decides
+    # PyTorch's advice on what `precision.tf32` decides
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     plain = {block for features in module.modules() if isinstance(features, Frozen) for block in features.modules()}
     for block in module.modules():
         if isinstance(block, Block) and block not in plain:
