@@ -45,6 +45,12 @@ def test_second_derivatives(geometry):
     assert torch.autograd.gradgradcheck(lambda x: conv2d(x, weight, bias, **geometry).sin(), (x,))
 
 
+def test_an_image_without_a_batch():
+    x, weight, bias = drawn(torch.float32)
+    ours, theirs = (torch.autograd.grad(f(x[0], weight, bias).sum(), x)[0] for f in (conv2d, F.conv2d))
+    assert torch.equal(ours, theirs) and ours.any()
+
+
 def test_transformations():
     """A gradient for each image, as `torch.func` takes it."""
     x, weight, bias = drawn(torch.float64)

@@ -82,9 +82,8 @@ class ArrayImages:
         return len(self.array)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return np.array(
-            self.array[index], order="C"
-        )  # a copy, as PyTorch takes no view of a file that it may not write
+        # a copy, as PyTorch warns of views of a file that it may not write
+        return np.array(self.array[index], order="C")
 
 
 def member(path: Path, name: str) -> NDArray[Any]:
