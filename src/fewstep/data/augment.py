@@ -33,6 +33,13 @@ SYM6 = (
 )
 """The orthonormal low-pass of the wavelet sym6: halving the resolution with it undoes doubling exactly."""
 
+FIXED_POINT = -0.25
+"""Where turning, scaling and stretching leave an image in its place: so many pixels right of and below its centre.
+
+Nobody meant it: EDM's resampling misses the centre by half a pixel of the doubled grid. The published networks have
+learned what its labels mean from images that were moved about this point.
+"""
+
 
 @dataclass(frozen=True)
 class AugmentPipe:
@@ -42,16 +49,17 @@ class AugmentPipe:
     The numbers are EDM's; the default label has 9 columns.
 
     Exact on pixels. xflip, yflip: mirror left to right, top to bottom, by a fair coin (1: the coin). rotate_int: quarter
-    turns (2: mirrored left to right, top to bottom, the transposition being their exclusive or). translate_int: shift by
-    up to 1/8 of the image, beyond whose edge it is mirrored (2: shift over 1/8 of width, height).
+    turns (2: mirrored left to right, top to bottom, the transposition being their exclusive or). translate_int: shift to
+    the right and upwards by up to 1/8 of the image, beyond whose edge it is mirrored (2: shift over 1/8 of width, height).
 
-    Geometric, composed and resampled once. scale: by 2^(0.2 z) (1: z). rotate_frac: by theta in (-pi, pi) (2: cos - 1,
-    sin). aniso: stretch by 2^(0.2 z) along an angle r that is random half of the time, else 0, and by the inverse across
-    (2: z cos r, z sin r). translate_frac: by z/8 of width and height (2: z).
+    Geometric, about `FIXED_POINT`, composed and resampled once. scale: by 2^(0.2 z) (1: z). rotate_frac: by theta in
+    (-pi, pi) (2: cos - 1, sin). aniso: stretch by 2^(0.2 z) along an angle r that is random half of the time, else 0, and
+    by the inverse across (2: z cos r, z sin r). translate_frac: to the right and downwards by z/8 of width and height
+    (2: z).
 
     On colours. brightness: + 0.2 z (1: z). contrast: times 2^(0.5 z) (1: z). lumaflip: reflection of the luma axis, by
-    a coin (1: the coin). hue: rotation about that axis (2: cos - 1, sin). saturation: colourfulness times 2^z (1: z). The
-    last three need RGB.
+    a coin (1: the coin). hue: rotation about that axis (2: cos - 1, sin). saturation: colourfulness times 2^z (1: z).
+    Of these, grey images get the effect on grey: none of hue and saturation, the negative of lumaflip.
     """
 
     p: float | Tensor = 0.12
@@ -115,12 +123,13 @@ class AugmentPipe:
         if self.translate_int > 0:
             size = constant((x.shape[3], x.shape[2]), x.device) / 8
             shift = self.on("translate_int", (size * (2 * torch.rand(n, 2, device=x.device) - 1)).round())
-            x = roll_mirrored(roll_mirrored(x, shift[:, 0], 3), shift[:, 1], 2)
+            # to the right and upwards, as EDM counts it
+            x = roll_mirrored(roll_mirrored(x, shift[:, 0], 3), -shift[:, 1], 2)
             labels = [*labels, (shift / size).to(x.dtype)]
         return x, labels
 
     def geometry(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Maps (B, 3, 3) from pixels of the result to pixels of `x`, about the centre, and the columns."""
+        """Maps (B, 3, 3) from pixels of the result to pixels of `x`, as `resample` takes them, and the columns."""
         n, labels = len(x), []
         matrix = torch.eye(3, device=x.device).expand(n, 3, 3)
         if self.scale > 0:
@@ -132,8 +141,7 @@ class AugmentPipe:
             matrix = matrix @ rotation(theta)
             labels += [torch.stack([theta.cos() - 1, theta.sin()], dim=1)]
         if self.aniso > 0:
-            z = self.on("aniso", torch.randn(n, device=x.device))
-            r = angle(x) * (torch.rand(n, device=x.device) < 0.5)
+            z, r = self.on("aniso", torch.randn(n, device=x.device)), stretch_angle(x)
             matrix = matrix @ rotation(-r) @ stretch(-0.2 * z, 0.2 * z) @ rotation(r)
             labels += [torch.stack([z * r.cos(), z * r.sin()], dim=1)]
         if self.translate_frac > 0:
@@ -160,8 +168,6 @@ class AugmentPipe:
             factors = torch.stack([2 ** (0.5 * z)] * 3 + [torch.ones_like(z)], dim=1)
             matrix = factors.diag_embed() @ matrix
             labels += [z[:, None]]
-        if max(self.lumaflip, self.hue, self.saturation) > 0 and x.shape[1] == 1:
-            raise ValueError("lumaflip, hue and saturation need RGB; leave them at 0 for grey images")
         if self.lumaflip > 0:
             coin = self.on("lumaflip", torch.randint(2, (n,), device=x.device)).float()
             matrix = (eye - 2 * coin[:, None, None] * grey) @ matrix
@@ -198,6 +204,11 @@ WIDTHS = {
 def angle(x: Tensor) -> Tensor:
     """Uniform angles (B,)."""
     return math.pi * (2 * torch.rand(len(x), device=x.device) - 1)
+
+
+def stretch_angle(x: Tensor) -> Tensor:
+    """Angles (B,), uniform for half of the images and 0 for the others."""
+    return angle(x) * (torch.rand(len(x), device=x.device) < 0.5)
 
 
 def mirror(x: Tensor, chosen: Tensor, dim: int) -> Tensor:
@@ -280,27 +291,32 @@ def halving(size: int, device: torch.device) -> Tensor:
 
 
 def resample(x: Tensor, matrix: Tensor) -> Tensor:
-    """Images (B, C, H, W) seen through affine maps (B, 3, 3) from pixels of the result to those of `x`, about the centre.
+    """Images (B, C, H, W) seen through affine maps (B, 3, 3) of pixels of the result, relative to `FIXED_POINT`, to those
+    of `x`, relative to the same point.
 
     Doubled in resolution, sampled bilinearly there, halved again; the identity changes nothing but rounding. Beyond its
-    edge an image is continued by its mirror image, without end, so that no result depends on the rest of the batch.
+    edge an image is continued by its mirror image, without end, so that no result depends on the rest of the batch. (EDM
+    pads by at most one mirror image and continues with zeros.) Computed in float32 at least.
     """
     height, width = x.shape[2:]
-    fine = doubling(height, x.device).to(x.dtype) @ x @ doubling(width, x.device).to(x.dtype).T
+    if min(height, width) < 2:
+        raise ValueError(f"resampling needs images of at least 2 x 2 pixels; got {width} x {height}")
+    image = x.to(torch.promote_types(x.dtype, torch.float32))
+    fine = doubling(height, x.device).to(image) @ image @ doubling(width, x.device).to(image).T
     fine = F.pad(fine, (0, 1, 0, 1), mode="circular")
     # pixel i lies at 2 i + middle of the fine grid
     middle, more = (len(SYM6) - 1) / 2, len(SYM6) - 2
     down, across = (torch.arange(2 * size + more, device=x.device) for size in (height, width))
-    u = (across - middle - width + 1) / 2
-    v = (down - middle - height + 1) / 2
+    u = (across - middle - width + 1) / 2 - FIXED_POINT
+    v = (down - middle - height + 1) / 2 - FIXED_POINT
     shape = (len(v), len(u))
     grid = torch.stack([u.expand(shape), v[:, None].expand(shape), torch.ones(shape, device=x.device)])
-    place = torch.einsum("bij,jhw->bhwi", matrix[:, :2], grid)
+    place = torch.einsum("bij,jhw->bhwi", matrix[:, :2], grid) + FIXED_POINT
     size = constant((width, height), x.device)
     period = 4 * (size - 1)
     place = (2 * place + size - 1 + middle) % period
-    sampled = F.grid_sample(fine, (2 * place / period - 1).to(x.dtype), mode="bilinear", align_corners=True)
-    return halving(height, x.device).to(x.dtype) @ sampled @ halving(width, x.device).to(x.dtype).T
+    sampled = F.grid_sample(fine, (2 * place / period - 1).to(image), mode="bilinear", align_corners=True)
+    return (halving(height, x.device).to(image) @ sampled @ halving(width, x.device).to(image).T).to(x.dtype)
 
 
 def recolour(x: Tensor, matrix: Tensor) -> Tensor:
