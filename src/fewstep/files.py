@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from fewstep.locks import lock, locked
 
 
 def sync(path: Path) -> None:
@@ -25,58 +32,153 @@ def sync(path: Path) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` if the block succeeds, and goes if it fails."""
-    partial = writable(path).with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with told_of(path):
-            yield partial
-            sync(partial)
+    with partial_of(writable(path)) as folder, told_of(path):
+        partial = folder / path.name
+        yield partial
+        sync(partial)
         os.replace(partial, path)
         sync(path.parent)
+
+
+PARTIAL = re.compile(r"\..+\.partial-(\d+|[0-9a-f]{8})")
+
+
+@contextmanager
+def partial_of(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, locked while it is filled; if it is still there at the end, it goes.
+
+    Those of processes that were killed have no lock, and go when another one begins to write beside them.
+    """
+    clear_once(path.parent)
+    while True:
+        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        partial.mkdir()
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        if lock(descriptor) is not False and partial.exists():
+            break
+        os.close(descriptor)  # another process took it for one that was left
+    try:
+        yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1024)
+def clear_once(folder: Path) -> None:
+    clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
+    for entry in sorted(folder.iterdir()):
+        if PARTIAL.fullmatch(entry.name):
+            remove_free(entry)
+
+
+def remove_free(path: Path) -> None:
+    """Remove a file or folder unless its process lives, or it cannot be known."""
+    try:
+        with locked(path) as free:
+            if free:
+                remove(path)
+    except OSError:
+        pass  # another process removes it, or owns it
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, as far as that is possible; what stays is found and removed later."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def told_of(path: Path) -> Iterator[None]:
-    """An error of the system that names no file, as that of a full disk, is told of `path`."""
+    """An error of the system that names no file, as that of a full disk, or a temporary one, is reported for `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
+        name = error.filename
+        if error.errno is not None and (name is None or is_partial(name)):
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def is_partial(name: object) -> bool:
+    """Whether the name of a file lies in a temporary folder of `partial_of`."""
+    return isinstance(name, (str, Path)) and any(PARTIAL.fullmatch(part) for part in Path(name).parts)
 
 
 @contextmanager
 def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     """A temporary folder to fill with `names`; it becomes `path`, in place of an older one, if the block succeeds.
 
-    Raises ValueError at once if anything else lies at `path`, for it would be lost.
+    At every moment the whole old or the whole new folder lies at `path`; a link is followed. Raises ValueError at once if
+    anything else lies there, for it would be lost.
     """
+    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: expected a folder to write; it is a file; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     if others := sorted(p.name for p in path.glob("*") if p.name not in names):
         raise ValueError(f"{path} holds {listed(others)}, which would be lost; choose another folder, or empty it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        with told_of(path):
-            yield partial
-            for file in partial.rglob("*"):
-                sync(file)
-            sync(partial)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
-            os.rename(path, old)
+    with partial_of(path) as partial, told_of(path):
+        yield partial
+        for file in partial.rglob("*"):
+            sync(file)
+        sync(partial)
+        if not path.exists():
             os.rename(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, path)
+        elif not exchange(partial, path):
+            exchange_in_two(partial, path)
         sync(path.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Two files or folders change places in one step (Linux's `renameat2`); False if system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(a), here, os.fsencode(b), swap) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
+
+
+def exchange_in_two(new: Path, path: Path) -> None:
+    """As `exchange`, by two renames: a kill between them leaves the old folder beside `path`, for `recover`."""
+    old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+    with locked(path):  # which `recover` of another process asks
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        remove(old)
+
+
+def recover(path: Path) -> None:
+    """Finish the exchange of a folder that a kill cut in two: the old one returns if there is no new one, else it goes."""
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old-*")):
+        with suppress(FileNotFoundError), locked(old) as free:
+            if free is False:
+                continue
+            if path.exists():
+                remove(old)
+            else:
+                os.rename(old, path)
 
 
 def listed(names: Sequence[str]) -> str:
