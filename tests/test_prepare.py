@@ -22,8 +22,10 @@ from PIL import Image
 
 import fewstep.data.prepare
 from fewstep.data import ImageData, images
+from fewstep.data.convert import convert
+from fewstep.data.files import Loaded
 from fewstep.data.prepare import check, pack, stats
-from fewstep.data.transform import Transform, chunk, plain, png
+from fewstep.data.transform import Transform, chunk, png
 
 
 def pixels(seed, height=4, width=4, channels=3):
@@ -151,7 +153,7 @@ def test_plain_keeps_pixels():
     }
     for mode, (image, expected) in cases.items():
         assert image.mode == mode
-        assert np.array_equal(np.asarray(plain(image)), expected)
+        assert np.array_equal(np.asarray(convert(Loaded(image, deep=False), "plain")[0]), expected)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_transparent_palette_is_refused():
     image = Image.new("P", (4, 4))
     image.info["transparency"] = 0
     with pytest.raises(ValueError, match=r"transparent pixels \(mode P\)"):
-        plain(image)
+        convert(Loaded(image, deep=False), "plain")
 
 
 def test_center_crop():
@@ -692,7 +694,7 @@ def test_check_finds_every_bad_file(tmp_path):
     }
     problems = check(folder(tmp_path / "in", ENTRIES | bad))
     assert [name for name, _ in problems] == ["dog/1x.png", "dog/2x.png", "dog/3x.png", "dataset.json"]
-    messages = ("intact", "got (3, 5, 5)", "got RGBA", "has no label")
+    messages = ("intact", "got (3, 5, 5)", "transparent pixels (mode RGBA)", "has no label")
     assert all(message in problem for (_, problem), message in zip(problems, messages, strict=True))
     with pytest.raises(ValueError, match="no such path"):
         check(tmp_path / "none")

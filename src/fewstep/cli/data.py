@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
+Rule = Literal["plain", "edm2"]
 
 
 def pack(
@@ -20,22 +21,30 @@ def pack(
     resolution: str | None = None,
     transform: Transform | None = None,
     resize: Resize = "lanczos",
+    convert: Rule | None = None,
     max_images: int | None = None,
     skip_bad: bool = False,
+    strict: bool = False,
 ) -> None:
     """Pack images and their labels into one zip of equal PNGs, as StyleGAN and EDM have it.
 
     Args:
-        source: folder, zip, tar, CIFAR-10's python tar, MNIST's idx file, or npz.
+        source: folder, zip or tar of images, CIFAR-10's python tar, MNIST's idx file, npz, npy, LMDB of LSUN, or hf:NAME.
         dest: the zip to write.
         resolution: width x height of the result, such as 64x64.
         transform: how images of other shapes are cropped.
         resize: the filter.
+        convert: plain keeps grey, turns images upright as EXIF says, and refuses what would lose something (CMYK,
+            transparent pixels); edm2 makes every image RGB as EDM2's tool does: CMYK is converted, alpha and EXIF are
+            ignored. The default is edm2 with --transform, else plain.
         max_images: stop after so many.
         skip_bad: leave out what cannot be read, and list it at the end.
+        strict: refuse images that are not 8-bit grey or RGB, instead of converting them.
     """
     from fewstep.data.prepare import pack as run_pack
     from fewstep.data.prepare import ranks
+    from fewstep.files import listed
+    from fewstep.report.markup import plural
 
     with group():
         packed = run_pack(
@@ -44,11 +53,18 @@ def pack(
             resolution=resolution,
             transform=transform,
             resize=resize,
+            convert=convert,
             max_images=max_images,
             skip_bad=skip_bad,
+            strict=strict,
+            report=print if ranks()[0] == 0 else None,
         )
         if ranks()[0] == 0:
             print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
+            for how, (count, example) in packed.converted.items():
+                print(f"converted: {count:,} x {how}, the first: {example}")
+            if packed.ignored:
+                print(f"ignored: {plural(len(packed.ignored), 'file')} that are no images: {listed(packed.ignored)}")
             shape = "x".join(map(str, packed.shape))
             print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} left out")
 

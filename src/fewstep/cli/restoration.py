@@ -133,7 +133,7 @@ def build(
     import torch
 
     from fewstep import inverse
-    from fewstep.data.files import open_image
+    from fewstep.data.convert import open_image
     from fewstep.files import regular
     from fewstep.inverse.adapters import operator_of
     from fewstep.recipes import load_file

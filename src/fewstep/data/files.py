@@ -1,6 +1,4 @@
-"""Image files in a folder or in a zip, and the one way in which an image is decoded.
-
-Images of other than one or three channels are arrays, `.npy` files uint8 (C, H, W), as EDM2 reads them.
+"""Image files in a folder or in a zip, and the one way in which an image or an array of NumPy is decoded.
 
 Both are untrusted: nothing is extracted by name, nothing is allocated beyond a limit, only raster formats that Pillow
 decodes itself are opened (EPS, for one, would start another program), and every error names the file.
@@ -9,37 +7,55 @@ decodes itself are opened (EPS, for one, would start another program), and every
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fewstep.files import regular
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
+EXTENSIONS = (
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".gif",
+    ),
+    ".avif",
+)
+ORIENTATION = 0x0112
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 2**20
-MAX_CLASSES = 2**20
-PACK = "convert the set with: fewstep data pack"
 
 
 class Files(Protocol):
     """Named files; `names` are the images, relative paths with forward slashes, sorted as strings.
 
-    folders: those at the top that are not hidden.
+    folders: those at the top that are not hidden. others: files that are not used, neither images nor `dataset.json`.
     """
 
     path: Path
     names: list[str]
     folders: list[str]
+    others: list[str]
 
     def read(self, name: str) -> bytes: ...
     def signature(self, name: str) -> tuple[int, ...]: ...
@@ -55,6 +71,12 @@ def image_names(names: Iterable[str]) -> list[str]:
     """The images among files, sorted: those with the extension of an image, or the arrays if there are none."""
     shown = sorted(name for name in names if not hidden(name))
     return [name for name in shown if is_image(name)] or [name for name in shown if name.lower().endswith(".npy")]
+
+
+def other_names(names: Iterable[str], used: Iterable[str]) -> list[str]:
+    """The files that are neither hidden nor used, sorted; folders end with a slash."""
+    known = {*used, "dataset.json"}
+    return sorted(name for name in names if not hidden(name) and not name.endswith("/") and name not in known)
 
 
 def hidden(name: str) -> bool:
@@ -88,7 +110,9 @@ class Folder:
         self.path = path
         walk = os.walk(path, onerror=fail)
         found = [os.path.relpath(os.path.join(root, file), path) for root, _, files in walk for file in files]
-        self.names = image_names(file.replace(os.sep, "/") for file in found)
+        found = [file.replace(os.sep, "/") for file in found]
+        self.names = image_names(found)
+        self.others = other_names(found, self.names)
         self.folders = top_folders(
             f"{entry.name}/" for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)
         )
@@ -121,6 +145,7 @@ class Zip:
                 raise ValueError(f"{path}: the entry {info.filename!r} is there twice; pack the zip again")
             self._info[info.filename] = info
         self.names = image_names(self._info)
+        self.others = other_names(self._info, self.names)
         self.folders = top_folders(self._info)
 
     @property
@@ -172,23 +197,35 @@ def open_files(path: Path) -> Folder | Zip:
     return files
 
 
-def open_image(data: bytes, where: str) -> Image.Image:
-    """Decode one image, upright as its EXIF orientation says. `where` names it in errors."""
+class Loaded(NamedTuple):
+    """A decoded image as it is stored. deep: whether it had 16 bits per channel, of which Pillow keeps the upper 8."""
+
+    image: Image.Image
+    deep: bool
+
+
+def load_image(data: bytes, where: str) -> Loaded:
+    """Decode one image as it is stored. `where` names it in errors."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
         if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its depth map
             raise ValueError("it has several frames")
-        # Pillow reads 16-bit RGB as 8-bit RGB without a word; only the decoder's arguments tell.
-        if image.mode == "RGB" and ";16" in str(image.tile):
-            raise ValueError("it has 16 bits per channel")
+        # Only the decoder's arguments tell: the raw mode of a PNG, the largest value of a PPM.
+        tiles = [(tile[0], tile[3]) for tile in image.tile]
+        deep = ";16" in str(tiles) or any(name == "ppm" and args not in (255, (255,)) for name, args in tiles)
         image.load()
-        return ImageOps.exif_transpose(image) if "exif" in image.info else image
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {unread(error)}") from error
+    return Loaded(image, deep and image.mode in ("LA", "RGB", "RGBA"))
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 if it is upright or says nothing."""
+    return image.getexif().get(ORIENTATION, 1) if "exif" in image.info else 1
 
 
 def unread(error: Exception) -> str:
@@ -241,90 +278,3 @@ def read_array(data: bytes, where: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3:
         raise ValueError(f"{where}: expected an image as uint8 (C, H, W); got {array.dtype} {array.shape}")
     return array
-
-
-def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:
-    """An image as it is trained on, uint8 (C, H, W): a picture of one channel or three, or an array of any number."""
-    where = f"{files.path}/{name}"
-    if name.lower().endswith(".npy"):
-        return read_array(files.read(name), where)
-    image = open_image(files.read(name), where)
-    if image.mode not in ("L", "RGB") or "transparency" in image.info:
-        raise ValueError(f"{where}: expected grey (L) or RGB without transparency; got {image.mode}; {PACK}")
-    return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
-
-
-class Labels(NamedTuple):
-    """The classes of files, in the order of their names."""
-
-    index: list[int]
-    num_classes: int
-    class_names: list[str] | None
-
-
-def read_labels(files: Files) -> Labels | None:
-    """The classes from `dataset.json`, else from the top-level folders; None if there are none.
-
-    `dataset.json` is {"labels": null | [[path, class], ...]}, and optionally {"class_names": [...]}. Without it, more
-    than one top-level folder makes classes of the sorted folder names.
-    """
-    if "dataset.json" in files:
-        return parse_labels(files.read("dataset.json"), files.names, f"{files.path}/dataset.json")
-    return folder_labels(files.names, files.folders, str(files.path))
-
-
-def folder_labels(names: Sequence[str], folders: Sequence[str], where: str) -> Labels | None:
-    """Classes of top-level folders; None if images lie in no more than one of `folders`."""
-    used = {name.partition("/")[0] for name in names if "/" in name}
-    if len(used) < 2:
-        return None
-    if empty := [folder for folder in folders if folder not in used]:
-        raise ValueError(
-            f"{where}/{empty[0]}: expected images, as in the {len(used)} other folders, which are classes; remove it, or "
-            'write a dataset.json with {"labels": null} if the folders are no classes'
-        )
-    stray = next((name for name in names if "/" not in name), None)
-    if stray is not None:
-        raise ValueError(
-            f"{where}/{stray}: expected every image in one of the {len(used)} class folders; move it there, or "
-            'write a dataset.json with {"labels": null} if the folders are no classes'
-        )
-    classes = sorted(used)
-    position = {folder: i for i, folder in enumerate(classes)}
-    return Labels([position[name.partition("/")[0]] for name in names], len(classes), classes)
-
-
-def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None:
-    """The classes that the content of a `dataset.json` gives to the files `names`. Other files in it are no error."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected JSON; {error}") from error
-    if not isinstance(content, dict) or "labels" not in content:
-        raise ValueError(f'{where}: expected {{"labels": null}} or {{"labels": [[path, class], ...]}}')
-    if content["labels"] is None:
-        return None
-    class_names = content.get("class_names")
-    if class_names is not None and not (
-        isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
-    ):
-        raise ValueError(f"{where}: class_names must be a list of strings")
-    if not isinstance(content["labels"], list):
-        raise ValueError(f"{where}: labels must be null or a list of [path, class]")
-    limit = MAX_CLASSES if class_names is None else len(class_names)
-    labels: dict[str, int] = {}
-    for entry in content["labels"]:
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise ValueError(f"{where}: expected [path, class]; got {str(entry)[:100]}")
-        name, label = entry
-        if type(label) is not int or not 0 <= label < limit:
-            raise ValueError(f"{where}: {name}: the class must be an integer in [0, {limit}); got {str(label)[:100]}")
-        if name in labels:
-            raise ValueError(f"{where}: {name} has two labels")
-        labels[name] = label
-    missing = next((name for name in names if name not in labels), None)
-    if missing is not None:
-        raise ValueError(f"{where}: {missing} has no label; add one, or set labels to null")
-    # A subset keeps the classes of the whole.
-    num_classes = max(labels.values()) + 1 if class_names is None else len(class_names)
-    return Labels([labels[name] for name in names], num_classes, class_names)

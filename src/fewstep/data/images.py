@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.data.files import PACK, Files, open_files, read_labels, read_pixels
+from fewstep.data.classes import read_labels
+from fewstep.data.convert import PACK, fits, read_pixels
+from fewstep.data.files import Files, open_files
 
 
 class ImageData:
@@ -135,12 +137,12 @@ class ImageData:
         assert self._files is not None
         first, name = self._files.names[0], self._files.names[i]
         pixels = read_pixels(self._files, name)
-        if i > 0 and pixels.shape != self.shape:
+        if i > 0 and not fits(pixels.shape, self.shape):
             raise ValueError(
                 f"{self._files.path}/{name}: expected (channels, height, width) {self.shape} as in {first}; got "
-                f"{pixels.shape}; {PACK}"
+                f"{pixels.shape}; make them equal with: {PACK} --resolution 64x64 --transform center-crop"
             )
-        return pixels
+        return pixels if i == 0 else np.broadcast_to(pixels, self.shape)
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:

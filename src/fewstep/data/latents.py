@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.data.classes import parse_labels
 from fewstep.data.codec import StabilityVAE
-from fewstep.data.files import Zip, array_header, parse_labels
+from fewstep.data.files import Zip, array_header
 from fewstep.data.images import ImageData
 from fewstep.data.prepare import fixed
 from fewstep.data.stream import locate

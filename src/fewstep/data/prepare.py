@@ -13,10 +13,10 @@ import re
 import sys
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,10 +24,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fewstep.data.files import open_files, read_labels, read_pixels
+from fewstep.data.classes import LabelError
+from fewstep.data.convert import Entry, Rule, decode, fits
 from fewstep.data.images import ImageData
 from fewstep.data.sources import open_source
-from fewstep.data.transform import Crop, Encoded, Entry, Resize, Transform, encode_all
+from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all
 from fewstep.files import new_file
 from fewstep.progress import track
 
@@ -40,11 +41,16 @@ IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` wrote: how many images, of which (channels, height, width), and what it left out and why."""
+    """What `pack` wrote: how many images, of which (channels, height, width), and what it left out and why.
+
+    converted: how many images were converted in which way, and the first of them. ignored: files that are no images.
+    """
 
     images: int
     shape: tuple[int, int, int]
     skipped: tuple[str, ...]
+    converted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
@@ -63,17 +69,22 @@ def pack(
     resolution: str | None = None,
     transform: Crop | None = None,
     resize: Resize = "lanczos",
+    convert: Rule | None = None,
     max_images: int | None = None,
     skip_bad: bool = False,
+    strict: bool = False,
     workers: int | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> Packed:
     """Write the images of `source` and their classes to the zip `dest`, which `images` opens and EDM reads.
 
     source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN, hf:NAME.
-    resolution: "64x64", None to keep the size; transform, resize: see `Transform`. max_images: the first so many of the
-    source. skip_bad: leave out, and list, what is damaged or does not fit, instead of raising. workers: processes; by
-    default one per core, and none for a small set. A script that packs must do so under `if __name__ == "__main__":`,
-    since it is imported by the processes.
+    resolution: "64x64", None to keep the size; transform, resize, convert (its rule): see `Transform`. max_images: the
+    first so many of the source. skip_bad: leave out, and list, what is damaged or does not fit, instead of raising.
+    strict: an image that is not 8-bit grey or RGB, upright and without alpha, is an error instead of converted. workers:
+    processes; by default one per core, and none for a small set. report: is called before the work with a line about the
+    images and classes that were found. A script that packs must do so under `if __name__ == "__main__":`, since it is
+    imported by the processes.
 
     Ranks share the work, and the first one writes. Raises ValueError that names the file; on any failure `dest` stays as
     it was.
@@ -87,8 +98,10 @@ def pack(
         raise ValueError(f"max_images must be at least 1; got {max_images}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}")
-    work = Transform(parse_resolution(resolution), transform, resize)
+    work = Transform(parse_resolution(resolution), transform, resize, convert)
     images = open_source(source)
+    if report is not None:
+        report(f"{source}: {images.total:,} images, {images.classes}")
     total = images.total if max_images is None else min(images.total, max_images)
     if workers is None:
         share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks()[1] > 1 else 1
@@ -96,6 +109,7 @@ def pack(
 
     labels: list[list[str | int | None]] = []
     skipped: list[str] = []
+    converted: dict[str, tuple[int, str]] = {}
     first: tuple[str, tuple[int, int, int]] | None = None
     if ranks()[0] != 0:
         deque(encoded(work, islice(images.entries(), total), workers), maxlen=0)
@@ -104,13 +118,16 @@ def pack(
         results = encoded(work, islice(images.entries(), total), workers)
         for entry, result in track(results, total=total, description=f"packing {dest.name}"):
             if isinstance(result, Encoded):
-                result = fitting(entry, result, first)
+                result = fitting(entry, result, first, strict=strict)
             if isinstance(result, ValueError):
                 if not skip_bad:
                     raise result
                 skipped.append(str(result))
                 continue
             first = first or (entry.where, result.shape)
+            for note in result.notes:
+                n, example = converted.get(note, (0, entry.where))
+                converted[note] = n + 1, example
             name = f"{len(labels) // 1000:05d}/img{len(labels):08d}{result.extension}"
             archive.writestr(fixed(name), result.data)
             labels.append([name, entry.label])
@@ -123,7 +140,7 @@ def pack(
         if images.class_names is not None:
             content["class_names"] = images.class_names
         archive.writestr(fixed("dataset.json"), json.dumps(content))
-    return from_first(Packed(len(labels), first[1], tuple(skipped)))
+    return from_first(Packed(len(labels), first[1], tuple(skipped), converted, tuple(images.ignored)))
 
 
 def fixed(name: str) -> zipfile.ZipInfo:
@@ -133,16 +150,23 @@ def fixed(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def fitting(entry: Entry, result: Encoded, first: tuple[str, tuple[int, int, int]] | None) -> Encoded | ValueError:
-    """The image, or an error if it is not square or not like the first."""
+def fitting(
+    entry: Entry, result: Encoded, first: tuple[str, tuple[int, int, int]] | None, *, strict: bool
+) -> Encoded | ValueError:
+    """The image, grey among RGB as RGB, or an error if it is not square, not like the first, or converted though `strict`."""
     _, height, width = result.shape
     advice = "choose a resolution, and a transform: center-crop makes everything square and RGB"
     if height != width:
         return ValueError(f"{entry.where}: expected a square; got {width}x{height} pixels; {advice}")
     if first is not None and result.shape != first[1]:
-        return ValueError(
-            f"{entry.where}: expected (channels, height, width) {first[1]} as in {first[0]}; got {result.shape}; {advice}"
-        )
+        if first[1] != (3, height, width) or result.shape[0] != 1:
+            return ValueError(
+                f"{entry.where}: expected (channels, height, width) {first[1]} as in {first[0]}; got {result.shape}; "
+                + ("--convert edm2 makes every image RGB" if result.shape[1:] == first[1][1:] else advice)
+            )
+        result = result.as_rgb()
+    if strict and result.notes:
+        return ValueError(f"{entry.where}: --strict refuses to convert it ({', '.join(result.notes)})")
     return result
 
 
@@ -228,38 +252,41 @@ def worked(
 
 
 def check(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Every file of a folder or zip that keeps `images` from using it, with the reason; empty if there is none, and on
-    ranks other than the first, which share the work.
+    """Every image of a source that keeps `images` from using it, with the reason; empty if there is none, and on ranks
+    other than the first, which share the work.
 
     Raises ValueError if it is no such thing. The first intact image decides on the shape.
     """
-    files = open_files(Path(path))
+    wrong = None
+    try:
+        source = open_source(path)
+    except LabelError as error:
+        source, wrong = open_source(path, labels=False), str(error)
     me, world = ranks()
-    mine = files.names[me::world]
-    found: list[tuple[int, ...] | str] = []  # the shape of an image, or what is wrong with it
-    for name in track(mine, total=len(mine), description=f"checking {Path(path).name}"):
+    mine = islice(source.entries(), me, None, world)
+    found: list[tuple[str, tuple[int, ...] | str]] = []  # its name, and its shape or what is wrong with it
+    total = len(range(me, source.total, world))
+    for entry in track(mine, total=total, description=f"checking {Path(path).name}"):
         try:
-            found.append(read_pixels(files, name).shape)
+            found.append((entry.where, decode(entry).shape))
         except ValueError as error:
-            found.append(str(error))
+            found.append((entry.where, str(error)))
     parts = gather(found)
     if me != 0:
         return []
     problems: list[tuple[str, str]] = []
     first: tuple[str, tuple[int, ...]] | None = None
-    for i, name in enumerate(files.names):
-        shape = parts[i % world][i // world]
+    for i in range(source.total):
+        name, shape = parts[i % world][i // world]
         if isinstance(shape, str):
             problems.append((name, shape))
             continue
         first = first or (name, shape)
-        if shape != first[1]:
+        if not fits(shape, first[1]):
             problems.append((name, f"expected (channels, height, width) {first[1]} as in {first[0]}; got {shape}"))
-    try:
-        read_labels(files)
-    except ValueError as error:
-        problems.append(("dataset.json", str(error)))
-    return problems
+    if wrong is not None:
+        problems.append(("dataset.json", wrong))
+    return [(name.removeprefix(f"{path}/"), why) for name, why in problems]
 
 
 def stats(data: ImageData) -> dict[str, Any]:

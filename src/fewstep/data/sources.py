@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,20 +24,19 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
+from fewstep.data.convert import Entry
 from fewstep.data.files import (
     Files,
     array_header,
     check_bytes,
     check_name,
-    folder_labels,
     is_image,
     open_files,
-    parse_labels,
-    read_labels,
+    other_names,
     top_folders,
 )
 from fewstep.data.pickles import read_pickle
-from fewstep.data.transform import Entry
 from fewstep.files import regular
 
 KINDS = (
@@ -48,15 +47,21 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Images in a fixed order. total: how many. entries: goes through them; an unreadable one carries its error."""
+    """Images in a fixed order. total: how many. entries: goes through them; an unreadable one carries its error. ignored:
+    files beside them that are no images. classes: those found, for a reader.
+    """
 
     total: int
     entries: Callable[[], Iterator[Entry]]
     class_names: list[str] | None = None
+    ignored: list[str] = field(default_factory=list)
+    classes: str = "no classes"
 
 
-def open_source(source: str | os.PathLike[str]) -> Source:
-    """Recognise a source by its name. Raises ValueError if it is none, or is damaged as a whole."""
+def open_source(source: str | os.PathLike[str], *, labels: bool = True) -> Source:
+    """Recognise a source by its name. labels: whether to read the classes of files. Raises ValueError if it is none, or is
+    damaged as a whole.
+    """
     name = os.fspath(source)
     if name.startswith("hf:"):
         return hugging_face(name.removeprefix("hf:"))
@@ -64,14 +69,14 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     if not path.exists():
         raise ValueError(f"{path}: expected {KINDS}; there is no such path")
     if path.is_dir():
-        return lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path))
+        return lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path), with_labels=labels)
     regular(path)
     if lower.endswith(".zip"):
-        return from_files(open_files(path))
+        return from_files(open_files(path), with_labels=labels)
     if path.name.lower().startswith("cifar-10-python.tar"):
         return cifar10(path)
     if lower.endswith(tuple(TARS)):
-        return from_tar(path)
+        return from_tar(path, with_labels=labels)
     if lower.endswith("-images-idx3-ubyte.gz"):
         return mnist(path)
     if lower.endswith((".npz", ".npy")):
@@ -96,9 +101,9 @@ def named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: damaged, or not what its name says; {error}") from error
 
 
-def from_files(files: Files) -> Source:
+def from_files(files: Files, *, with_labels: bool = True) -> Source:
     """A folder or a zip, sorted by path."""
-    labels = read_labels(files)
+    labels = read_labels(files) if with_labels else None
 
     def entries() -> Iterator[Entry]:
         for i, name in enumerate(files.names):
@@ -108,7 +113,8 @@ def from_files(files: Files) -> Source:
                 content = error
             yield Entry(f"{files.path}/{name}", labels.index[i] if labels else None, content)
 
-    return Source(len(files.names), entries, labels.class_names if labels else None)
+    class_names = labels.class_names if labels else None
+    return Source(len(files.names), entries, class_names, files.others, described(labels, files.names))
 
 
 class Readable(Protocol):
@@ -166,18 +172,21 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -
     return file.read()
 
 
-def from_tar(path: Path) -> Source:
+def from_tar(path: Path, *, with_labels: bool = True) -> Source:
     """The images of a tar, in its order; labels as in a folder."""
     with open_tar(path) as (archive, members):
         names = [name for name, member in members.items() if is_image(name) and not member.isdir()]
         if not names:
             raise ValueError(f"{path}: expected images; found none")
         where = f"{path}/dataset.json"
-        if "dataset.json" in members:
+        if not with_labels:
+            labels = None
+        elif "dataset.json" in members:
             labels = parse_labels(read_member(archive, members["dataset.json"], where), names, where)
         else:
             folders = top_folders(f"{n}/" if member.isdir() else n for n, member in members.items())
             labels = folder_labels(names, folders, str(path))
+        ignored = other_names((name for name, member in members.items() if not member.isdir()), names)
 
     def entries() -> Iterator[Entry]:
         with open_tar(path) as (archive, members):
@@ -188,7 +197,8 @@ def from_tar(path: Path) -> Source:
                     content = error
                 yield Entry(f"{path}/{name}", labels.index[i] if labels else None, content)
 
-    return Source(len(names), entries, labels.class_names if labels else None)
+    class_names = labels.class_names if labels else None
+    return Source(len(names), entries, class_names, ignored, described(labels, names))
 
 
 def cifar10(path: Path) -> Source:
@@ -217,7 +227,7 @@ def cifar10(path: Path) -> Source:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield Entry(f"{where}[{i}]", label, np.ascontiguousarray(image))
 
-    return Source(len(images), entries, class_names)
+    return Source(len(images), entries, class_names, classes=class_list(len(class_names), class_names))
 
 
 def read_exactly(file: Readable, size: int, where: str) -> bytes:
@@ -257,7 +267,7 @@ def mnist(path: Path) -> Source:
                 pixels = np.frombuffer(read_exactly(file, 28 * 28, str(path)), dtype=np.uint8).reshape(28, 28)
                 yield Entry(f"{path}[{i}]", int(label), np.pad(pixels, 2))
 
-    return Source(n, entries)
+    return Source(n, entries, classes=class_list(int(labels.max(initial=0)) + 1, None))
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
@@ -370,4 +380,5 @@ def hugging_face(name: str) -> Source:
                 content = ValueError(f"{where}: it has no class, while others have one")
             yield Entry(where, label, content)
 
-    return Source(len(table), entries, class_names)
+    found = class_list(len(class_names), class_names) if class_names else "no classes"
+    return Source(len(table), entries, class_names, classes=found)

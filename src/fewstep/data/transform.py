@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.data.files import open_image, read_array
+from fewstep.data.convert import RULES, Entry, Rule, convert, load
 
 Crop = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
@@ -31,20 +31,29 @@ CROPS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to an image before it is stored.
+    """What happens to an image before it is stored. It is called with what the rule made of one, grey (L) or RGB.
 
-    size: (width, height) of the result, None to keep it. Without a crop, the image is resized to it and its aspect is
-    not kept. crop: "center-crop" takes the largest centred square. "center-crop-wide" cuts the height to
-    width * size[1] / size[0], resizes, and centres the result on a black square of size[0]. Both give RGB.
-    "center-crop-dhariwal" is that of ADM (Dhariwal & Nichol, 2021): the image is halved (box filter) while its short
-    side is at least twice the size, resized (bicubic) until the short side is the size, and its centre is cut out.
+    rule: how an image of any mode becomes grey or RGB, see `convert`; by default that of EDM2's tool with a crop, which
+    is for repeating published results, and "plain" without. size: (width, height) of the result, None to keep it. Without
+    a crop, the image is resized to it and its aspect is not kept. crop: "center-crop" takes the largest centred square.
+    "center-crop-wide" cuts the height to width * size[1] / size[0], resizes, and centres the result on a black square of
+    size[0]. Both give RGB. "center-crop-dhariwal" is that of ADM (Dhariwal & Nichol, 2021): the image is halved (box
+    filter) while its short side is at least twice the size, resized (bicubic) until the short side is the size, and its
+    centre is cut out.
     """
 
     size: tuple[int, int] | None = None
     crop: Crop | None = None
     resize: Resize = "lanczos"
+    rule: Rule | None = None
+
+    @property
+    def chosen_rule(self) -> Rule:
+        return self.rule or ("plain" if self.crop is None else "edm2")
 
     def __post_init__(self) -> None:
+        if self.rule not in (None, *RULES):
+            raise ValueError(f"convert must be one of {', '.join(RULES)}; got {self.rule!r}")
         if self.resize not in FILTERS:
             raise ValueError(f"resize must be one of {', '.join(FILTERS)}; got {self.resize!r}")
         if self.crop is None:
@@ -59,7 +68,6 @@ class Transform:
             raise ValueError(f"transform {self.crop} needs width >= height; got {self.size[0]}x{self.size[1]}")
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        image = plain(image)
         if self.size is None:
             return image
         if self.crop is None:
@@ -101,21 +109,6 @@ def centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """The same pixels as grey (L) or RGB; ValueError if that would lose something."""
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    if image.mode not in ("L", "RGB", "P", "PA", "LA", "RGBA"):
-        raise ValueError(f"its mode is {image.mode}, which cannot be stored in 8 bits of grey or RGB without loss")
-    grey = image.mode in ("L", "LA")
-    opaque = image.convert("LA" if grey else "RGBA")
-    if opaque.getextrema()[-1] != (255, 255):
-        raise ValueError(f"it has transparent pixels (mode {image.mode}); put it on a background first")
-    return opaque.convert("L" if grey else "RGB")
-
-
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
@@ -137,25 +130,17 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stored(rows.tobytes())) + chunk(b"IEND", b"")
 
 
-class Entry(NamedTuple):
-    """One image of a source: where it is from, its class, and a file, pixels (H, W) or (H, W, C), or why it has none."""
-
-    where: str
-    label: int | None
-    content: bytes | NDArray[np.uint8] | ValueError
-
-    @property
-    def nbytes(self) -> int:
-        if isinstance(self.content, np.ndarray):
-            return self.content.nbytes
-        return len(self.content) if isinstance(self.content, bytes) else 0
-
-
 class Encoded(NamedTuple):
-    """An image ready to be stored, a PNG or an array. shape: (channels, height, width)."""
+    """An image ready to be stored, a PNG or an array. shape: (channels, height, width). notes: how it was converted."""
 
     data: bytes
     shape: tuple[int, int, int]
+    notes: tuple[str, ...] = ()
+
+    def as_rgb(self) -> Encoded:
+        """A grey image as RGB."""
+        grey = np.asarray(Image.open(io.BytesIO(self.data)))
+        return Encoded(png(np.dstack([grey] * 3)), (3, *grey.shape), (*self.notes, "grey to RGB"))
 
     @property
     def extension(self) -> str:
@@ -165,31 +150,26 @@ class Encoded(NamedTuple):
 
 def encode(transform: Transform, entry: Entry) -> Encoded | ValueError:
     """The entry as a PNG or an array, or what is wrong with it, with its name."""
-    content = entry.content
-    if isinstance(content, ValueError):
-        return content
     try:
-        if isinstance(content, bytes) and entry.where.lower().endswith(".npy"):
-            content = read_array(content, entry.where).transpose(1, 2, 0)
-        if isinstance(content, np.ndarray) and content.ndim == 3 and content.shape[2] not in (1, 3):
-            return encode_array(transform, content, entry.where)
-        if isinstance(content, np.ndarray):
-            image = Image.fromarray(np.ascontiguousarray(content[..., 0] if content.shape[2:] == (1,) else content))
-        else:
-            image = open_image(content, entry.where)
-        try:
-            pixels = np.asarray(transform(image))
-        except ValueError as error:
-            return ValueError(f"{entry.where}: {error}")
+        loaded = load(entry)
     except ValueError as error:
         return error
-    return Encoded(png(pixels), (1 if pixels.ndim == 2 else 3, *pixels.shape[:2]))
+    try:
+        if isinstance(loaded, np.ndarray):
+            return encode_array(transform, loaded)
+        image, notes = convert(loaded, transform.chosen_rule)
+        pixels = np.asarray(transform(image))
+    except ValueError as error:
+        return ValueError(f"{entry.where}: {error}")
+    if image.mode == "L" and pixels.ndim == 3:
+        notes = (*notes, "grey to RGB")
+    return Encoded(png(pixels), (1 if pixels.ndim == 2 else 3, *pixels.shape[:2]), notes)
 
 
-def encode_array(transform: Transform, pixels: NDArray[np.uint8], where: str) -> Encoded | ValueError:
+def encode_array(transform: Transform, pixels: NDArray[np.uint8]) -> Encoded:
     """Pixels (H, W, C) of any number of channels as a `.npy` (C, H, W); each channel is resized as a grey image."""
     if transform.crop not in (None, "center-crop-dhariwal"):
-        return ValueError(f"{where}: transform {transform.crop} makes RGB; it has {pixels.shape[2]} channels")
+        raise ValueError(f"transform {transform.crop} makes RGB; it has {pixels.shape[2]} channels")
     planes = [transform(Image.fromarray(np.ascontiguousarray(plane))) for plane in pixels.transpose(2, 0, 1)]
     array = np.stack([np.asarray(plane) for plane in planes])
     np.save(buffer := io.BytesIO(), array)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep.data.files import open_image
+from fewstep.data.convert import open_image
 from fewstep.files import regular
 
 WIDEST, COARSE = 1400, 240
