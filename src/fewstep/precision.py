@@ -36,6 +36,22 @@ def chosen_dtype(name: str) -> torch.dtype:
     return fast_dtype() if name == "auto" else getattr(torch, name)
 
 
+def master(module: nn.Module) -> None:
+    """Hold what trains in float32 at least, in place, whatever file it came from; networks that never move stay as they are.
+
+    A step of Adam is smaller than the distance between two numbers in float16 or bfloat16, in which published networks
+    are stored. What they compute in is another matter (`Denoiser.dtype`).
+    """
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        return
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+            tensor.data = tensor.data.float()
+    for child in module.children():
+        master(child)
+
+
 def lower(network: nn.Module, dtype: torch.dtype) -> None:
     """Let the layers of `PRODUCTS` of a network that never trains compute in `dtype`, in place: their weights are cast once,
     their inputs at each call.

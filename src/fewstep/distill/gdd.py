@@ -23,6 +23,7 @@ from fewstep.distill.players import check_teacher, one_step
 from fewstep.method import Batch, Loss, Method, Phase
 from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.features import Classifier
+from fewstep.precision import master
 from fewstep.precondition import EDM, Boundary
 
 Role = Literal["conv0", "conv1", "proj", "qkv", "skip"]
@@ -63,6 +64,7 @@ def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
     net: Any = type(teacher.net)(dataclasses.replace(config, **off))
     known = net.state_dict().keys()
     net.load_state_dict({k: v.clone() for k, v in teacher.net.state_dict().items() if k in known}, assign=True)
+    master(net)
     boundary = Boundary(teacher.sigma_data, eps, teacher.sigma_min, teacher.sigma_max)
     return Denoiser(net, precondition=boundary, levels=(sigma,), dtype=teacher.dtype, codec=teacher.codec)
 

@@ -37,6 +37,7 @@ from fewstep.distill.players import check_teacher, frozen, trainable
 from fewstep.method import Batch, Loss, Method, Phase, zero_nonfinite
 from fewstep.noise import LogNormal, add_noise, expand, fuse, karras_ramp
 from fewstep.objectives import DenoisingLoss, NoiseLevels, edm_weight
+from fewstep.precision import master
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class NCVSD(Method):
         self.copied = tuple(name for name, player in given.items() if player is not None)
         for name, player in self.named_children():
             player.requires_grad_(name != "teacher")
+            master(player)
         self.observed, self.noise = observed, noise
         self.gan_weight, self.loss_scale = gan_weight, loss_scale
         self.phases = (Phase("fake_score", self.fake_score_loss, clean=zero_nonfinite),)

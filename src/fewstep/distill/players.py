@@ -13,6 +13,7 @@ from fewstep.conditional import ConditionalDenoiser
 from fewstep.denoiser import Denoiser
 from fewstep.method import Batch
 from fewstep.noise import add_noise
+from fewstep.precision import master
 
 D = TypeVar("D", bound=Denoiser)
 
@@ -23,8 +24,11 @@ def frozen(denoiser: Denoiser) -> Denoiser:
 
 
 def trainable(denoiser: D) -> D:
-    """A copy that moves. It hides no class from itself, as the teacher may have for guidance: all players know the class."""
+    """A copy that moves, its weights in float32 at least. It hides no class from itself, as the teacher may have for guidance:
+    all players know the class.
+    """
     result = copy.deepcopy(denoiser).requires_grad_(True)
+    master(result)
     for network in result.modules():
         config: Any = getattr(network, "config", None)
         if getattr(config, "label_dropout", 0.0):

@@ -91,7 +91,7 @@ class Controlled(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring the merge weights w back to [0, 1], in place: outside they would get no gradient. After each step."""
+        """Bring the merge weights w back to [0, 1], in place: outside they would get no gradient. Before each step."""
         self.dec.additional_x_weight.clamp_(0, 1 / self.gain)
         self.dec.additional_skips_weight.clamp_(0, 1 / self.gain)
 

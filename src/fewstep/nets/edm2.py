@@ -2,7 +2,7 @@
 
 Every layer keeps the expected magnitude of its activations: weights are normalised where they are used, sums,
 concatenations and nonlinearities are rescaled. The stored weights may have any length, which only changes the effective
-learning rate; the Trainer resets it after each optimizer step by `MPConv.project_`, so that `forward` writes nothing.
+learning rate; the Trainer resets it before each training step by `MPConv.project_`, so that `forward` writes nothing.
 
 The names of parameters are those of the published EDM2 networks below `unet.`, so that their weights map one to one.
 """
@@ -66,7 +66,7 @@ class MPFourier(nn.Module):
 class MPConv(nn.Module):
     """A convolution, or a linear map if `kernel` is empty, with weights of unit norm per output and no bias (Eq. 66).
 
-    forced: whether training calls `project_` after each step.
+    forced: whether training calls `project_` before each step.
     """
 
     forced = True
@@ -85,6 +85,7 @@ class MPConv(nn.Module):
     def scaled(weight: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         """Weights of unit norm per output times the gain, in at least float32."""
         weight = accurate(weight)
+        gain = accurate(gain) if isinstance(gain, Tensor) else gain
         return normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(weight[0].numel()))
 
     @torch.no_grad()

@@ -237,11 +237,13 @@ class GroupNorm(nn.Module):
             # slow, below 1,024 pixels in both directions and from there on backward
             mixed = x.is_cpu and x.dtype.itemsize < 4
             small = mixed and x.shape[1] < 16 * self.num_groups
+            weight, bias = (
+                (accurate(self.weight), accurate(self.bias)) if mixed else (cast(self.weight, x), cast(self.bias, x))
+            )
             if small and x[0, 0].numel() < 1024:
-                return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+                return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
             if small and not torch.compiler.is_compiling():
-                return SmallGroups.apply(x, self.weight, self.bias, self.num_groups, self.eps)[0]
-            weight, bias = (self.weight, self.bias) if mixed else (cast(self.weight, x), cast(self.bias, x))
+                return SmallGroups.apply(x, weight, bias, self.num_groups, self.eps)[0]
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         # few passes and few copies of the pixels, since each costs two or three as a dual number

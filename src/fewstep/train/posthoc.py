@@ -23,6 +23,7 @@ from fewstep import checkpoint
 from fewstep.checkpoint import Card
 from fewstep.convert import convert
 from fewstep.denoiser import Denoiser
+from fewstep.precision import master
 from fewstep.progress import track
 from fewstep.train.ema import power
 
@@ -132,6 +133,7 @@ def reconstruct(
     denoiser, card = found[-1].load()  # buffers are the last
     for std, total in zip(stds, sums, strict=True):
         denoiser.load_state_dict(denoiser.state_dict() | total, assign=True)
+        master(denoiser)  # EDM2's buffers are in float16
         ema = {"kind": "PowerFunction", "std": std, "snapshots": len(found)}
         about = dataclasses.replace(card, nimg=nimg, ema=ema, metrics=[])
         paths.append(checkpoint.save(denoiser, target / f"{nimg:012d}-{std:.3f}", about))

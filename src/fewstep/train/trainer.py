@@ -38,8 +38,10 @@ def reseed(*key: int) -> None:
 
 @runtime_checkable
 class Constrained(Protocol):
-    """A layer whose `project_` brings its weights back to their set, after every optimizer step if `forced`: EDM2's to
+    """A layer whose `project_` brings its weights back to their set, before each move of its player if `forced`: EDM2's to
     unit length, those of a control branch to [0, 1].
+
+    Not after the move: EDM2 averages the weights as the optimizer left them, and projects them at the next training step.
     """
 
     forced: bool
@@ -67,7 +69,8 @@ class Trainer:
     A step moves each due phase once, over `batch_size` fresh images, split into micro-batches of `micro_batch` images
     which the ranks share. What a micro-batch draws depends on (seed, step, phase, micro-batch) alone, so that a resumed
     run is the same run, and the same micro-batches on more ranks give the same gradients. Between moves every network
-    is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move.
+    is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move. What moves is
+    held in float32 at least (`precision.master`).
 
     optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
     several; the first is the one that is evaluated. tf32: see `precision.tf32`. strategies: how networks lie on the ranks,
@@ -100,6 +103,8 @@ class Trainer:
             raise ValueError(f"expected an optimizer for each of {players}; got {list(optimizers)}")
         self.device = device or torch.device("cpu")
         self.method, self.batch_size, self.seed, self.tf32 = method.to(self.device), batch_size, seed, tf32
+        for name in players:
+            precision.master(self.player(name))
         copy_from_first(method.state_dict().values())  # new heads may have been drawn without a seed
         self.data = ReadAhead(data, self.micro_batch, self.micro_batch * world_size(), self.device)
         lay_out(self.method)
@@ -163,6 +168,8 @@ class Trainer:
         scaler = self.scalers[phase.player]
         rounds = self.batch_size // self.micro_batch
         logs: dict[str, Tensor] = {}
+        for layer in self.projected[phase.player]:
+            layer.project_()
         with self.thawed(phase.player):
             for k in range(rank(), rounds, world_size()):
                 batch = self.data.batch(self.position + k * self.micro_batch)
@@ -191,8 +198,6 @@ class Trainer:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        for layer in self.projected[phase.player]:
-            layer.project_()
         return logs
 
     @contextmanager
