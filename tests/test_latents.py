@@ -163,6 +163,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", coloured().decoded().transpose(0, 2, 3, 1))
     pack(tmp_path / "a.npy", tmp_path / "a.zip")
     stand = Stand()
+    monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)
     monkeypatch.setattr(StabilityVAE, "moments", lambda self, image: stand.moments(image))
     out = tmp_path / "latents.zip"
     assert main(["data", "latents", str(tmp_path / "a.zip"), str(out), "--encoder", "folder", "--batch", "4"]) == 0

@@ -80,6 +80,7 @@ def world(denoiser, tmp_path, monkeypatch):
     checkpoint.save(denoiser, tmp_path / "model", checkpoint.Card(name="tiny"))
     photographs(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)
     monkeypatch.setattr(StabilityVAE, "moments", moments)
     monkeypatch.setattr("fewstep.data.prepare.CHUNK_IMAGES", 2)
     monkeypatch.setattr("fewstep.compare.TEACHER_STEPS", (2,))

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from fewstep import hub
 from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
-from fewstep.data.codec import Pixels, StabilityVAE
+from fewstep.data.codec import Pixels, StabilityVAE, with_vae
 from fewstep.denoiser import Denoiser
+from fewstep.distributed import as_device
 from fewstep.files import new_folder, read_json, regular, write_json, write_tensors
 from fewstep.model_card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.precision import chosen_dtype
 from fewstep.precondition import EDM, IDDPM, VE, VP, Boundary
 
 FORMAT = "fewstep-model"
@@ -189,16 +191,42 @@ def card(path: str | Path) -> Card:
     return dataclasses.replace(about, name=str(hub.parse(path))) if hub.is_address(path) else about
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
-    """The denoiser in a model folder, in the newest snapshot of a run folder, or on the hub (hf://owner/name@revision); in
-    evaluation mode, strict.
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    vae: str | Path | None = None,
+) -> Denoiser:
+    """The denoiser in a model folder, in the newest snapshot of a run folder, or on the hub (hf://owner/name@revision).
+
+    It is in evaluation mode, and its weights are those of the file, every one of them.
+
+    Args:
+        path: the folder, or the address on the hub.
+        device: where it computes: cpu, cuda, cuda:1, ..., mps.
+        dtype: in which its network computes, one of `precision.DTYPES` or auto, which is bfloat16 where the hardware has
+            it. Weights keep the precision of the file; results have that of the input.
+        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, in place of
+            what the model names.
+
+    Raises:
+        ValueError: there is no model, it is not intact, the device is not there, or the VAE does not fit it.
+
+    Example:
+        >>> model = fs.load("models/imagenet512", device="cuda", dtype="bf16", vae="models/sd-vae-ft-mse")
     """
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"path is a model folder, a run folder or hf://owner/name; got a {type(path).__name__}")
+    device, dtype = as_device(device), chosen_dtype(dtype)
     folder = model_folder(path)
     config = read_config(folder)
     where = folder / "config.json"
     network = from_dict(config.get("network"), tuple(NETWORKS), where)
     precondition = from_dict(config.get("precondition"), PRECONDITIONS, where)
     codec = from_dict(config.get("codec"), CODECS, where)
+    if vae is not None:
+        codec = with_vae(codec, vae)
     levels, channels = config.get("levels"), config.get("uncertainty")
     weights = folder / "model.safetensors"
     try:
@@ -218,6 +246,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Denoiser:
                 levels=tuple(map(float, levels)) if levels else None,
                 uncertainty=Uncertainty(channels) if channels else None,
                 codec=codec,
+                dtype=dtype,
             )
     except (TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

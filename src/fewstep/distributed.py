@@ -27,11 +27,78 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+CHOSEN: list[torch.device] = []
+"""The device that `use` chose for this process, if any."""
+
+
 def device() -> torch.device:
-    """The device of this process: its own GPU where there is one, else the CPU."""
-    if torch.cuda.is_available():
+    """The device of this process: the chosen one, else its own GPU where there is one, else the CPU."""
+    if CHOSEN and (CHOSEN[0].type != "cuda" or CHOSEN[0].index is not None):
+        return CHOSEN[0]
+    if CHOSEN or torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def use(name: str | None) -> None:
+    """Choose the device on which this process computes, as `--device` names it; None for the usual one.
+
+    Raises ValueError for what is no device of this machine, for one GPU that several ranks would share, and for MPS, which
+    has no float64, in which states of samplers and statistics are kept.
+    """
+    CHOSEN.clear()
+    if name is None:
+        return
+    try:
+        chosen = as_device(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+    if chosen.type == "mps":
+        raise ValueError(
+            "--device mps: samplers and statistics compute in float64, which MPS lacks; use --device cpu. In Python, "
+            'fs.load(path, device="mps") loads a model for code of your own'
+        )
+    if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"--device {name}: torchrun gives each rank a GPU of its own; use --device cuda, or leave it out"
+        )
+    CHOSEN.append(chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(device())
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """The device of that name on this machine: cpu, cuda, cuda:N or mps.
+
+    Raises ValueError, which says what is missing, for a name of another kind and for hardware that is not there.
+    """
+    try:
+        wanted = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {name}: expected cpu, cuda, cuda:N (such as cuda:1) or mps") from error
+    if wanted.type == "cpu" and not wanted.index:
+        return torch.device("cpu")
+    if wanted.type == "mps" and not wanted.index:
+        if torch.backends.mps.is_available():
+            return wanted
+        lacks = "finds no Apple GPU" if torch.backends.mps.is_built() else "has no MPS"
+        raise ValueError(f"device {name}: this PyTorch {lacks} (torch {torch.__version__}); use cpu")
+    if wanted.type != "cuda":
+        raise ValueError(f"device {name}: expected cpu, cuda, cuda:N (such as cuda:1) or mps")
+    if not torch.backends.cuda.is_built():
+        raise ValueError(
+            f"device {name}: this PyTorch has no CUDA (torch {torch.__version__}); use cpu, or install a build with CUDA, "
+            "see https://pytorch.org/get-started"
+        )
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not there:
+        raise ValueError(
+            f"device {name}: PyTorch finds no GPU (torch {torch.__version__}); check nvidia-smi and CUDA_VISIBLE_DEVICES, or "
+            "use cpu"
+        )
+    if (wanted.index or 0) >= there:
+        raise ValueError(f"device {name}: there are {there} GPUs, cuda:0 to cuda:{there - 1}")
+    return wanted
 
 
 @contextmanager
@@ -43,7 +110,7 @@ def process_group() -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.set_device(device())
     store, number, size = meeting_point()
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep import precision
 from fewstep.conditional import GenerativeDenoiser
+from fewstep.data.codec import ready
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import gather, rank, world_size
 from fewstep.metrics.protocol import ROUNDING, show_seeds
@@ -181,7 +182,7 @@ class BatchSize:
 
     def __init__(self, device: torch.device, given: int | None = None) -> None:
         if given is not None and given < 1:
-            raise ValueError(f"images are made at least one at a time; got a batch of {given}")
+            raise ValueError(f"batch_size must be at least 1; got {given}")
         self.device, self.size = device, given or self.FIRST
         self.grows = given is None and device.type == "cuda"  # no CPU says when there will be no memory
         self.before = torch.cuda.memory_reserved(device) if self.grows else 0
@@ -224,7 +225,6 @@ def in_batches(
         start += len(batch)
 
 
-@torch.inference_mode()
 def generate(
     denoiser: Denoiser,
     seeds: Sequence[int],
@@ -244,6 +244,20 @@ def generate(
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
     plan.check(denoiser)
+    ready(denoiser.codec, next(denoiser.parameters()).device)
+    return images_of(denoiser, seeds, label, plan, batch_size, tf32)
+
+
+@torch.inference_mode()
+def images_of(
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    label: int | Tensor | None,
+    plan: Plan,
+    batch_size: int | None,
+    tf32: bool,
+) -> Iterator[NDArray[np.uint8]]:
+    """The images of `generate`, whose arguments are checked."""
     device = next(denoiser.parameters()).device
 
     @precision.tf32(tf32)

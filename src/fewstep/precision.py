@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.distributed import device
+
 PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 """Layers whose precision `lower` chooses."""
 
@@ -24,16 +26,37 @@ def fast_dtype() -> torch.dtype:
 
     Elsewhere it is emulated, a hundred times slower.
     """
-    if torch.cuda.is_available():
+    kind = device().type
+    if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_avx512_bf16_supported()  # there is no public name for it
+        native = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()  # there is no public name for it
     return torch.bfloat16 if native else torch.float32
 
 
-def chosen_dtype(name: str) -> torch.dtype:
-    """The precision of that name as commands and recipes have it; auto is `fast_dtype`."""
-    return fast_dtype() if name == "auto" else getattr(torch, name)
+DTYPES = {
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float64": torch.float64,
+}
+"""In which networks can compute."""
+
+
+def chosen_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The precision of that name, one of `DTYPES`; auto is `fast_dtype`.
+
+    Raises ValueError for another name, and for numbers in which no network computes.
+    """
+    if name == "auto":
+        return fast_dtype()
+    chosen = DTYPES.get(name) if isinstance(name, str) else name
+    if chosen is None or chosen not in DTYPES.values():
+        raise ValueError(f"dtype {name}: networks compute in auto, {', '.join(DTYPES)}")
+    return chosen
 
 
 def master(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from fewstep.bench.page import write
 from fewstep.checkpoint import card, load, model_folder
 from fewstep.data import images as open_images
 from fewstep.denoiser import Denoiser
+from fewstep.distributed import device
 from fewstep.files import sha256
 from fewstep.generation import Plan, generate
 from fewstep.metrics.evaluate import evaluate
@@ -110,7 +111,9 @@ def bench_samplers(
     if samples < 2:
         raise ValueError(f"--samples must be at least 2; got {samples}")
     # opened before the long work, so that a wrong path fails at once
-    trained = None if model is None or reference is None else (model, load(model), open_images(reference))
+    trained = (
+        None if model is None or reference is None else (model, load(model, device=device()), open_images(reference))
+    )
     rows = list(convergence(samples, seed))
     if trained is not None:
         rows += distances(*trained)

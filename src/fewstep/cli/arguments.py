@@ -94,6 +94,26 @@ def shown(command: Callable[..., Any]) -> Callable[..., Any]:
     return same
 
 
+DEVICE = "device: where to compute: cpu, cuda, cuda:1, ...; a GPU where there is one, if left out."
+
+
+def placed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that computes with networks, with the option `--device` beside its own."""
+
+    def same(*args: Any, device: str | None = None, **options: Any) -> Any:
+        from fewstep.distributed import use
+
+        use(device)
+        return command(*args, **options)
+
+    option = inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = [*inspect.signature(command).parameters.values(), option]
+    same.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
+    same.__annotations__ = {**get_type_hints(command, include_extras=True), "device": str | None}
+    same.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n    {DEVICE}"
+    return same
+
+
 def metadata(hint: Any) -> tuple[Any, ...]:
     return getattr(hint, "__metadata__", ())
 
@@ -114,6 +134,10 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
     mine, theirs = inspect.signature(recipe).parameters, inspect.signature(common).parameters
 
     def both(**values: Any) -> tuple[Any, dict[str, Any]]:
+        if "device" in theirs:
+            from fewstep.distributed import use
+
+            use(values["device"])
         return recipe(**{k: v for k, v in values.items() if k in mine}), {k: values[k] for k in theirs}
 
     if clash := set(mine) & set(theirs):

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fewstep.cli import data, evaluation, restoration, sharing, training
-from fewstep.cli.arguments import parse_seeds, shown, with_config
+from fewstep.cli.arguments import parse_seeds, placed, shown, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
 from fewstep.files import OFFLINE, writable
@@ -144,6 +144,7 @@ def convert(
     out: Positional[Path],
     *,
     levels: str | None = None,
+    vae: str | None = None,
 ) -> None:
     """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD, NCVSD) into a model folder; nothing in it is run.
 
@@ -151,15 +152,20 @@ def convert(
         source: path or http(s) address of the file.
         out: model folder to write.
         levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
+        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, to keep with the
+            model; what the file names if left out.
     """
     from fewstep.checkpoint import Card, save
     from fewstep.conditional import ConditionalDenoiser
     from fewstep.convert import convert as read
     from fewstep.convert import fetch
+    from fewstep.data.codec import with_vae
 
     path = fetch(source)
     given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
     denoiser, origin = read(path, source=source.rsplit("/", 1)[-1] if "://" in source else None, levels=given)
+    if vae is not None:
+        denoiser.codec = with_vae(denoiser.codec, vae)
     print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
     print(f"{' around '.join(origin['classes'])}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
     method, lineage = " around ".join(origin["classes"]), [f"{source} (sha256 {origin['sha256']})"]
@@ -257,6 +263,11 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+COMPUTING = {
+    *("demo", "data latents", "compare", "sample", "restore", "eval", "eval reference", "eval pairs", "bench samplers"),
+}
+"""Commands that compute with networks, beside `train` and `distill`; all of them take `--device`."""
+
 SHARED = {
     *("demo", "train", "distill", "compare", "sample", "restore", "eval", "eval reference", "eval pairs"),
     *("data pack", "data latents", "data stats", "data check"),
@@ -321,7 +332,12 @@ def run(argv: list[str]) -> None:
     function, _ = COMMANDS[name]
     if name not in SHARED and os.environ.get("RANK", "0") != "0":
         return
-    if function is training.fit_recipe:
-        training.fit_recipe(argv[words:], name)
-    else:
-        tyro.cli(shown(function), args=with_config(argv[words:]), prog=f"fewstep {name}")
+    try:
+        if function is training.fit_recipe:
+            training.fit_recipe(argv[words:], name)
+        else:
+            function = placed(function) if name in COMPUTING else function
+            tyro.cli(shown(function), args=with_config(argv[words:]), prog=f"fewstep {name}")
+    finally:
+        if "fewstep.distributed" in sys.modules:  # the choice is this command's, not the process's
+            sys.modules["fewstep.distributed"].use(None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -82,7 +82,7 @@ def latents(
     source: Positional[Path],
     dest: Positional[Path],
     *,
-    encoder: str = "stabilityai/sd-vae-ft-mse",
+    encoder: Annotated[str, arg(aliases=["--vae"])] = "stabilityai/sd-vae-ft-mse",
     batch: int = 8,
 ) -> None:
     """Encode images with Stable Diffusion's VAE, as EDM2 trains on them at 512x512; needs fewstep[vae].
@@ -94,12 +94,13 @@ def latents(
         batch: images at a time; more are faster and need more memory.
     """
     from fewstep.data import images as open_images
-    from fewstep.data.codec import StabilityVAE
+    from fewstep.data.codec import StabilityVAE, ready
     from fewstep.data.latents import encode_images
     from fewstep.distributed import device, process_group, rank
 
     codec = StabilityVAE(encoder, batch_size=batch)
     with process_group():
+        ready(codec, device())
         n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
         if rank() == 0:
             print(f"{dest}: latents of {n:,} images; next: fewstep recipes imagenet512:teacher")

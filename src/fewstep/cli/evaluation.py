@@ -158,6 +158,8 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     from dataclasses import replace
 
     from fewstep.checkpoint import card, model_folder
+    from fewstep.data.codec import ready
+    from fewstep.distributed import device
     from fewstep.files import sha256
     from fewstep.generation import generated
     from fewstep.metrics.protocol import repeat_seeds
@@ -165,6 +167,7 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     model = sampling.load(path)
     plan = sampling.plan(model)
     plan.check(model)
+    ready(model.codec, device())
     about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}
     if sampling.guide is not None:
         about["guide"] = sha256(model_folder(sampling.guide) / "model.safetensors")

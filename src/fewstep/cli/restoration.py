@@ -32,6 +32,7 @@ def restore(
     kernel: Path | None = None,
     factor: float | None = None,
     label: Annotated[str | None, arg(name="class")] = None,
+    vae: str | None = None,
     batch: int = 32,
 ) -> None:
     """Restore images: measure them and invert, or invert given measurements; every sample is one draw of the posterior.
@@ -56,6 +57,8 @@ def restore(
         kernel: npy file (h, w) for the deblurring tasks.
         factor: of super_resolution.
         label: class of all images, or data (those of the data set), or none; a model with classes needs one of them.
+        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub; what the model
+            names if left out.
         batch: samples at a time; it does not change them.
     """
     if samples < 1 or batch < 1 or nfe < 1 or prior_steps < 1:
@@ -76,6 +79,7 @@ def restore(
         )
 
     from fewstep.checkpoint import card, load, model_folder
+    from fewstep.data.codec import ready
     from fewstep.distributed import barrier, device, process_group, rank
     from fewstep.files import sha256
     from fewstep.progress import Progress
@@ -83,7 +87,8 @@ def restore(
     from fewstep.restore import Solver, named_preset
 
     with process_group():
-        denoiser = load(model, device=device())
+        denoiser = load(model, device=device(), vae=vae)
+        ready(denoiser.codec, device())
         operator = build(task, pixel_shape(denoiser), mask, kernel, factor)
         options = solver_options(solver, weight)
         chosen = (

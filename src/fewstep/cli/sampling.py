@@ -44,6 +44,8 @@ class Sampling:
         guidance_min: lowest noise level that is guided.
         guidance_max: highest noise level that is guided.
         dtype: in which the network computes; auto is bfloat16 where the hardware has it, several times as fast.
+        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub; what the model
+            names if left out.
         tf32: in float32, GPUs may round the factors of products to 10 bits.
         compile: compile the blocks of the network first (torch.compile); slow to start, then quicker on GPUs.
     """
@@ -70,6 +72,7 @@ class Sampling:
     guidance_min: float = 0.0
     guidance_max: float = math.inf
     dtype: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
+    vae: str | None = None
     tf32: bool = False
     compile: bool = False
 
@@ -99,10 +102,8 @@ class Sampling:
         from fewstep.checkpoint import load
         from fewstep.distributed import device
         from fewstep.nets.blocks import compile_blocks
-        from fewstep.precision import chosen_dtype
 
-        denoiser = load(path, device=device())
-        denoiser.dtype = chosen_dtype(self.dtype)
+        denoiser = load(path, device=device(), dtype=self.dtype, vae=self.vae)
         if self.compile:
             compile_blocks(denoiser)
         return denoiser
@@ -142,7 +143,7 @@ class Sampling:
         from fewstep.generation import Plan, default_plan
         from fewstep.samplers import indexed_sigmas, posterior
 
-        network = {"dtype": "float32", "tf32": False, "compile": False}
+        network = {"dtype": "float32", "vae": None, "tf32": False, "compile": False}
         others = dataclasses.replace(
             self, sampler=None, steps=None, levels=None, ts=None, guidance=1.0, guide=None, **network
         )
@@ -225,7 +226,7 @@ class Sampling:
             raise ValueError(
                 f"guidance needs 0 <= --guidance-min < --guidance-max; got {interval[0]} and {interval[1]}"
             )
-        guide = None if self.guide is None else self.load(self.guide)
+        guide = None if self.guide is None else dataclasses.replace(self, vae=None).load(self.guide)
         return Guidance(self.guidance, guide, interval)
 
 

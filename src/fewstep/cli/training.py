@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def fitting(
     *,
     out: Path,
+    device: str | None = None,
     fresh: bool = False,
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
@@ -35,6 +36,7 @@ def fitting(
 
     Args:
         out: the run's folder; the same command again resumes it.
+        device: where to compute: cpu, cuda, cuda:1, ...; a GPU where there is one, if left out.
         fresh: start over.
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.files import offline
+from fewstep.files import offline, read_json
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+EXPECTED = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
+"""Of Stable Diffusion's VAE. The scale is not used here; another one means other latents."""
+DEFAULTS: dict[str, Any] = EXPECTED | {"block_out_channels": (64,)}
+"""Of diffusers, for what a config.json leaves out."""
 
 
 class Codec(Protocol):
@@ -95,18 +102,92 @@ class StabilityVAE:
         return torch.cat([function(part) for part in x.split(self.batch_size)])
 
 
+def with_vae(codec: Codec, vae: str | Path) -> Codec:
+    """The codec of a model of latents with another copy of its VAE: a folder, or a name on the hub.
+
+    Raises ValueError if the model makes pixels, or if the folder holds no VAE that fits.
+    """
+    if not isinstance(codec, StabilityVAE):
+        raise ValueError(f"vae {vae}: this model makes pixels, and has no use for a VAE; leave it out")
+    folder = Path(vae)
+    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(vae)):
+        return replace(codec, vae=str(vae))
+    check_folder(folder, len(codec.raw_mean))
+    return replace(codec, vae=str(folder.resolve()))
+
+
+def ready(codec: Codec, device: torch.device) -> None:
+    """Load what a codec needs, so that what is missing is reported before images are made."""
+    if isinstance(codec, StabilityVAE):
+        check_config(autoencoder(codec.vae, device).config, len(codec.raw_mean), codec.vae)
+
+
+WAY_OUT = (
+    f"give --vae FOLDER (fs.load(path, vae=...)) with diffusers' AutoencoderKL: config.json and {WEIGHTS}, such as "
+    f"those of https://huggingface.co/{StabilityVAE.vae}"
+)
+
+
+def check_folder(folder: Path, channels: int) -> None:
+    """Refuse a folder that is not that of a VAE whose latents have so many channels; its weights are not read."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"vae {folder}: expected a folder; it is {'a file' if folder.exists() else 'missing'}; {WAY_OUT}"
+        )
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            nested = f"; name {folder / 'vae'}" if (folder / "vae" / name).is_file() else f"; {WAY_OUT}"
+            raise ValueError(f"vae {folder}: expected the folder of a VAE; there is no {name} in it{nested}")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        found = config.get("_class_name") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"vae {folder}: expected an AutoencoderKL; its config.json is that of {found!r}; {WAY_OUT}")
+    check_config(config, channels, str(folder))
+
+
+def check_config(config: Mapping[str, Any], channels: int, where: str) -> None:
+    """Refuse a VAE whose latents are not those of Stable Diffusion: other channels, size or scale."""
+    given = DEFAULTS | dict(config)
+    found = {name: given[name] for name in EXPECTED}
+    found["levels"] = len(given["block_out_channels"]) if isinstance(given["block_out_channels"], Sequence) else None
+    for name, value in (EXPECTED | {"latent_channels": channels, "levels": 4}).items():
+        if found[name] != value:
+            raise ValueError(
+                f"vae {where}: the model's latents are those of Stable Diffusion's VAE, {name} {value}; this one has "
+                f"{found[name]!r}"
+            )
+
+
 @lru_cache(maxsize=1)
 def autoencoder(name: str, device: torch.device) -> Any:
-    """The VAE by folder or name; from the hub only what is not a folder, and offline only what was got before."""
+    """The VAE by folder or name, from safetensors alone; from the hub only what is not a folder, and offline only what was
+    fetched before.
+
+    Raises ValueError if diffusers or the VAE is missing, or if its weights are not intact.
+    """
+    local = Path(name).is_dir()
+    if local:
+        check_folder(Path(name), len(StabilityVAE.raw_mean))
     try:
         kind = import_module("diffusers").AutoencoderKL
-    except ImportError as error:
-        raise ValueError('latents need the package diffusers: pip install "fewstep[vae]"') from error
-    try:
-        vae = kind.from_pretrained(name, local_files_only=offline() or Path(name).is_dir())
-    except OSError as error:
+    except Exception as error:  # its imports fail in many ways where versions do not fit
         raise ValueError(
-            f"the VAE {name!r} is neither a folder nor to be had from the hub ({error}); copy the folder of diffusers' "
-            "AutoencoderKL (config.json, diffusion_pytorch_model.safetensors) here and name it"
+            f'latents need the package diffusers: pip install "fewstep[vae]" ({first_line(error)})'
         ) from error
+    options = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": offline() or local}
+    try:
+        vae, report = kind.from_pretrained(name, output_loading_info=True, **options)
+    except Exception as error:  # of the hub, of safetensors, of diffusers: each has its own
+        what = "cannot be read" if local else "is neither a folder nor to be had from the hub"
+        raise ValueError(f"the VAE {name!r} {what} ({first_line(error)}); {WAY_OUT}") from error
+    if wrong := [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]:
+        raise ValueError(
+            f"the VAE {name!r}: {len(wrong)} tensors do not fit its config.json, such as {wrong[0]}; {WAY_OUT}"
+        )
+    if not all(tensor.isfinite().all() for tensor in vae.parameters()):
+        raise ValueError(f"the VAE {name!r} has weights that are not finite; {WAY_OUT}")
     return vae.to(device).eval().requires_grad_(False)
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

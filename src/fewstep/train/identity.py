@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fewstep import checkpoint
-from fewstep.distributed import world_size
+from fewstep.distributed import device, world_size
 
 
 def describe(value: Any) -> Any:
@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
             "ranks": world_size(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({cpu_name()})",
+            "device": torch.cuda.get_device_name() if device().type == "cuda" else f"cpu ({cpu_name()})",
         },
     }
 

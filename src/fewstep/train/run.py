@@ -36,6 +36,7 @@ from torch import nn
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
 from fewstep.conditional import ConditionalDiscriminator
+from fewstep.data.codec import ready
 from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
@@ -250,6 +251,9 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     """
     folder = Path(folder)
     run.check()
+    product = run.method.get_submodule(run.method.product)
+    if isinstance(product, Denoiser):  # of which every snapshot has images
+        ready(product.codec, device())
     with claimed(folder):
         open_folder(run, folder, fresh=fresh)
         if run.compile:
@@ -371,7 +375,7 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
 
 def peak_memory_gib() -> float:
     """The most memory that this process had at once, in GiB: on a GPU its tensors, else all of it."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
