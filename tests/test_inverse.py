@@ -232,11 +232,11 @@ def test_diffpir_solves_its_proximal_problem() -> None:
 
 
 def test_dps_steps_down_the_norm_of_the_gap() -> None:
-    """D = x / 2 at sigma = 1: the gradient of |x1 / 2 - y| is its sign over 2, times 1 + sigma^2."""
+    """D = x / 2 at sigma = 1: the gradient of |x1 / 2 - y| is its sign over 2, times sqrt((1 + 1) (1 + 0))."""
     likelihood = Likelihood(FIRST, 3 * ONE[None], 0.1)
     x = torch.full((1, 1, 1, 2), 2.0, dtype=F64)
     (found,) = inverse.dps(pair(0.0), likelihood, x, torch.tensor([1.0, 0.0], dtype=F64), weight=0.3)
-    assert found.flatten().tolist() == pytest.approx([1.0 + 0.3 * 2 * 0.5, 1.0])
+    assert found.flatten().tolist() == pytest.approx([1.0 + 0.3 * 2**0.5 * 0.5, 1.0])
     exact = Likelihood(FIRST, ONE[None], 0.1)
     (found,) = inverse.dps(pair(0.0), exact, x, torch.tensor([1.0, 0.0], dtype=F64), weight=0.3)
     assert found.flatten().tolist() == [1.0, 1.0]  # no step where there is no gap

@@ -267,6 +267,42 @@ def test_user_functions_and_deepinv_objects() -> None:
     squares = inverse.from_physics(Squares(), SHAPE)
     assert isinstance(squares, inverse.Function)
     assert squares.double().A(image()).dtype == F64 and dict(squares.named_parameters())["owner.weight"].dtype == F64
+
+    class Scanner(Sums):
+        """Of complex images, as deepinv's scattering and some of its magnetic resonance."""
+
+        def A(self, x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return (torch.eye(6, dtype=torch.complex64) @ x[..., None]).real[..., 0]
+
+    class Moire(Sums):
+        def A(self, x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return torch.fft.fft2(x)
+
+    class Other(Sums):
+        def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return 2 * super().A_adjoint(y)
+
+    class Unfolded(Sums):
+        def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return y
+
+    class Stairs(Sums):
+        def A(self, x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+            return torch.from_numpy(np.square(x.detach().numpy()))
+
+    unfit = {
+        r"fails for real images \(2, 2, 8, 6\) torch.float32 on the CPU: RuntimeError: .*two channels": Scanner(),
+        r"returned torch.complex64 \(2, 2, 8, 6\). Return complex ones as torch.view_as_real": Moire(),
+        r"A_adjoint of Other is not the adjoint of its A: <A x, v> = .* the adjoint is derived": Other(),
+        r"A_adjoint of Unfolded is not the adjoint of its A: .* nan, of shape \(1, 2, 8\)": Unfolded(),
+        "has no gradient": Stairs(),
+    }
+    for match, unfitting in unfit.items():
+        with pytest.raises(ValueError, match=match) as caught:
+            inverse.from_physics(unfitting, SHAPE)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="has no gradient"):
+        inverse.LinearFunction(lambda x: torch.from_numpy(x.detach().numpy()), SHAPE)
     with pytest.raises(ValueError, match="method A"):
         inverse.from_physics(object(), SHAPE)
     with pytest.raises(ValueError, match="not linear"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import checkpoint, demo, inverse, restorations, restore
 from fewstep.cli import main, warning_line
+from fewstep.cli.restoration import build
 from fewstep.conditional import generative
 from fewstep.data import digits
 from fewstep.denoiser import Denoiser
@@ -277,8 +278,25 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
     assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
     assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")
-    Image.new("L", (9, 8)).save("mask.png")
+    Image.new("L", (9, 8), 255).save("mask.png")
     assert "a mask for images" in fails(capsys, *base, *task, "--mask", "mask.png")
+    Image.new("L", (8, 8)).save("black.png")
+    assert "black.png: every pixel of this mask is black" in fails(capsys, *base, *task, "--mask", "black.png")
+    Image.new("LA", (8, 8), (255, 0)).save("clear.png")
+    assert "it has transparent pixels" in fails(capsys, *base, *task, "--mask", "clear.png")
+    np.save("complex.npy", np.ones((8, 8)) * 1j)
+    assert "expected an npy file of real" in fails(capsys, *base, *task, "--mask", "complex.npy")
+    assert "--beta, --ema-sigma: of pnp_gd, no effect on dps" in fails(
+        capsys, *base, *task, "--solver", "dps", "--beta", "1e-3", "--ema-sigma", "1"
+    )
+    assert "--rho has no effect on the preset balanced" in fails(
+        capsys, *base, *task, "--preset", "balanced", "--rho", "2"
+    )
+    assert "beta must be positive" in fails(capsys, *base, *task, "--beta", "0")
+    assert "rho must be positive" in fails(capsys, *base, *task, "--rho=-1")
+    assert "sigma_min must be less than sigma_max" in fails(capsys, *base, *task, "--sigma-min", "90")
+    assert "decay in [0, 1); got 100, 1.0" in fails(capsys, *base, *task, "--ema-decay", "1")
+    assert "--ncvsd-shift has no effect" in fails(capsys, *base, *task, "--ncvsd-shift")
     np.save("kernel.npy", np.ones((9, 9)) / 81)
     assert "larger than the images" in fails(capsys, *base, "--task", "motion_deblur", "--kernel", "kernel.npy")
     for kernel in (np.array([["a"]]), np.ones((3, 3)) * 1j):
@@ -294,11 +312,98 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     np.save("given/a.npy", np.zeros((1, 8, 9), np.float32))
     assert "given/a.npy: this task's measurements" in fails(capsys, *given)
     np.save("given/a.npy", np.full((1, 8, 8), np.nan, np.float32))
-    assert "finite floats" in fails(capsys, *given)
+    assert "with 64 NaN or infinite values" in fails(capsys, *given)
+    Path("given/a.npy").unlink()
+    Image.new("RGB", (8, 8)).save("given/a.png")
+    assert "given/a.png: this task's measurements are finite floats of shape (1, 8, 8)" in fails(capsys, *given)
+    Image.new("LA", (8, 8)).save("given/a.png")
+    assert "given/a.png: " in (said := fails(capsys, *given)) and "it has transparent pixels" in said
+    phase = [a if a != "box_inpainting" else "phase_retrieval" for a in given]
+    assert "an image cannot hold the moduli" in fails(capsys, *phase)
     one_step = Denoiser(denoiser.net, levels=(2.5,))
     checkpoint.save(one_step, "one_step")
     assert "own noise levels" in fails(capsys, "restore", "one_step", *base[2:], *task)
     assert not (tmp_path / "out").exists()
+
+
+def test_ncvsds_names_and_options(model, tmp_path, capsys) -> None:
+    """Every option of its `posterior_sample.py` changes what its name says, and metrics.json tells the values."""
+    base = ["restore", model, "digits", "--task", "gaussian_deblur_circ", "--runs", "1", *FAST]
+    said = [
+        "--beta",
+        "0.004",
+        "--rho",
+        "3",
+        "--sigma-min",
+        "0.01",
+        "--sigma-max",
+        "40",
+        "--ema-sigma",
+        "1",
+        "--ema-decay",
+    ]
+    assert main([*base, "--out", str(tmp_path / "default")]) == 0
+    assert main([*base, *said, "0.3", "--out", str(tmp_path / "said")]) == 0
+    about = [json.loads((tmp_path / n / "metrics.json").read_text())["protocol"] for n in ("default", "said")]
+    assert [a["task"] for a in about] == ["gaussian_deblur_circ"] * 2
+    published = {"beta": 2e-3, "rho": 2, "sigma_min": 0.002, "sigma_max": 80, "ema_below": 100, "ema_decay": 0.6}
+    changed = {"beta": 0.004, "rho": 3, "sigma_min": 0.01, "sigma_max": 40, "ema_below": 1, "ema_decay": 0.3}
+    for found, expected in zip(about, (published, changed), strict=True):
+        assert found["preset_settings"] == expected | {"coupling": "split", "persistence": 0.0}
+    ours = [a if a != "gaussian_deblur_circ" else "gaussian_deblur" for a in base]
+    assert main([*ours, "--out", str(tmp_path / "ours")]) == 0
+    a, b, c = (files(tmp_path / name) for name in ("default", "ours", "said"))
+    assert all(a[name] == b[name] for name in a if name.startswith("samples"))
+    assert all(a[name] != c[name] for name in a if name.startswith("samples"))
+
+
+@pytest.mark.parametrize("option", ["--beta", "--rho", "--sigma-min", "--sigma-max", "--ema-sigma", "--ema-decay"])
+def test_each_option_of_pnp_gd_counts(model, tmp_path, option: str) -> None:
+    base = ["restore", model, "digits", "--task", "box_inpainting", "--runs", "1", *FAST, "--first", "1", "--out"]
+    value = {"--beta": "0.1", "--rho": "5", "--sigma-min": "1", "--sigma-max": "20"}.get(option, "0.9")
+    assert main([*base, str(tmp_path / "a")]) == 0
+    assert main([*base, str(tmp_path / "b"), option, value]) == 0
+    name = "samples/0/000000.png"
+    assert files(tmp_path / "a")[name] != files(tmp_path / "b")[name]
+
+
+def test_measurements_of_ncvsds_code_can_be_given(model, tmp_path) -> None:
+    """Its folder holds PNG files alone, blurred by kernels whose centre lies a pixel off."""
+    base = ["restore", model, "--task", "motion_deblur_circ", "--samples", "1", "--nfe", "6", "--class", "none"]
+    shifted = [*base, "--ncvsd-shift"]
+    assert main([*shifted, "digits", "--first", "2", "--out", str(tmp_path / "a")]) == 0
+    operator = restore.BLURS["motion_deblur_circ"](SHAPE, (-1, -1))
+    x = torch.from_numpy(digits()[0] / 127.5 - 1).float()[None]
+    y = np.load(tmp_path / "a/measurements/000000.npy")
+    torch.testing.assert_close(torch.from_numpy(y)[None], operator(x), atol=0.25, rtol=0)
+    plain = restore.TASKS["motion_deblur_circ"](SHAPE)
+    torch.testing.assert_close(operator(x), plain(x).roll((-1, -1), (2, 3)))
+    given = tmp_path / "given"
+    given.mkdir()
+    for file in (tmp_path / "a/measurements").glob("*.png"):
+        (given / file.name).write_bytes(file.read_bytes())
+    assert main([*shifted, str(given), "--given", "--out", str(tmp_path / "b")]) == 0
+    assert main([*base, str(given), "--given", "--out", str(tmp_path / "c")]) == 0
+    seen = np.load(tmp_path / "b/measurements/000000.npy")
+    assert np.abs(seen - y.clip(-1, 1)).max() < 0.51 / 127.5
+    a, b, c = (pixels(tmp_path / name / "samples/0/000000.png").int() for name in "abc")
+    assert (a - b).abs().max() <= 1 and not torch.equal(b, c)
+
+
+@pytest.mark.parametrize("kind", ["0/255", "0/1", "1 bit", "palette", "opaque alpha", "npy", "rgb"])
+def test_masks_of_any_kind(tmp_path, kind: str) -> None:
+    mask = (np.arange(64).reshape(8, 8) % 3 > 0).astype(np.uint8)
+    file = tmp_path / ("mask.npy" if kind == "npy" else "mask.png")
+    if kind == "npy":
+        np.save(file, mask)
+    elif kind == "0/1":
+        Image.fromarray(mask).save(file)
+    else:
+        mode = {"1 bit": "1", "palette": "P", "opaque alpha": "LA", "rgb": "RGB"}.get(kind, "L")
+        Image.fromarray(mask * 255).convert(mode).save(file)
+    operator = build("box_inpainting", SHAPE, file, None, None)
+    assert isinstance(operator, inverse.Inpainting)
+    torch.testing.assert_close(operator.singular[0], torch.from_numpy(mask).float())
 
 
 def test_a_kernel_that_changes_the_brightness_is_allowed_and_said(model, tmp_path) -> None:

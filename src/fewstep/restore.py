@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -37,11 +37,21 @@ def motion_size(shape: Shape) -> int:
     return max(round(61 * min(shape[1:]) / 256) // 2 * 2 + 1, min(5, min(shape[1:]) // 2 * 2 - 1))
 
 
+def gaussian_blur(shape: Shape, shift: tuple[int, int] = (0, 0)) -> Operator:
+    return inverse.CircularBlur(inverse.gaussian_kernel(min(blur_std(shape), min(shape[1:]) / 8)), shape, shift)
+
+
+def motion_blur(shape: Shape, shift: tuple[int, int] = (0, 0)) -> Operator:
+    return inverse.CircularBlur(inverse.motion_kernel(motion_size(shape)), shape, shift)
+
+
+BLURS = {"gaussian_deblur": gaussian_blur, "motion_deblur": motion_blur}
+BLURS |= {f"{task}_circ": blur for task, blur in BLURS.items()}
+"""Circular blurs; NCVSD's code calls them `gaussian_deblur_circ` and `motion_deblur_circ`."""
 TASKS: dict[str, Callable[[Shape], Operator]] = {
     "box_inpainting": lambda s: inverse.Inpainting(inverse.box_mask(*s[1:]), s),
     "random_inpainting": lambda s: inverse.Inpainting(inverse.random_mask(*s[1:]), s),
-    "gaussian_deblur": lambda s: inverse.CircularBlur(inverse.gaussian_kernel(min(blur_std(s), min(s[1:]) / 8)), s),
-    "motion_deblur": lambda s: inverse.CircularBlur(inverse.motion_kernel(motion_size(s)), s),
+    **BLURS,
     "super_resolution": lambda s: inverse.super_resolution(s, 4 if min(s[1:]) >= 32 else 2),
     "phase_retrieval": inverse.PhaseRetrieval,
     "colorization": inverse.colorization,
@@ -123,16 +133,18 @@ class Solver:
         return solve(denoise, likelihood, sigmas[0].to(z) * z, sigmas, noise=noise, **self.options)
 
     def describe(self, denoiser: Denoiser) -> dict[str, Any]:
-        preset = {"preset": self.preset.name} if self.name == "pnp_gd" else {}
+        preset = asdict(self.preset) if self.name == "pnp_gd" else {}
+        preset = {"preset": preset.pop("name"), "preset_settings": preset} if preset else {}
+        options = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in self.options.items()}
         prior = {} if self.calls(denoiser) == 1 else {"prior_steps": self.prior_steps}
-        return {"solver": self.name, **preset, **prior, "nfe": self.nfe(denoiser), "options": dict(self.options)}
+        return {"solver": self.name, **preset, **prior, "nfe": self.nfe(denoiser), "options": options}
 
 
 def fitted(preset: Preset, operator: Operator) -> Preset:
     """The preset as an operator can take it: tight coupling and persistence need a known decomposition."""
     if isinstance(operator, Decomposed) or preset.coupling == "split":
         return preset
-    return Preset(preset.name, preset.beta, preset.ema_below, preset.ema_decay, "split", 0.0, preset.sigma_max, 0.02)
+    return replace(preset, coupling="split", persistence=0.0, sigma_min=preset.sigma_min or 0.02)
 
 
 def named_preset(name: str, task: str) -> Preset:

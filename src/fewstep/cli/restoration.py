@@ -25,12 +25,19 @@ def restore(
     sigma_y: float = 0.05,
     solver: Literal["pnp_gd", "dps", "daps", "diffpir"] = "pnp_gd",
     preset: Literal["published", "balanced"] = "published",
+    beta: float | None = None,
+    rho: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    ema_sigma: float | None = None,
+    ema_decay: float | None = None,
     nfe: int = 49,
     prior_steps: int = 3,
     weight: float | None = None,
     mask: Path | None = None,
     kernel: Path | None = None,
     factor: float | None = None,
+    ncvsd_shift: bool = False,
     label: Annotated[str | None, arg(name="class")] = None,
     vae: str | None = None,
     batch: int = 32,
@@ -40,22 +47,32 @@ def restore(
     Args:
         model: model or run folder: an NCVSD student, or a teacher.
         images: what is measured: a folder, zip or npz of images, or the built-in digits; with --given the measurements.
-        task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur, super_resolution, phase_retrieval,
-            colorization, quantization, jpeg, or mine.py:operator.
+        task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur (or NCVSD's names, gaussian_deblur_circ,
+            motion_deblur_circ), super_resolution, phase_retrieval, colorization, quantization, jpeg, or mine.py:operator.
         out: folder for samples, mean, deviation, measurements, sheets and metrics.json; an earlier restoration is replaced.
-        given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them.
+        given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them; without npy files
+            NAME.png, black for -1 and white for 1, as NCVSD's code writes them.
         samples: draws for each image.
         first: only so many images, the first ones.
         seed: of all noise.
         sigma_y: deviation of the measurement's noise, where images are in [-1, 1].
         solver: pnp_gd, or dps, daps, diffpir for a teacher.
         preset: of pnp_gd: published (NCVSD's) or balanced (less bias; for tasks without a published one).
+        beta: of pnp_gd: 2 sigma^2 of the noise that the measurement is taken to have. Default: the preset's.
+        rho: of pnp_gd's published levels: exponent of the ramp. Default: the preset's.
+        sigma_min: of pnp_gd: lowest noise level. Default: the preset's.
+        sigma_max: of pnp_gd: first noise level. Default: the preset's.
+        ema_sigma: of pnp_gd: average the estimates below this noise level. Default: the preset's.
+        ema_decay: of pnp_gd: share of the former average; 0 for none. Default: the preset's.
         nfe: evaluations of the network for each sample, at most.
         prior_steps: evaluations for one draw (pnp_gd) or estimate (daps) by a teacher.
-        weight: of the measurement: the step of dps, the trust in the denoiser of diffpir.
-        mask: image file for the inpainting tasks: black is missing.
+        weight: the step of dps (the authors' code's; twice that of the paper's text), the trust in the denoiser of diffpir
+            (a quarter of its code's lambda).
+        mask: image or npy file for the inpainting tasks: black (or 0) is missing.
         kernel: npy file (h, w) for the deblurring tasks.
         factor: of super_resolution.
+        ncvsd_shift: the circular blurs also move the image by one pixel, up and left, as NCVSD's code does at even sizes:
+            for measurements made by it.
         label: class of all images, or data (those of the data set), or none; a model with classes needs one of them.
         vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub; what the model
             names if left out.
@@ -73,10 +90,25 @@ def restore(
         raise ValueError(f"--seed must not be negative; got {seed}")
     if weight is not None and not weight > 0:
         raise ValueError(f"--weight must be positive; got {weight}")
+    changes = {
+        "beta": beta,
+        "rho": rho,
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "ema_below": ema_sigma,
+        "ema_decay": ema_decay,
+    }
+    typed = ["ema_sigma" if name == "ema_below" else name for name, value in changes.items() if value is not None]
+    if typed and solver != "pnp_gd":
+        raise ValueError(f"{flags(typed)}: of pnp_gd, no effect on {solver}; leave it out")
+    if rho is not None and preset == "balanced":
+        raise ValueError("--rho has no effect on the preset balanced; leave it out, or take --preset published")
     if not sigma_y > 0:
         raise ValueError(
             f"--sigma-y must be positive; got {sigma_y}. For exact measurements take a small one, such as 0.001"
         )
+
+    from dataclasses import replace
 
     from fewstep.checkpoint import card, load, model_folder
     from fewstep.data.codec import ready
@@ -89,10 +121,11 @@ def restore(
     with process_group():
         denoiser = load(model, device=device(), vae=vae)
         ready(denoiser.codec, device())
-        operator = build(task, pixel_shape(denoiser), mask, kernel, factor)
+        operator = build(task, pixel_shape(denoiser), mask, kernel, factor, ncvsd_shift=ncvsd_shift)
         options = solver_options(solver, weight)
+        settings = {name: value for name, value in changes.items() if value is not None}
         chosen = (
-            Solver(solver, named_preset(preset, task), nfe, prior_steps, options)
+            Solver(solver, replace(named_preset(preset, task), **settings), nfe, prior_steps, options)
             if solver == "pnp_gd"
             else (Solver(solver, evaluations=nfe, prior_steps=prior_steps, options=options))
         )
@@ -130,30 +163,39 @@ def world() -> int:
     return world_size()
 
 
+def flags(names: list[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
 def build(
-    task: str, shape: tuple[int, int, int], mask: Path | None, kernel: Path | None, factor: float | None
+    task: str,
+    shape: tuple[int, int, int],
+    mask: Path | None,
+    kernel: Path | None,
+    factor: float | None,
+    *,
+    ncvsd_shift: bool = False,
 ) -> Operator:
     """The operator of a task, with the user's mask, kernel or factor; what has no use is refused."""
-    import numpy as np
     import torch
 
     from fewstep import inverse
-    from fewstep.data.convert import open_image
-    from fewstep.files import regular
     from fewstep.inverse.adapters import operator_of
     from fewstep.recipes import load_file
-    from fewstep.restore import TASKS
+    from fewstep.restore import BLURS, TASKS
 
-    uses = {"mask": "inpainting", "kernel": "deblur", "factor": "super_resolution"}
-    for name, value in {"mask": mask, "kernel": kernel, "factor": factor}.items():
-        if value is not None and not task.endswith(uses[name]):
-            raise ValueError(f"--{name} has no effect on the task {task}; leave it out")
+    known = task if task in TASKS else ""  # a user's operator has a name of its own
+    uses = {"mask": "inpainting", "kernel": "deblur", "factor": "super_resolution", "ncvsd_shift": "deblur"}
+    for name, value in {"mask": mask, "kernel": kernel, "factor": factor, "ncvsd_shift": ncvsd_shift or None}.items():
+        if value is not None and uses[name] not in known:
+            raise ValueError(f"{flags([name])} has no effect on the task {task}; leave it out")
+    shift = (-1, -1) if ncvsd_shift else (0, 0)
     if mask is not None:
-        image = open_image(regular(mask).read_bytes(), str(mask)).convert("L")
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-        return inverse.Inpainting((pixels > 0.5).float(), shape)
+        return inverse.Inpainting(torch.from_numpy(read_mask(mask)), shape)
     if kernel is not None:
-        return inverse.CircularBlur(torch.from_numpy(read_array(kernel)).double(), shape)
+        return inverse.CircularBlur(torch.from_numpy(read_array(kernel)).double(), shape, shift)
+    if ncvsd_shift:
+        return BLURS[task](shape, shift)
     if factor is not None:
         return inverse.super_resolution(shape, factor)
     if ".py:" in task:
@@ -171,6 +213,24 @@ def solver_options(solver: str, weight: float | None) -> dict[str, Any]:
     if solver not in names:
         raise ValueError(f"--weight has no effect on {solver}; leave it out")
     return {names[solver]: weight}
+
+
+def read_mask(path: Path) -> Any:
+    """A mask (H, W), float32: 0 is missing. An npy file is taken as it is, (C, H, W) too; an image is cut at half of its
+    range, which is 0 to 1 where it has no larger value.
+    """
+    import numpy as np
+
+    from fewstep.data.convert import open_image
+    from fewstep.files import regular
+
+    if path.suffix == ".npy":
+        return read_array(path).astype(np.float32)
+    pixels = np.asarray(open_image(regular(path).read_bytes(), str(path)).convert("L"))
+    if not pixels.any():
+        raise ValueError(f"{path}: every pixel of this mask is black, which means missing; invert it")
+    white = 1 if pixels.max() == 1 else 255
+    return (pixels > white / 2).astype(np.float32)
 
 
 def read_array(path: Path) -> Any:
@@ -199,10 +259,13 @@ def read_job(
     shape = pixel_shape(denoiser)
     truth, measurements, data = None, None, None
     if given:
-        files = sorted(Path(images).glob("*.npy"))[:num]
+        files = (sorted(Path(images).glob("*.npy")) or sorted(Path(images).glob("*.png")))[:num]
         if not files:
-            raise ValueError(f"{images}: expected a folder of measurements NAME.npy, as fewstep restore writes them")
-        names, measurements = [file.stem for file in files], [read_array(file) for file in files]
+            raise ValueError(
+                f"{images}: expected a folder of measurements NAME.npy, as fewstep restore writes them, or NAME.png"
+            )
+        names = [file.stem for file in files]
+        measurements = [read_array(file) if file.suffix == ".npy" else read_pixels(file, operator) for file in files]
         check_measurements(operator, files, measurements)
     else:
         data = ArrayImages(Path(images)) if images.endswith(".npz") else open_images(images)
@@ -227,6 +290,20 @@ def read_job(
     )
 
 
+def read_pixels(path: Path, operator: Operator) -> Any:
+    """The measurement (c, h, w) that an image shows, float32 in [-1, 1]."""
+    import numpy as np
+
+    from fewstep.data.convert import open_image
+    from fewstep.files import regular
+    from fewstep.inverse import PhaseRetrieval
+
+    if isinstance(operator, PhaseRetrieval):
+        raise ValueError(f"{path}: an image cannot hold the moduli of a Fourier transform; give NAME.npy")
+    pixels = np.asarray(open_image(regular(path).read_bytes(), str(path)), dtype=np.float32) / 127.5 - 1
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
 def check_measurements(operator: Operator, files: list[Path], measurements: list[Any]) -> None:
     """Refuse measurements that the operator cannot have made, by name, before anything is computed."""
     import numpy as np
@@ -236,8 +313,10 @@ def check_measurements(operator: Operator, files: list[Path], measurements: list
         expected = tuple(operator.A(torch.zeros(1, *operator.shape)).shape[1:])
     for file, y in zip(files, measurements, strict=True):
         if y.shape != expected or not np.issubdtype(y.dtype, np.floating) or not np.isfinite(y).all():
+            bad = int((~np.isfinite(y)).sum()) if np.issubdtype(y.dtype, np.floating) else 0
             raise ValueError(
                 f"{file}: this task's measurements are finite floats of shape {expected}; got {y.dtype} {y.shape}"
+                + (f" with {bad} NaN or infinite values" if bad else "")
             )
 
 

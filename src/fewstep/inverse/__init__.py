@@ -9,6 +9,7 @@ from fewstep.inverse.blurs import gaussian_kernel as gaussian_kernel
 from fewstep.inverse.blurs import gaussian_line as gaussian_line
 from fewstep.inverse.blurs import motion_kernel as motion_kernel
 from fewstep.inverse.blurs import real_blur as real_blur
+from fewstep.inverse.daps import Langevin as Langevin
 from fewstep.inverse.daps import daps as daps
 from fewstep.inverse.daps import solved as solved
 from fewstep.inverse.diffpir import diffpir as diffpir

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +16,44 @@ from fewstep.inverse.operator import Linear, Operator
 
 def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """f(x) of random images; raises ValueError unless it is one real and finite measurement for each."""
-    with torch.no_grad():
-        y = function(x)
+    try:
+        with torch.no_grad():
+            y = function(x)
+    except Exception as error:  # a user's function may raise anything
+        raise ValueError(
+            f"this operator fails for real images {tuple(x.shape)} {x.dtype} on the CPU: {first_line(error)}. Operators of "
+            "complex images take their real and imaginary part as two channels"
+        ) from error
     if not isinstance(y, Tensor):
         raise ValueError(
             f"an operator turns images {tuple(x.shape)} into a tensor; this one returned {type(y).__name__}"
         )
     if y.ndim < 2 or len(y) != len(x) or not y.is_floating_point():
+        hint = ". Return complex ones as torch.view_as_real" if y.is_complex() else ""
         raise ValueError(
             f"an operator turns images {tuple(x.shape)} into real measurements ({len(x)}, ...), one for each; this one "
-            f"returned {y.dtype} {tuple(y.shape)}"
+            f"returned {y.dtype} {tuple(y.shape)}{hint}"
         )
     if not y.isfinite().all():
         raise ValueError("this operator is not finite for random images, whose values may be any; define it everywhere")
     return y
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def check_differentiable(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the function of images of this shape has a gradient, which its draws follow."""
+    try:
+        with torch.enable_grad():
+            x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            torch.autograd.grad(function(x).square().sum(), x)
+    except Exception as error:  # a user's function may raise anything
+        raise ValueError(
+            f"this operator has no gradient ({first_line(error)}); write it with differentiable functions of PyTorch, or "
+            "give an object with the methods A and A_adjoint"
+        ) from error
 
 
 def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
@@ -60,17 +85,33 @@ class LinearFunction(Linear):
         self.function = function
         if not linear(function, shape):
             raise ValueError("this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); make it a Function")
+        if type(self).A_adjoint is Linear.A_adjoint:  # derived by differentiation
+            check_differentiable(function, shape)
 
     def A(self, x: Tensor) -> Tensor:
         return self.function(x)
 
 
 class Physics(Linear):
-    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator."""
+    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator.
+
+    Raises:
+        ValueError: A_adjoint fails, or is not the adjoint of A, with which every draw would have another law.
+    """
 
     def __init__(self, physics: Any, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
         self.physics = physics
+        x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        y = tried(physics.A, x)
+        v = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+        pulled = tried(physics.A_adjoint, v)
+        a, b = (y * v).sum().item(), (x * pulled).sum().item() if pulled.shape == x.shape else math.nan
+        if not math.isclose(a, b, abs_tol=1e-3 * (y.norm() * v.norm()).item()):
+            raise ValueError(
+                f"A_adjoint of {type(physics).__name__} is not the adjoint of its A: <A x, v> = {a:.6g}, <x, A_adjoint v> = "
+                f"{b:.6g}, of shape {tuple(pulled.shape)}. Give its A alone, as a function, and the adjoint is derived"
+            )
 
     def A(self, x: Tensor) -> Tensor:
         return self.physics.A(x)
@@ -84,6 +125,10 @@ def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
 
     It is tried on random images, on the CPU; `.to` moves it afterwards. Noise that the object adds is left out: a
     `Likelihood` says its level. deepinv itself is not imported.
+
+    Raises:
+        ValueError: the object has no A, fails for real images of this shape, returns complex measurements or none for
+            each image, has no gradient though it is not linear, or a wrong adjoint.
     """
     if not callable(getattr(physics, "A", None)):
         raise ValueError(
@@ -91,7 +136,12 @@ def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
         )
     if linear(physics.A, shape) and callable(getattr(physics, "A_adjoint", None)):  # phase retrieval also has one
         return Physics(physics, shape)
-    return Function(physics.A, shape)
+    return tried_function(physics.A, shape)
+
+
+def tried_function(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Function:
+    check_differentiable(function, shape)
+    return Function(function, shape)
 
 
 class Latent(Operator):
@@ -121,4 +171,4 @@ def operator_of(value: Any, shape: tuple[int, ...]) -> Operator:
         return value
     if hasattr(value, "A"):
         return from_physics(value, shape)
-    return (LinearFunction if linear(value, shape) else Function)(value, shape)
+    return (LinearFunction if linear(value, shape) else tried_function)(value, shape)

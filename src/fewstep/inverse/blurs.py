@@ -84,17 +84,23 @@ def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
 class CircularBlur(Decomposed):
     """y = kernel * x with the image continued periodically, each channel by itself.
 
-    kernel: (h, w), as a convolution; its centre (h // 2, w // 2) stays where it is. The singular values are those of the
-    Fourier transform, whose phase is part of U.
+    The singular values are those of the Fourier transform, whose phase is part of U.
+
+    Args:
+        kernel: (h, w), as a convolution.
+        shape: (C, H, W).
+        shift: rows and columns by which the image moves. (0, 0) keeps the kernel's centre (h // 2, w // 2) where it is.
+            (-1, -1), up and left, is what the code of NCVSD does at 256x256, whose measurements need it.
     """
 
     phase: Tensor
 
-    def __init__(self, kernel: Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, kernel: Tensor, shape: tuple[int, int, int], shift: tuple[int, int] = (0, 0)) -> None:
         super().__init__(shape)
         check_kernel(kernel, shape)
         h, w = kernel.shape
-        padded = F.pad(kernel.double(), (0, shape[2] - w, 0, shape[1] - h)).roll((-(h // 2), -(w // 2)), (0, 1))
+        origin = (shift[0] - h // 2, shift[1] - w // 2)
+        padded = F.pad(kernel.double(), (0, shape[2] - w, 0, shape[1] - h)).roll(origin, (0, 1))
         spectrum = torch.fft.rfft2(padded)
         self.keep_singular(spectrum.abs())
         self.register_buffer("phase", torch.polar(torch.ones_like(spectrum.abs()), spectrum.angle()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +16,48 @@ from fewstep.samplers.edm import euler
 
 
 def solved(denoise: Denoise, n: int = 5) -> Denoise:
-    """The end of the probability-flow ODE from (x, sigma), by `n` steps of Euler: DAPS's estimate of x0."""
+    """The end of the probability-flow ODE from (x, sigma), by `n` steps of Euler: DAPS's estimate of x0.
+
+    The levels are the authors': `n` + 1 of Karras' ramp from sigma to 0.01, the last one replaced by 0.
+    """
 
     def end(x: Tensor, sigma: Tensor) -> Tensor:
         top = float(sigma)
-        sigmas = torch.tensor([top, 0.0], dtype=torch.float64)
-        if n > 1:
-            sigmas = karras_sigmas(n, sigma_min=min(0.01, top / 10), sigma_max=top)
-        return last(euler(denoise, x, sigmas.to(x)))
+        sigmas = karras_sigmas(n + 1, sigma_min=min(0.01, top / 10), sigma_max=top)
+        return last(euler(denoise, x, torch.cat([sigmas[:-2], sigmas[-1:]]).to(x)))
 
     return end
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """The authors' draws: plain Langevin steps u <- u - h grad E + sqrt(2 h) eps, from the estimate x0, on
+    E(u) = |A(u) - y|^2 / tau^2 + |u - x0|^2 / (2 sigma^2).
+
+    Args:
+        rate: h at the first level; each task has its own.
+        steps: for each level.
+        tau: sqrt(2) times the measurement noise that E stands for. The authors take 0.01 whatever the noise is.
+        last: h at level k of n is rate (1 - (1 - last) k / (n + 1)).
+    """
+
+    rate: float = 1e-4
+    steps: int = 100
+    tau: float = 0.01
+    last: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and self.steps >= 1 and self.tau > 0 and 0 < self.last <= 1):
+            raise ValueError(f"Langevin steps need rate, tau > 0, steps >= 1 and last in (0, 1]; got {self}")
+
+    def __call__(self, likelihood: Likelihood, x0: Tensor, sigma: Tensor, done: float, noise: Noise) -> Tensor:
+        """The end of the steps. done: k / (n + 1)."""
+        u, h = x0, self.rate * (1 - (1 - self.last) * done)
+        gradient = likelihood.operator.gradient(likelihood.y)
+        for _ in range(self.steps):
+            downhill = 2 * gradient(u) / self.tau**2 + (u - x0) / sigma**2
+            u = u - h * downhill + (2 * h) ** 0.5 * noise(u)
+        return u
 
 
 @torch.no_grad()
@@ -36,18 +69,29 @@ def daps(
     *,
     radius: float = 0.5,
     sigma_data: float = 0.5,
+    langevin: Langevin | None = None,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
     """At each level estimate x0, draw from N(x0, r^2) p(y | x0), renoise to the next level (Algorithm 1).
 
-    denoise: the estimate, `solved(D)` as in the paper. r = radius sigma sigma_data / hypot(sigma, sigma_data), the share
-    `radius` of what a posterior of pixels of deviation sigma_data has. The paper takes r = sigma and a hundred short
-    Langevin steps, which do not reach that law where the measurement is silent; the draws here are exact, if the operator
-    is linear, and need the smaller r. Yields the draws.
+    Yields the draws. By default they are exact, if the operator is linear, with r = radius sigma sigma_data /
+    hypot(sigma, sigma_data). The paper has r = sigma and a hundred short Langevin steps, which do not reach that law where
+    the measurement is silent; exact draws need the smaller r.
+
+    Args:
+        denoise: the estimate, `solved(D)` as in the paper.
+        radius: share of the deviation that a posterior of pixels of deviation `sigma_data` has.
+        langevin: draw as the authors' code does instead; radius, sigma_data and the likelihood's sigma_y then have no
+            effect.
     """
-    for sigma, sigma_next in steps(sigmas):
-        r = radius * sigma_data * sigma / torch.hypot(sigma, sigma.new_tensor(sigma_data))
-        x0 = likelihood.sample(denoise(x, sigma), r, noise)
+    if not radius > 0 or not sigma_data > 0:
+        raise ValueError(f"daps takes a positive radius and sigma_data; got {radius} and {sigma_data}")
+    for k, (sigma, sigma_next) in enumerate(steps(sigmas)):
+        if langevin is not None:
+            x0 = langevin(likelihood, denoise(x, sigma), sigma, k / len(sigmas), noise)
+        else:
+            r = radius * sigma_data * sigma / torch.hypot(sigma, sigma.new_tensor(sigma_data))
+            x0 = likelihood.sample(denoise(x, sigma), r, noise)
         yield x0
         if sigma_next > 0:
             x = add_noise(x0, sigma_next, noise)

@@ -20,15 +20,25 @@ def diffpir(
     x: Tensor,
     sigmas: Tensor,
     *,
-    trust: float = 7.0,
+    trust: float = 1.75,
     zeta: float = 0.3,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
     """Denoise, solve argmin |A u - y|^2 / (2 sigma_y^2) + trust |u - D(x)|^2 / (2 sigma^2), renoise (Algorithm 1).
 
-    trust: the paper's lambda. zeta: the share of fresh noise in the variance; the rest is the noise that the solution
-    implies. Yields the solutions.
+    Yields the solutions.
+
+    Args:
+        trust: lambda in the paper's rho = lambda sigma_y^2 / sigma^2, with both levels in the unit of x. The authors' code
+            takes sigma_y for images in [0, 1] and sigma for images in [-1, 1]; its lambda is 4 `trust`, so that 1.75 is
+            its 7. deepinv's `lambda_` is 2 `trust`.
+        zeta: the share of fresh noise in the variance, in [0, 1]; the rest is the noise that the solution implies.
+
+    Raises:
+        ValueError: trust is not positive, or zeta is outside of [0, 1].
     """
+    if not trust > 0 or not 0 <= zeta <= 1:
+        raise ValueError(f"diffpir takes trust > 0 and zeta in [0, 1]; got trust={trust}, zeta={zeta}")
     for sigma, sigma_next in steps(sigmas):
         x0 = likelihood.nearest(denoise(x, sigma), float(sigma) ** 2 / (trust * likelihood.sigma_y**2))
         yield x0

@@ -22,10 +22,16 @@ def dps(
     weight: float = 1.0,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """An ancestral step, then a step down the gradient of |A(D(x)) - y| in x (Algorithm 1, with the normalised step).
+    """An ancestral step, then a step down the gradient of |A(D(x)) - y| in x (Algorithm 1, Gaussian noise).
 
-    The paper steps by `weight` in the units of a variance-preserving process, x / sqrt(1 + sigma^2); here x is in its
-    own, so that the step has the factor 1 + sigma^2. One evaluation and one backward pass for each level.
+    With s the present and s' the next level, kept = (s' / s)^2 and x0 = D(x):
+        x' = x0 + kept (x - x0) + s' sqrt(1 - kept) eps - weight sqrt((1 + s^2) (1 + s'^2)) grad_x |A(x0) - y|.
+    The factor converts the algorithm's step, which acts on x / sqrt(1 + sigma^2): one root from the variable that is
+    stepped, one from the variable of the gradient. One evaluation and one backward pass for each level.
+
+    Args:
+        weight: the step size zeta' of the authors' code, which steps along the gradient of the norm. The paper's text
+            steps by zeta' / |A(x0) - y| along the gradient of the squared norm, which is twice as far: take 2 zeta'.
     """
     for sigma, sigma_next in steps(sigmas):
         with torch.enable_grad():
@@ -34,7 +40,8 @@ def dps(
             (gradient,) = torch.autograd.grad(likelihood.gap(x0).sum(), noisy)
         with torch.no_grad():
             kept = (sigma_next / sigma) ** 2
-            x = x0 + kept * (x - x0) - weight * (1 + sigma**2) * gradient
+            factor = ((1 + sigma**2) * (1 + sigma_next**2)).sqrt()
+            x = x0 + kept * (x - x0) - weight * factor * gradient
             if sigma_next > 0:
                 x = x + sigma_next * (1 - kept).sqrt() * noise(x)
         yield x.detach()

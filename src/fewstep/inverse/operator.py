@@ -10,6 +10,7 @@ other linear operators (`Linear`), by Langevin steps for the rest (`Operator`). 
 from __future__ import annotations
 
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -59,10 +60,11 @@ def streams(eps: Tensor) -> Callable[[], Noise]:
 
     One image can so be repeated while the random streams of the others stay where they are.
     """
-    seeds = [part.flatten()[:1].double().view(torch.int64).item() for part in eps.cpu()]
+    # PyTorch's CPU generator reads 32 bits of a seed: they must depend on every bit of the draw
+    seeds = [zlib.crc32(part.numpy().tobytes()) for part in eps.detach().double().cpu()]
 
     def start() -> Noise:
-        generators = [torch.Generator().manual_seed(int(seed) & (2**63 - 1)) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def noise(x: Tensor) -> Tensor:
             drawn = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoise
 from fewstep.inverse.likelihood import Likelihood
-from fewstep.inverse.operator import Coupling
+from fewstep.inverse.operator import Coupling, Decomposed
 from fewstep.noise import Noise, karras_ramp, karras_sigmas
 from fewstep.samplers.contract import last, steps
 from fewstep.samplers.dpm_solver import dpmpp_2m_sde
@@ -37,19 +37,25 @@ def pnp_gd(
     """
     if not 0 <= persistence < 1:
         raise ValueError(f"persistence must lie in [0, 1); got {persistence}")
+    if persistence and not isinstance(likelihood.operator, Decomposed):
+        raise ValueError(
+            "persistent noise needs an operator whose singular value decomposition is known; set persistence=0"
+        )
     u, past = x, None
     for sigma, rho in steps(sigmas):
         x0 = denoise(u, sigma)
         yield x0
         if rho == 0:
             return
+        if not persistence:
+            u = likelihood.sample(x0, rho, noise)
+            continue
         eps = noise(x0)
         if past is not None:
             seen = past[1] + likelihood.shrink(past[0] - x0, sigma) / sigma
             eps = (1 - persistence**2) ** 0.5 * eps - persistence * seen
-        u = likelihood.sample(x0, rho, lambda _, eps=eps: eps)
-        if persistence:
-            past = x0, eps
+        u = likelihood.sample(x0, rho, lambda _, eps=eps: eps)  # a decomposed operator draws once
+        past = x0, eps
 
 
 def averaged(states: Iterable[Tensor], sigmas: Tensor, *, below: float, decay: float) -> Iterator[Tensor]:
@@ -82,12 +88,13 @@ def drawn(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> D
     return draw
 
 
-def published_sigmas(n: int = 50, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """NCVSD's annealing with `n` levels, Karras' ramp with rho = 2: (n,), closed by 0.
+def published_sigmas(n: int = 50, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 2.0) -> Tensor:
+    """NCVSD's annealing with `n` levels, Karras' ramp with exponent `rho`: (n,), closed by 0.
 
     Its last level is no evaluation: u at 0.002 would be drawn and not used. 50 levels are 49 evaluations.
     """
-    return torch.cat([karras_sigmas(n, sigma_min=sigma_min, sigma_max=sigma_max, rho=2)[:-2], torch.zeros(1).double()])
+    levels = karras_sigmas(n, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    return torch.cat([levels[:-2], levels[-1:]])
 
 
 KNEE = 0.1
@@ -113,6 +120,7 @@ def balanced_sigmas(n: int = 49, *, sigma_min: float = 0.05, sigma_max: float = 
 class Preset:
     """How PnP-GD runs. beta: NCVSD's tuned 2 sigma_y^2, None for the measurement's own noise. ema_below, ema_decay:
     of `averaged`; a decay of 0 reports x0 itself. sigma_min None: the measurement's noise level, 0.05 at most.
+    rho: exponent of the published levels; the balanced ones have none.
     """
 
     name: str
@@ -123,12 +131,26 @@ class Preset:
     persistence: float = 0.0
     sigma_max: float = 80.0
     sigma_min: float | None = 0.002
+    rho: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "sigma_min", "sigma_max", "rho"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite; got {value}")
+        if self.sigma_min is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be less than sigma_max; got {self.sigma_min} and {self.sigma_max}")
+        if not self.ema_below >= 0 or not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"the average takes a level of at least 0 and a decay in [0, 1); got {self.ema_below}, {self.ema_decay}"
+            )
 
     def sigmas(self, evaluations: int, sigma_y: float) -> Tensor:
         """(evaluations + 1,), closed by 0."""
         if self.name == "published":
             assert self.sigma_min is not None
-            return published_sigmas(evaluations + 1, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+            levels = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+            return published_sigmas(evaluations + 1, **levels)
         return balanced_sigmas(evaluations, sigma_min=self.sigma_min or min(sigma_y, 0.05), sigma_max=self.sigma_max)
 
 
@@ -141,6 +163,7 @@ PUBLISHED = {
     "super_resolution": published(1e-3, 100, 0.6),
     "phase_retrieval": published(1e-3, 0.2, 0.6),
 }
+PUBLISHED |= {f"{task}_circ": PUBLISHED[task] for task in ("gaussian_deblur", "motion_deblur")}
 """NCVSD's settings for each of its tasks (measurement noise 0.05); random inpainting takes those of the box."""
 
 BALANCED = Preset("balanced", None, 0.0, 0.0, "tight", 0.5, 5.0, None)
