@@ -221,16 +221,26 @@ def read_mask(path: Path) -> Any:
     """
     import numpy as np
 
-    from fewstep.data.convert import open_image
-    from fewstep.files import regular
-
     if path.suffix == ".npy":
         return read_array(path).astype(np.float32)
-    pixels = np.asarray(open_image(regular(path).read_bytes(), str(path)).convert("L"))
+    pixels = np.asarray(read_image(path).convert("L"))
     if not pixels.any():
         raise ValueError(f"{path}: every pixel of this mask is black, which means missing; invert it")
     white = 1 if pixels.max() == 1 else 255
     return (pixels > white / 2).astype(np.float32)
+
+
+def read_image(path: Path) -> Any:
+    """An image as grey or RGB of 8 bits; ValueError if that would lose anything, such as transparency."""
+    from fewstep.data.convert import convert
+    from fewstep.data.files import load_image
+    from fewstep.files import regular
+
+    loaded = load_image(regular(path).read_bytes(), str(path))
+    try:
+        return convert(loaded, "plain")[0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_array(path: Path) -> Any:
@@ -294,13 +304,11 @@ def read_pixels(path: Path, operator: Operator) -> Any:
     """The measurement (c, h, w) that an image shows, float32 in [-1, 1]."""
     import numpy as np
 
-    from fewstep.data.convert import open_image
-    from fewstep.files import regular
     from fewstep.inverse import PhaseRetrieval
 
     if isinstance(operator, PhaseRetrieval):
         raise ValueError(f"{path}: an image cannot hold the moduli of a Fourier transform; give NAME.npy")
-    pixels = np.asarray(open_image(regular(path).read_bytes(), str(path)), dtype=np.float32) / 127.5 - 1
+    pixels = np.asarray(read_image(path), dtype=np.float32) / 127.5 - 1
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
