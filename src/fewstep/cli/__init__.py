@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     name = f"fewstep: rank {os.environ['RANK']}" if several else "fewstep"
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminated)
     try:
         recorded(run)(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -38,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = format_before
     return 0
+
+
+def terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """End as an exception does, so that temporary files and processes go; the second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def told(error: ValueError | OSError | MemoryError) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,7 +233,7 @@ def worked(
         return
     pending: deque[tuple[list[list[Entry]], Future[list[Encoded | ValueError]]]] = deque()
     # Started afresh: a fork of a process that has threads, as PyTorch has, may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             for group in groups:
                 pending.append((group, pool.submit(encode_all, transform, group[me] if me < len(group) else [])))
@@ -249,6 +250,18 @@ def worked(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the process that started it does, which may be killed and tells nobody."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def check(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
