@@ -312,6 +312,10 @@ def test_user_functions_and_deepinv_objects() -> None:
         "one for each; this one returned torch.float32": lambda x: x.reshape(1, -1),
         "one for each; this one returned torch.complex64": lambda x: torch.fft.fft2(x),
         "not finite for random images": lambda x: x.log(),
+        "fails for real images .* KeyError": lambda x: {}[x],
+        "changes its images in place": lambda x: x.mul_(2),
+        "depends on the other images of the batch": lambda x: x - x.mean(0),
+        "or changes at each call": lambda x: x + torch.randn_like(x),
     }
     for match, function in wrong.items():
         with pytest.raises(ValueError, match=match):

@@ -275,6 +275,9 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     assert "at least 1" in fails(capsys, *base, *task, "--samples", "0")
     assert "--first must be at least 1" in fails(capsys, *base, *task, "--first", "0")
     assert "--weight must be positive" in fails(capsys, *base, *task, "--solver", "diffpir", "--weight=-1")
+    assert "positive and finite; got inf" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "inf")
+    assert "are not finite" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "1e38")
+    assert not (tmp_path / "out").exists()  # nor is anything half-written
     assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
     assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
     assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")

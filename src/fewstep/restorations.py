@@ -109,10 +109,17 @@ def cleared(out: Path) -> None:
         raise ValueError(
             f"{out} holds {', '.join(there[:5])}, which is no whole restoration; choose another folder, or empty it"
         )
+    remove(out)
+
+
+def remove(out: Path) -> None:
+    """Remove what a restoration writes from `out`, and the folder if nothing else is there."""
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
 
 
 def restore_all(

@@ -88,8 +88,8 @@ def restore(
         raise ValueError(f"{images} lies in {out}, where an earlier restoration is replaced; choose another --out")
     if seed < 0:
         raise ValueError(f"--seed must not be negative; got {seed}")
-    if weight is not None and not weight > 0:
-        raise ValueError(f"--weight must be positive; got {weight}")
+    if weight is not None and not 0 < weight < float("inf"):
+        raise ValueError(f"--weight must be positive and finite; got {weight}")
     changes = {
         "beta": beta,
         "rho": rho,
@@ -115,7 +115,7 @@ def restore(
     from fewstep.distributed import barrier, device, process_group, rank
     from fewstep.files import sha256
     from fewstep.progress import Progress
-    from fewstep.restorations import cleared, pixel_shape, restore_all, write_summary
+    from fewstep.restorations import cleared, pixel_shape, remove, restore_all, write_summary
     from fewstep.restore import Solver, named_preset
 
     with process_group():
@@ -147,10 +147,16 @@ def restore(
         if rank() == 0:
             cleared(out)
         barrier()
-        with Progress("restore", total=total, unit="samples") as progress:
-            result = restore_all(denoiser, job, chosen, out, protocol=protocol, progress=progress.update)
+        try:
+            with Progress("restore", total=total, unit="samples") as progress:
+                result = restore_all(denoiser, job, chosen, out, protocol=protocol, progress=progress.update)
+            if rank() == 0:
+                write_summary(result, job, out)
+        except Exception:
+            if rank() == 0:
+                remove(out)  # nothing half-written
+            raise
         if rank() == 0:
-            write_summary(result, job, out)
             print(table(result), end="")
             columns = "measurement, samples" + (", mean, deviation" if samples > 1 else "")
             print(f"{out}: {len(job.names)} images, {samples} samples each")

@@ -18,7 +18,7 @@ def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """f(x) of random images; raises ValueError unless it is one real and finite measurement for each."""
     try:
         with torch.no_grad():
-            y = function(x)
+            y, alone = function(given := x.clone()), function(x[:1].clone())
     except Exception as error:  # a user's function may raise anything
         raise ValueError(
             f"this operator fails for real images {tuple(x.shape)} {x.dtype} on the CPU: {first_line(error)}. Operators of "
@@ -36,6 +36,13 @@ def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         )
     if not y.isfinite().all():
         raise ValueError("this operator is not finite for random images, whose values may be any; define it everywhere")
+    if not torch.equal(given, x):
+        raise ValueError("this operator changes its images in place; let it return new tensors, x * 2 for x.mul_(2)")
+    if alone.shape != y[:1].shape or not torch.allclose(y[:1], alone, atol=1e-4 * y.abs().max().item(), rtol=1e-3):
+        raise ValueError(
+            "this operator's measurement of an image depends on the other images of the batch, or changes at each call; make "
+            "it a function of its own image alone, and leave noise to the likelihood"
+        )
     return y
 
 
