@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.measure import Table, alternate, clock, compared
@@ -146,8 +146,9 @@ def loop(given: argparse.Namespace) -> Iterator[Table]:
         p.add_(0.3 * torch.rand_like(p))  # no gain and no share of the observation is 0
     theirs = reference.ncvsd_student(given.reference, config).eval().requires_grad_(False)
     theirs.load_state_dict(upstream_state_dict(student))
-    kernel = nn.functional.pad(inverse.gaussian_kernel(3.0), (0, 2, 0, 2))  # theirs also moves the image by a pixel
-    op = inverse.CircularBlur(kernel, student.shape)
+    op = inverse.CircularBlur(
+        inverse.gaussian_kernel(3.0), student.shape, (-1, -1)
+    )  # theirs moves the image by a pixel
     y = op(torch.rand(given.batch, *student.shape) * 2 - 1) + 0.05 * torch.randn(given.batch, *student.shape)
     sigmas = preset.sigmas(given.nfe, 0.05)
     ema = (preset.ema_below, preset.ema_decay)
