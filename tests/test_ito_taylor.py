@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,6 @@ from fewstep.samplers import (
     ito_taylor,
     ito_taylor_sde,
     last,
-    second_order_options,
     taylor2,
 )
 from fewstep.samplers.ito_taylor import expansion, laplace
@@ -310,21 +309,6 @@ def test_mistakes_on_the_command_line_are_one_line(
     assert main(["sample", "model", "--seeds", "0", "--grid", "grid.png", *options.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-
-
-def test_options_of_the_second_order_solver() -> None:
-    sampler, sigmas = second_order_options(steps=84, rho=3.0, randn_like="ddb", S_max=5.0)
-    torch.testing.assert_close(sigmas, karras_sigmas(84, rho=3), atol=0, rtol=0)
-    assert isinstance(sampler, partial)
-    assert (sampler.func, sampler.keywords) == (ito_taylor, {"noise_pair": "exact"})
-    sampler, _ = second_order_options(randn_like="db")
-    assert isinstance(sampler, partial)
-    assert sampler.keywords == {"noise_pair": "simplified"}
-    sampler, _ = second_order_options(S_churn=80, S_max=1, randn_like="db")
-    assert isinstance(sampler, partial)
-    assert (sampler.func, sampler.keywords["S_max"]) == (taylor2, 1)
-    with pytest.raises(ValueError, match="randn_like must be one of db, ddb"):
-        second_order_options(randn_like=cast("Any", "gauss"))
 
 
 class Reverse(torch.autograd.Function):

@@ -26,6 +26,18 @@ class Features(NamedTuple):
     embedding: Tensor
 
 
+class SamplingDefaults(NamedTuple):
+    """How the authors of a network sample it, down to the random numbers: with these a seed gives their image.
+
+    steps: number of steps of Heun's method. noise_dtype: in which the noise of a stochastic sampler is drawn, None for
+    that of its state, float64. idle_noise: whether churn also draws noise at steps that add none. The defaults are EDM's.
+    """
+
+    steps: int = 18
+    noise_dtype: torch.dtype | None = None
+    idle_noise: bool = True
+
+
 class Network(Protocol):
     """A raw network F: a U-Net in two halves, with its frozen configuration."""
 
@@ -85,6 +97,11 @@ class Denoiser(nn.Module):
     def num_classes(self) -> int:
         """Number of classes; 0 if unconditional."""
         return self.net.num_classes
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How the authors of this kind of network sample it."""
+        return getattr(self.net, "sampling", SamplingDefaults())
 
     @property
     def sigma_min(self) -> float:

@@ -34,9 +34,12 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Noise of the shape, dtype and device of `x` (B, ...)."""
-        return self.draw(x.shape[1:], x.dtype).to(x.device)
+    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Noise of the shape, dtype and device of `x` (B, ...), drawn in `dtype`, that of `x` if None.
+
+        The numbers of a seed depend on the precision in which they are drawn.
+        """
+        return self.draw(x.shape[1:], dtype or x.dtype).to(x)
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.stack([torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self.generators])
@@ -61,12 +64,26 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Plan:
-    """How images are made: a sampler, its noise levels and its options, and guidance."""
+    """How images are made: a sampler, its noise levels and its options, and guidance.
+
+    noise_dtype: in which the noise of the sampler is drawn, None for that of what the sampler asks for.
+    """
 
     sampler: Sampler
     sigmas: Tensor
     options: dict[str, Any] = field(default_factory=dict)
     guidance: Guidance | None = None
+    noise_dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, sampler: Sampler, sigmas: Tensor, **options: Any) -> Plan:
+        """A plan for one network, whose levels are rounded and whose noise is drawn as its authors do: of an EDM or EDM2
+        model, a seed gives the image of EDM's or EDM2's generator.
+        """
+        own = {"round_sigma": denoiser.precondition.round, "idle_noise": denoiser.sampling.idle_noise}
+        known = inspect.signature(sampler).parameters
+        options = {name: value for name, value in own.items() if name in known} | options
+        return cls(sampler, sigmas, options, noise_dtype=denoiser.sampling.noise_dtype)
 
     def __call__(
         self, denoise: Denoise, weak: Denoise, noise: SeededNoise, z: Tensor, *, mean: Tensor | None = None
@@ -77,7 +94,7 @@ class Plan:
         """
         options, known = dict(self.options), inspect.signature(self.sampler).parameters
         if "noise" in known:
-            options["noise"] = noise
+            options["noise"] = partial(noise, dtype=self.noise_dtype)
         if "mean" in known and mean is not None:
             options["mean"] = mean
         if self.guidance is not None:
@@ -142,7 +159,8 @@ class Plan:
 
 
 def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
-    """A generator's own levels; for other denoisers Heun's method on Karras' schedule (18 steps) over their range.
+    """A generator's own levels; for other denoisers Heun's method on Karras' schedule over their range, in 18 steps, or 32
+    for EDM2's networks.
 
     A generative denoiser takes any number of steps: at its own levels if they are as many, else spread over NCVSD's grid.
     """
@@ -158,7 +176,7 @@ def default_plan(denoiser: Denoiser, steps: int | None = None) -> Plan:
                 "name a sampler and its noise levels"
             )
         return Plan(multistep, torch.tensor([*denoiser.levels, 0.0], dtype=torch.float64))
-    return Plan(heun, edm_sigmas(denoiser, 18 if steps is None else steps))
+    return Plan.of(denoiser, heun, edm_sigmas(denoiser, denoiser.sampling.steps if steps is None else steps))
 
 
 def spread_sigmas(denoiser: GenerativeDenoiser, steps: int) -> Tensor:
@@ -239,7 +257,7 @@ def generate(
     label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
     None. batch_size: images at a time; None for as many as fit, see `BatchSize`, remembered for this denoiser. tf32: see
     `precision.tf32`. The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the
-    sampler's noise (float64), so that they are those of EDM's generator on a CPU.
+    sampler's noise (float64, for EDM2's networks float32), so that they are those of EDM's and EDM2's generators on a CPU.
     """
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))

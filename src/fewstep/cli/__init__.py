@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,19 +20,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from fewstep.cli.commands import run
 
+    words = list(sys.argv[1:] if argv is None else argv)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     name = f"fewstep: rank {os.environ['RANK']}" if several else "fewstep"
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
     try:
-        recorded(run)(list(sys.argv[1:] if argv is None else argv))
+        recorded(run)(words)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has read enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, MemoryError) as error:
-        print(f"{name}: error: {told(error)}", file=sys.stderr)
+        print(f"{name}: error: {as_typed(told(error), words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
@@ -56,6 +58,12 @@ def told(error: ValueError | OSError | MemoryError) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error) or "there is not enough memory"
+
+
+def as_typed(message: str, argv: Sequence[str]) -> str:
+    """A message with its options spelled as they were typed: `--S_max` and `--S-max` are the same option."""
+    typed = {word.replace("_", "-"): word for word in (w.partition("=")[0] for w in argv) if word.startswith("--")}
+    return re.sub(r"--[A-Za-z][\w-]*", lambda found: typed.get(found[0].replace("_", "-"), found[0]), message)
 
 
 def recorded(command: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

@@ -21,9 +21,9 @@ class Sampling:
     """How a model makes images.
 
     Attributes:
-        sampler: euler, heun, churn, dpmpp_2m, ancestral, taylor2, ito_taylor, ... or mine.py:function; a generator's own
-            way, heun or (with S_churn) churn if left out.
-        steps: of the sampler; a generator's own if left out, else 18.
+        sampler: euler, heun, churn, dpmpp_2m, ancestral, taylor2, ito_taylor, second_order_sde, ... or mine.py:function;
+            a generator's own way, heun or (with S_churn) churn if left out.
+        steps: of the sampler; a generator's own if left out, else 18, or 32 for EDM2's networks.
         levels: the noise levels themselves, largest first, such as 2.5,0.8; instead of steps and range.
         ts: NCVSD's noise levels by index, closed by 39, such as 10,22,39 for two steps; instead of levels.
         sigma_min: lowest noise level (0.002, or that of the network).
@@ -31,14 +31,14 @@ class Sampling:
         rho: exponent of the noise levels.
         S_churn: amount of fresh noise.
         S_min: lowest level that gets fresh noise.
-        S_max: highest level that gets fresh noise.
+        S_max: highest level that gets fresh noise; of second_order_sde, the level down to which steps are of second order.
         S_noise: inflation of the fresh noise.
         solver: of EDM's general sampler.
         disc: its discretization.
         schedule: its sigma(t).
         scaling: its s(t).
         kappa: stochasticity of ito_taylor; 0 is the ODE, 1 the reverse SDE.
-        randn_like: noise of ito_taylor; ddb draws the exact pair, db the simplified one.
+        randn_like: noise of ito_taylor and second_order_sde; ddb draws the exact pair, db the simplified one.
         guidance: scale of guidance; 1 is none.
         guide: model folder of a weaker model to steer away from; the model without its class if left out.
         guidance_min: lowest noise level that is guided.
@@ -90,11 +90,8 @@ class Sampling:
     @property
     def options(self) -> dict[str, Any]:
         """The options for a sampler that differ from their defaults."""
-        pair = {"db": "simplified", "ddb": "exact", None: None}[self.randn_like]
-        churn = {"S_churn": self.S_churn, "S_min": self.S_min, "S_max": self.S_max, "S_noise": self.S_noise}
-        defaults = {"S_churn": 0.0, "S_min": 0.0, "S_max": math.inf, "S_noise": 1.0}
-        given = {"kappa": self.kappa, "noise_pair": pair}
-        return {k: v for k, v in churn.items() if v != defaults[k]} | {k: v for k, v in given.items() if v is not None}
+        names = ("S_churn", "S_min", "S_max", "S_noise", "kappa", "randn_like")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Sampling, name)}
 
     def load(self, path: Path) -> Denoiser:
         """The model on this process's device, in the precision asked for, compiled if asked for."""
@@ -148,10 +145,11 @@ class Sampling:
             self, sampler=None, steps=None, levels=None, ts=None, guidance=1.0, guide=None, **network
         )
         chosen = [name for name in ("steps", "levels", "ts") if getattr(self, name) is not None]
-        if others != Sampling() or len(chosen) > 1:
+        given = [f.name for f in dataclasses.fields(others) if getattr(others, f.name) != f.default]
+        if given or len(chosen) > 1:
             raise ValueError(
                 "this model draws from the posterior: it takes one of --steps, --levels and --ts, and no option of other "
-                "samplers"
+                f"samplers; got {', '.join(f'--{name}' for name in given or chosen)}"
             )
         if self.levels is not None:
             first = torch.tensor([denoiser.sigma_init], dtype=torch.float64)
@@ -165,33 +163,43 @@ class Sampling:
         from fewstep import samplers
         from fewstep.generation import Plan
 
-        steps = 18 if self.steps is None else self.steps
+        steps = denoiser.sampling.steps if self.steps is None else self.steps
         bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         if self.general:
-            churn = {"S_churn", "S_min", "S_max", "S_noise"}
-            if self.sampler is not None or self.levels is not None or set(self.options) - churn:
+            if self.sampler is not None or self.levels is not None:
                 raise ValueError(
                     "--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out"
                 )
-            general = samplers.Ablation(
-                **self.general, **bounds, rho=self.rho, **self.options, precondition=denoiser.precondition
-            )
-            return Plan(general, general.sigmas(steps))
+            if self.disc not in (None, "edm") and self.rho != Sampling.rho:
+                raise ValueError(f"--rho has no effect with --disc {self.disc}; it shapes the levels of --disc edm")
+            options = self.taken(samplers.Ablation, "EDM's general sampler")
+            general = samplers.Ablation(**self.general, **bounds, **options, precondition=denoiser.precondition)
+            return Plan.of(denoiser, general, general.sigmas(steps))
         sampler = self.find()
-        options = self.options
-        known = inspect.signature(sampler).parameters
-        if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"the sampler {sampler.__name__} has no option {', '.join(unknown)}; leave it out")
-        if "round_sigma" in known:
-            options["round_sigma"] = denoiser.precondition.round
+        options = self.taken(sampler, f"the sampler {sampler.__name__}")
         if self.levels is not None:
-            if self.steps is not None or any(v is not None for v in bounds.values()):
+            if self.steps is not None or any(v is not None for v in bounds.values()) or self.rho != Sampling.rho:
                 raise ValueError(
-                    "--levels are the noise levels themselves; leave --steps, --sigma-min and --sigma-max out"
+                    "--levels are the noise levels themselves; leave --steps, --sigma-min, --sigma-max and --rho out"
                 )
-            return Plan(sampler, levels(self.levels), options)
+            return Plan.of(denoiser, sampler, levels(self.levels), **options)
         limits = {k: v for k, v in bounds.items() if v is not None}
-        return Plan(sampler, samplers.edm_sigmas(denoiser, steps, rho=self.rho, **limits), options)
+        return Plan.of(denoiser, sampler, samplers.edm_sigmas(denoiser, steps, rho=self.rho, **limits), **options)
+
+    def taken(self, sampler: Callable[..., Any], name: str) -> dict[str, Any]:
+        """The options as the sampler's own; those that would have no effect are refused."""
+        known, options = inspect.signature(sampler).parameters, self.options
+        for option in options:
+            if not takes(sampler, option):
+                takers = sorted(taker for taker, function in named_samplers().items() if takes(function, option))
+                raise ValueError(f"--{option} has no effect with {name}; the samplers {', '.join(takers)} take it")
+            if option in ("S_min", "S_max", "S_noise") and "S_min" in known and not self.S_churn:
+                raise ValueError(f"--{option} has no effect without --S_churn, the amount of fresh noise")
+        if "randn_like" in options and "randn_like" not in known:
+            options["noise_pair"] = {"db": "simplified", "ddb": "exact"}[options.pop("randn_like")]
+        if "rho" in known:
+            options["rho"] = self.rho
+        return options
 
     def find(self) -> Callable[..., Any]:
         """The sampler by name: one of `fewstep.samplers`, or a function in a file."""
@@ -205,7 +213,7 @@ class Sampling:
         file, _, name = self.sampler.rpartition(":")
         if file:
             return load_file(Path(file), name)
-        known = {n: f for n, f in vars(samplers).items() if inspect.isfunction(f) and takes_schedule(f)}
+        known = named_samplers()
         if name not in known:
             raise ValueError(
                 f"there is no sampler {name!r}; there are {', '.join(sorted(known))}, and mine.py:function"
@@ -238,8 +246,23 @@ def indices(text: str) -> list[int]:
         raise ValueError(f'--ts are indices of noise levels, such as "10,22,39"; got {text!r}') from error
 
 
-def takes_schedule(function: Callable[..., Any]) -> bool:
-    return list(inspect.signature(function).parameters)[:3] == ["denoise", "x", "sigmas"]
+def named_samplers() -> dict[str, Callable[..., Any]]:
+    """The samplers of `fewstep.samplers` by their names."""
+    from fewstep import samplers
+
+    return {
+        name: f for name, f in vars(samplers).items() if inspect.isfunction(f) and takes(f, "denoise", "x", "sigmas")
+    }
+
+
+SPELLED = {"randn_like": "noise_pair"}
+"""Options that some samplers call otherwise."""
+
+
+def takes(sampler: Callable[..., Any], *options: str) -> bool:
+    """Whether a sampler has all of these options, under the command line's name or its own."""
+    known = inspect.signature(sampler).parameters
+    return all(option in known or SPELLED.get(option) in known for option in options)
 
 
 def levels(text: str) -> Any:

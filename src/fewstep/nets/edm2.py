@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Features
+from fewstep.denoiser import Features, SamplingDefaults
 from fewstep.nets.blocks import Block
 from fewstep.nets.convolution import conv2d
 from fewstep.nets.layers import accurate, attention, check_halvings, dropout, lowered, one_hot
@@ -283,6 +283,8 @@ def run_decoder(layers: nn.ModuleDict, features: Features, concat_balance: float
 
 
 class EDM2UNet(MPEmbedding):
+    sampling = SamplingDefaults(steps=32, noise_dtype=torch.float32, idle_noise=False)
+
     def __init__(self, config: EDM2Config) -> None:
         super().__init__(config)
         self.in_channels, self.resolution = config.img_channels, config.img_resolution

@@ -17,8 +17,8 @@ from fewstep.samplers.edm import heun as heun
 from fewstep.samplers.ito_taylor import check_differentiable as check_differentiable
 from fewstep.samplers.ito_taylor import ito_taylor as ito_taylor
 from fewstep.samplers.ito_taylor import ito_taylor_sde as ito_taylor_sde
-from fewstep.samplers.ito_taylor import second_order_options as second_order_options
 from fewstep.samplers.ito_taylor import taylor2 as taylor2
 from fewstep.samplers.sde import Kappa as Kappa
 from fewstep.samplers.sde import euler_maruyama as euler_maruyama
 from fewstep.samplers.sde import stochastic_heun as stochastic_heun
+from fewstep.samplers.second_order_sde import second_order_sde as second_order_sde

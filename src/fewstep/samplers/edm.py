@@ -76,18 +76,22 @@ def churn(
     S_max: float = math.inf,
     S_noise: float = 1.0,
     round_sigma: Callable[[Tensor], Tensor] = torch.clone,
+    idle_noise: bool = True,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
     """Stochastic sampler of EDM (Karras et al., 2022, Algorithm 2): raise the noise level by gamma, then a Heun step.
 
     gamma = min(S_churn / n, sqrt 2 - 1) where S_min <= sigma <= S_max, 0 elsewhere. round_sigma: `precondition.round`
-    of a network that knows only some levels. With S_churn > 0 noise is drawn at every step, used or not, as EDM does: a
-    seed then gives EDM's image. Without, none is drawn and the result is that of `heun`.
+    of a network that knows only some levels. With S_churn > 0 noise is drawn at every step, used or not, as EDM does;
+    with idle_noise=False only where S_min <= sigma <= S_max, as EDM2 does. A seed then gives their image, which
+    `Plan.of` takes care of. Without churn, none is drawn and the result is that of `heun`.
     """
     n = len(sigmas) - 1
     for sigma, sigma_next in steps(sigmas):
         raised = sigma
         if S_churn:
-            raised = round_sigma(sigma * (1 + churn_factor(sigma, n, S_churn, S_min, S_max)))
-            x = lift(x, sigma, raised, noise, S_noise)
+            gamma = churn_factor(sigma, n, S_churn, S_min, S_max)
+            if gamma > 0 or idle_noise:
+                raised = round_sigma(sigma * (1 + gamma))
+                x = lift(x, sigma, raised, noise, S_noise)
         yield (x := heun_step(denoise, x, raised, sigma_next))

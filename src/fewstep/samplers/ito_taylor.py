@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,8 +27,8 @@ from numpy.polynomial import legendre
 from torch import Tensor
 
 from fewstep.denoiser import Denoise, Denoiser
-from fewstep.noise import Noise, karras_sigmas
-from fewstep.samplers.contract import Sampler, steps, unwrapped
+from fewstep.noise import Noise
+from fewstep.samplers.contract import steps, unwrapped
 from fewstep.samplers.edm import churn_factor, lift, slope
 from fewstep.samplers.sde import Kappa, NoiseMoments, noise_moments, rate
 
@@ -248,28 +247,3 @@ def ito_taylor_sde(
         _, curvature = dual(drift, (x, t), (I_z + h**2 / 2 * f, h**2 / 2))
         lap = laplace(lambda u, start=t: drift(u, start), x, laplacian, noise)
         yield (x := x + h * f + I_g + curvature + h**2 / 4 * diffusion(t) ** 2 * lap)
-
-
-def second_order_options(
-    *,
-    steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    randn_like: Literal["db", "ddb"] = "db",
-    S_churn: float = 0.0,
-    S_min: float = 0.0,
-    S_max: float = math.inf,
-    S_noise: float = 1.0,
-) -> tuple[Sampler, Tensor]:
-    """The sampler and the noise levels for the options of the 2nd-SED solver's command line.
-
-    randn_like: `ddb` draws the exact noise pair, `db` the simplified one. With S_churn > 0 it is the churned `taylor2`,
-    in the range of S_min and S_max, which mean nothing otherwise; else `ito_taylor` at kappa = 1. The schemes are the
-    correct ones of second order; that solver's own branch of second order was never reached.
-    """
-    check_choice("randn_like", randn_like, Literal["db", "ddb"])
-    sigmas = karras_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    if S_churn > 0:
-        return partial(taylor2, S_churn=S_churn, S_min=S_min, S_max=S_max, S_noise=S_noise), sigmas
-    return partial(ito_taylor, noise_pair="exact" if randn_like == "ddb" else "simplified"), sigmas
