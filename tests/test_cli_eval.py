@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -175,6 +176,30 @@ def test_images_and_references(capsys):
     shown = capsys.readouterr()
     assert "| fd_pixels@40 " in shown.out and "| fd_pixels@20 " in shown.out
     assert "warning: these figures of fd_pixels cannot be compared, they differ in n: 40 and 20" in shown.err
+
+
+def test_every_kind_of_images_is_a_source(capsys):
+    """The built-in digits, arrays in either layout under either name, and tars, on both sides and for references."""
+    data = digits().decoded()[:40]
+    np.savez("last.npz", arr_0=data.transpose(0, 2, 3, 1))
+    np.savez_compressed("first.npz", images=data)
+    np.save("plain.npy", data[:, 0])
+    Path("images").mkdir()
+    for i in range(40):
+        Image.fromarray(data[i, 0]).save(f"images/{i:02d}.png")
+    with tarfile.open("images.tar", "w") as archive:
+        archive.add("images", ".")
+    assert main(["eval", "digits", "--reference", "digits", "--metrics", "fd_pixels", "--json", "same.json"]) == 0
+    assert results("same.json")["fd_pixels@1797"]["value"] == pytest.approx(0, abs=1e-3)
+    figures = []
+    for source in ("last.npz", "first.npz", "plain.npy", "images", "images.tar"):
+        assert main(["eval", source, "--reference", "digits", "--metrics", "fd_pixels", "--json", "x.json"]) == 0
+        figures.append(results("x.json")["fd_pixels@40"]["value"])
+        assert main(["eval", "digits", "--reference", source, "--metrics", "fd_pixels", "--json", "x.json"]) == 0
+        assert main(["eval", "pairs", source, "plain.npy", "--metrics", "psnr"]) == 0
+    assert figures == 5 * figures[:1] and figures[0] > 0.01
+    assert main(["eval", "reference", "images.tar", "ref.npz", "--metrics", "fd_pixels"]) == 0
+    assert "of 40 images" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_precision_of_features(capsys, monkeypatch):

@@ -214,11 +214,13 @@ def refused(path, *messages):
 
 
 def test_what_is_no_set(tmp_path):
-    refused(tmp_path / "missing", "missing: expected a folder of images or a zip; there is no such path")
+    refused(tmp_path / "missing", "missing: expected a folder, .zip, .tar", "there is no such path")
     (tmp_path / "a.zip").write_bytes(b"no zip at all")
     refused(tmp_path / "a.zip", "a.zip: expected a zip")
     (tmp_path / "a.tar").write_bytes(b"")
-    refused(tmp_path / "a.tar", "a.tar: expected a folder of images or a .zip", "fewstep data pack")
+    refused(tmp_path / "a.tar", "a.tar: damaged")
+    (tmp_path / "a.rar").write_bytes(b"")
+    refused(tmp_path / "a.rar", "a.rar: expected a folder, .zip, .tar")
 
 
 def test_empty_set(write):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
 from dataclasses import replace
 
@@ -382,7 +383,11 @@ def test_every_source_gives_the_same_figures(tmp_path):
             archive.write(file, file.name)
     np.savez(tmp_path / "fake.npz", arr_0=FAKE.transpose(0, 2, 3, 1))
     expected = values(evaluate(list(FAKE), REAL, options()))
-    for name in ("fake", "fake.zip", "fake.npz"):
+    np.savez_compressed(tmp_path / "chw.npz", images=FAKE)
+    with tarfile.open(tmp_path / "fake.tar", "w") as archive:
+        for file in sorted((tmp_path / "fake").iterdir()):
+            archive.add(file, file.name)
+    for name in ("fake", "fake.zip", "fake.npz", "chw.npz", "fake.tar"):
         source = from_path(tmp_path / name)
         assert source.protocol["rounding"] == "as stored"
         assert values(evaluate(source, REAL, options())) == expected, name
@@ -412,6 +417,16 @@ def test_pairs_are_found_by_name(tmp_path):
     (tmp_path / "b" / "002.png").rename(tmp_path / "b" / "004.png")
     with pytest.raises(ValueError, match="only one has 002, 004"):
         open_pairs(tmp_path / "a", tmp_path / "b")
+    Image.fromarray(FAKE[0].transpose(1, 2, 0)).save(tmp_path / "b" / "000.bmp")
+    with pytest.raises(ValueError, match="b: 000 is the name of two images, which cannot be told apart as a pair"):
+        open_pairs(tmp_path / "a", tmp_path / "b")
+    for name, ends in (("one", (".png", ".png")), ("other", (".bmp", ".png"))):
+        (tmp_path / name).mkdir()  # sorted with their extensions: c-d.png, c.png; and c-d.png, c.bmp
+        Image.fromarray(FAKE[0].transpose(1, 2, 0)).save(tmp_path / name / f"c{ends[0]}")
+        Image.fromarray(FAKE[1].transpose(1, 2, 0)).save(tmp_path / name / f"c-d{ends[1]}")
+        (tmp_path / name / f"c-d{ends[1]}").rename(tmp_path / name / f"c.d{ends[1]}")
+    one, other = open_pairs(tmp_path / "one", tmp_path / "other")
+    assert all(np.array_equal(one[i], other[i]) for i in range(2))
     np.savez(tmp_path / "c.npz", arr_0=FAKE[:2].transpose(0, 2, 3, 1))
     with pytest.raises(ValueError, match=r"a has 3 of \(3, 8, 8\), .*c\.npz 2 of"):
         open_pairs(tmp_path / "a", tmp_path / "c.npz")
@@ -431,13 +446,13 @@ def test_folders_are_looked_through_first(tmp_path):
     for name in ("notes.txt", "more.csv"):
         (path / name).unlink()
     Image.fromarray(FAKE[0, :, :4].transpose(1, 2, 0)).save(path / "small.png")
-    with pytest.raises(ValueError, match=r"small\.png is 8x4 RGB, and 000\.png 8x8 RGB"):
+    with pytest.raises(ValueError, match=r"small\.png is \(3, 4, 8\), and 000\.png \(3, 8, 8\)"):
         open_set(path)
     (path / "small.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"small\.png: expected an image"):
         open_set(path)
-    np.savez(tmp_path / "x.npz", arr_0=FAKE[:, 0])
-    with pytest.raises(ValueError, match=r"expected arr_0 uint8 \(N, H, W, C\)"):
+    np.savez(tmp_path / "x.npz", arr_0=FAKE[0, 0])
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, H, W\), \(N, H, W, C\)"):
         open_set(tmp_path / "x.npz")
     (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
     with pytest.raises(ValueError, match="expected an npz file"):

@@ -21,9 +21,7 @@ from fewstep.convert.features import published_tensors
 from fewstep.convert.references import open_reference
 from fewstep.data import images
 from fewstep.data.sources import open_source
-from fewstep.metrics import sources
 from fewstep.metrics.protocol import read_results
-from fewstep.metrics.sources import ArrayImages
 from fewstep.report.page import write_report
 from fewstep.train.log import Lines
 from fewstep.train.run import fit
@@ -91,7 +89,7 @@ def test_pipes_are_not_waited_for(denoiser, tmp_path):
         (lambda p: checkpoint.load(p.parent), "model/model.safetensors"),
         (images, "x.zip"),
         (open_source, "x.tar"),
-        (ArrayImages, "x.npz"),
+        (images, "x.npz"),
         (open_reference, "y.npz"),
         (open_reference, "y.pkl"),
         (read_array, "x.npy"),
@@ -136,11 +134,11 @@ def test_headers_of_arrays_are_not_believed(tmp_path):
 
 
 def test_a_small_file_does_not_unfold_to_a_large_array(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
+    monkeypatch.setattr("fewstep.data.arrays.MAX_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("arr_0.npy", array_file((3, 1024, 1024, 1), content=bytes(3 << 20)))
     with pytest.raises(ValueError, match="no images are so regular"):
-        ArrayImages(tmp_path / "x.npz")
+        images(tmp_path / "x.npz")
     head = bytes([0, 0, 8, 1]) + struct.pack(">I", 2**28 - 1)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(

@@ -88,7 +88,7 @@ def latents(
     """Encode images with Stable Diffusion's VAE, as EDM2 trains on them at 512x512; needs fewstep[vae].
 
     Args:
-        source: image zip or folder, RGB of one size.
+        source: RGB images of one size, from any source of data pack.
         dest: the zip of latents to write.
         encoder: folder of diffusers' AutoencoderKL, or its name on the hub.
         batch: images at a time; more are faster and need more memory.
@@ -110,7 +110,7 @@ def stats(data: Positional[str]) -> None:
     """Measure a data set: size, classes, standard deviation; and propose noise distribution and recipe.
 
     Args:
-        data: image zip or folder, or the built-in digits.
+        data: any source of data pack, such as a folder or zip, or the built-in digits.
     """
     import json
 
@@ -128,7 +128,7 @@ def check(data: Positional[Path]) -> None:
     """Find every file of a data set that cannot be used.
 
     Args:
-        data: image zip or folder.
+        data: any source of data pack, such as a folder or zip.
     """
     from fewstep.data.prepare import check as find_problems
     from fewstep.data.prepare import ranks

@@ -49,8 +49,8 @@ def evaluate(
     The same command again continues an evaluation that was interrupted.
 
     Args:
-        source: model or run folder; or images as folder, zip or npz (arr_0).
-        reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl); or images as folder or zip, or the built-in digits.
+        source: model or run folder; or images from any source of data pack, such as a folder, zip or npz, or digits.
+        reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl); or images, as source.
         metrics: separated by commas: fid, sfid, kid, is, pr, dc (3 and 5 neighbours; pr5, dc3), clip_fid, and fd_, kd_,
             pr_, dc_ with an extractor, such as fd_dinov2 or fd_pixels; each with @ and a number of images, such as
             fid@50k; also fid50k_full, is50k, pr50k3_full.
@@ -196,7 +196,7 @@ def reference(
     """Compute once what metrics need of the real images, and write it to a file that says what each array is for.
 
     Args:
-        data: images as folder, zip or npz (arr_0), or the built-in digits.
+        data: images from any source of data pack, such as a folder, zip or npz, or the built-in digits.
         out: npz file to write.
         metrics: that the reference is to serve; see fewstep eval.
         extractor: features of your own, mine.py:features; several by commas.
@@ -240,7 +240,7 @@ def pairs(
     """Measure how close images are to the ones they should be, pair by pair; the mean of each measure.
 
     Args:
-        a: images as folder, zip or npz (arr_0).
+        a: images from any source of data pack, such as a folder, zip or npz.
         b: the ones they should be, under the same names.
         metrics: separated by commas: psnr, ssim, ssim_7 (of images below 11x11), lpips (lpips_vgg), lpips_alex.
         batch: pairs at a time.

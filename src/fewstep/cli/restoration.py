@@ -46,7 +46,8 @@ def restore(
 
     Args:
         model: model or run folder: an NCVSD student, or a teacher.
-        images: what is measured: a folder, zip or npz of images, or the built-in digits; with --given the measurements.
+        images: what is measured: any source of data pack, such as a folder, zip or npz, or digits; with
+            --given the measurements.
         task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur (or NCVSD's names, gaussian_deblur_circ,
             motion_deblur_circ), super_resolution, phase_retrieval, colorization, quantization, jpeg, or mine.py:operator.
         out: folder for samples, mean, deviation, measurements, sheets and metrics.json; an earlier restoration is replaced.
@@ -268,8 +269,6 @@ def read_job(
     from functools import partial
 
     from fewstep.data import images as open_images
-    from fewstep.data.files import open_files
-    from fewstep.metrics.sources import ArrayImages
     from fewstep.restorations import Job, pixel_shape
 
     shape = pixel_shape(denoiser)
@@ -284,7 +283,7 @@ def read_job(
         measurements = [read_array(file) if file.suffix == ".npy" else read_pixels(file, operator) for file in files]
         check_measurements(operator, files, measurements)
     else:
-        data = ArrayImages(Path(images)) if images.endswith(".npz") else open_images(images)
+        data = open_images(images)
         if tuple(data.shape) != shape:
             raise ValueError(
                 f"the model restores images of shape {shape}, and {images} has {tuple(data.shape)} (C, H, W); "
@@ -292,13 +291,8 @@ def read_job(
             )
         count = len(data) if num is None else min(num, len(data))
         truth = [data[i] for i in range(count)]
-        named = images != "digits" and not images.endswith(".npz")
-        names = (
-            [name.replace("/", "-").rpartition(".")[0] for name in open_files(Path(images)).names[:count]]
-            if named
-            else [f"{i:06d}" for i in range(count)]
-        )
-        if len(set(names)) < len(names):
+        names = [name.replace("/", "-").rpartition(".")[0] for name in (data.names or [])[:count]]
+        if len(set(names)) < count:
             names = [f"{i:06d}" for i in range(count)]
     labels = choose_labels(denoiser, data, label, len(names))
     return partial(

@@ -14,7 +14,7 @@ EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
 
 def open_reference(path: str | Path) -> Reference:
-    """A reference file, or the images of a folder, of a zip, or of the built-in "digits"."""
+    """A reference file, or images of any source; "digits" is the built-in set."""
     if str(path) == "digits":
         return Reference.of(images("digits"))
     path = Path(path)

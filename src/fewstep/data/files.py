@@ -233,6 +233,18 @@ def unread(error: Exception) -> str:
     return "what it holds is no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def read_exactly(file: Readable, size: int, where: str) -> bytes:
+    check_bytes(size, where)
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{where}: cut off; {size} bytes were announced and {len(data)} are left")
+    return data
+
+
 class Header(NamedTuple):
     """What a `.npy` says of its array. order: that of its data, "C" or "F"."""
 

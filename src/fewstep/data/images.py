@@ -16,9 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import read_labels
-from fewstep.data.convert import PACK, fits, read_pixels
+from fewstep.data.convert import PACK, decode, fits, read_pixels
 from fewstep.data.files import Files, open_files
+from fewstep.data.sources import Source, open_source
+from fewstep.files import sha256
+
+DECODED = 2**30
+"""The most bytes of decoded images of a source that is not read piece by piece."""
+EQUAL = f"make them equal with: {PACK} --resolution 64x64 --transform center-crop"
 
 
 class ImageData:
@@ -26,7 +33,8 @@ class ImageData:
 
     images: an array (N, C, H, W) uint8, or files. labels: class indices (N,), None if there are no classes.
     num_classes: 0 without labels; by default as many as `class_names`, else the largest label + 1. memory: if all
-    decoded images fit into so many bytes, each is decoded once and kept.
+    decoded images fit into so many bytes, each is decoded once and kept. file: that of an array, whose hash is the
+    fingerprint.
     """
 
     def __init__(
@@ -38,8 +46,9 @@ class ImageData:
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         memory: int = 2**30,
+        file: Path | None = None,
     ) -> None:
-        self.name = name
+        self.name, self._file = name, file
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
                 raise ValueError(f"{name}: expected images uint8 (N, C, H, W); got {images.dtype} {images.shape}")
@@ -90,6 +99,11 @@ class ImageData:
     def __len__(self) -> int:
         return self._n
 
+    @property
+    def names(self) -> list[str] | None:
+        """The paths of the images within a folder or zip; None if they have none."""
+        return None if self._files is None else self._files.names
+
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """The image at `index`, uint8 (C, H, W)."""
         i = operator.index(index)
@@ -120,9 +134,12 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what is known of the set without reading it, and of its labels: of an array all pixels, of a zip the
-        names, sizes and check sums of its files, of a folder names and sizes alone; another file of the same size goes unseen.
+        """SHA-256 of what is known of the set without decoding it, and of its labels: of an array all pixels or its file, of
+        a zip the names, sizes and check sums of its files, of a folder names and sizes alone; another file of the same size
+        goes unseen.
         """
+        if self._file is not None:
+            return sha256(self._file)
         digest = hashlib.sha256()
         if self._files is None:
             digest.update(f"{self.shape}".encode() + np.ascontiguousarray(self._cache).tobytes())
@@ -140,24 +157,61 @@ class ImageData:
         if i > 0 and not fits(pixels.shape, self.shape):
             raise ValueError(
                 f"{self._files.path}/{name}: expected (channels, height, width) {self.shape} as in {first}; got "
-                f"{pixels.shape}; make them equal with: {PACK} --resolution 64x64 --transform center-crop"
+                f"{pixels.shape}; {EQUAL}"
             )
         return pixels if i == 0 else np.broadcast_to(pixels, self.shape)
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
-    """Open a set of images: a folder (recursive), a `.zip`, or the built-in "digits" ("./digits" is a folder).
+    """Open a set of images: whatever `fewstep data pack` reads, or the built-in "digits" ("./digits" is a folder).
 
-    Images are sorted by relative path; the first fixes the shape. Classes come from `dataset.json` at the root,
-    {"labels": null | [[path, class], ...]}, else from the sorted names of the top-level folders if there is more than
-    one. memory: see `ImageData`. Raises ValueError for whatever is missing, damaged, mixed or hostile, and names it.
+    Images of a folder (recursive) or a `.zip` are sorted by relative path; the first fixes the shape, grey ones among RGB
+    become RGB, and what would lose something is refused. Classes come from `dataset.json` at the root, {"labels": null |
+    [[path, class], ...]}, else from the sorted names of the top-level folders if there is more than one. Arrays are read
+    where they lie (see `ArrayFile`); other sources are decoded at once, up to a GiB. memory: see `ImageData`. Raises
+    ValueError for whatever is missing, damaged, mixed or hostile, and names it.
     """
-    if os.fspath(path) == "digits":
+    given = os.fspath(path)
+    if given == "digits":
         from fewstep.data.builtin import digits  # it is made of ImageData
 
         return digits()
-    files = open_files(Path(path))
+    path = Path(given)
+    if path.suffix.lower() in (".npy", ".npz") and path.is_file():
+        array = ArrayFile(path)
+        return ImageData(array.images, array.labels, name=path.stem, file=path)
+    if not is_files(path):
+        return all_decoded(open_source(given), given)
+    files = open_files(path)
     labels = read_labels(files)
     index, num_classes, class_names = labels or (None, None, None)
     name = files.path.resolve().name.removesuffix(".zip")
     return ImageData(files, index, name=name, num_classes=num_classes, class_names=class_names, memory=memory)
+
+
+def is_files(path: Path) -> bool:
+    """Whether a path is a folder or a zip of images."""
+    return path.suffix.lower() == ".zip" or (path.is_dir() and not (path / "data.mdb").is_file())
+
+
+def all_decoded(source: Source, name: str) -> ImageData:
+    """The images of a source that is read from its beginning to its end."""
+    pixels: list[NDArray[np.uint8]] = []
+    labels: list[int | None] = []
+    for entry in source.entries():
+        image = decode(entry)
+        shape = pixels[0].shape if pixels else image.shape
+        if not fits(image.shape, shape):
+            raise ValueError(f"{entry.where}: expected (channels, height, width) {shape}; got {image.shape}; {EQUAL}")
+        if not pixels and source.total * image.size > DECODED:
+            raise ValueError(
+                f"{name}: {source.total} images of {shape} do not fit into {DECODED} bytes; sets of this size are packed "
+                f"first: {PACK}"
+            )
+        pixels.append(np.broadcast_to(image, shape))
+        labels.append(entry.label)
+    if not pixels:
+        raise ValueError(f"{name}: expected images; found none")
+    known = [label for label in labels if label is not None]
+    index = known if len(known) == len(pixels) else None
+    return ImageData(np.stack(pixels), index, name=Path(name).name, class_names=source.class_names)

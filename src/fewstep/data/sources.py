@@ -19,21 +19,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
 from fewstep.data.convert import Entry
 from fewstep.data.files import (
     Files,
-    array_header,
+    Readable,
     check_bytes,
     check_name,
     is_image,
     open_files,
     other_names,
+    read_exactly,
     top_folders,
 )
 from fewstep.data.pickles import read_pickle
@@ -41,7 +42,7 @@ from fewstep.files import regular
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "
-    ".npy, an LMDB of LSUN, or hf:NAME"
+    ".npy, an LMDB of LSUN, hf:NAME, or the built-in digits"
 )
 
 
@@ -66,6 +67,8 @@ def open_source(source: str | os.PathLike[str], *, labels: bool = True) -> Sourc
     if name.startswith("hf:"):
         return hugging_face(name.removeprefix("hf:"))
     path, lower = Path(name), name.lower()
+    if name == "digits" and not path.exists():
+        return built_in()
     if not path.exists():
         raise ValueError(f"{path}: expected {KINDS}; there is no such path")
     if path.is_dir():
@@ -115,10 +118,6 @@ def from_files(files: Files, *, with_labels: bool = True) -> Source:
 
     class_names = labels.class_names if labels else None
     return Source(len(files.names), entries, class_names, files.others, described(labels, files.names))
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Bounded(io.BufferedIOBase):
@@ -230,14 +229,6 @@ def cifar10(path: Path) -> Source:
     return Source(len(images), entries, class_names, classes=class_list(len(class_names), class_names))
 
 
-def read_exactly(file: Readable, size: int, where: str) -> bytes:
-    check_bytes(size, where)
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError(f"{where}: cut off; {size} bytes were announced and {len(data)} are left")
-    return data
-
-
 def mnist(path: Path) -> Source:
     """MNIST (LeCun et al., 1998): 28x28 pixels, padded to 32x32, with the labels from the file beside it."""
     labels_path = path.with_name(path.name.replace("-images-idx3-", "-labels-idx1-"))
@@ -270,66 +261,32 @@ def mnist(path: Path) -> Source:
     return Source(n, entries, classes=class_list(int(labels.max(initial=0)) + 1, None))
 
 
-def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether images of this shape are (N, C, H, W) rather than (N, H, W, C)."""
-    _, first, _, last = shape
-    if last in (1, 3) or first in (1, 3):
-        return last not in (1, 3)
-    return first < last
-
-
 def arrays(path: Path) -> Source:
-    """An array of images uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
-
-    Channels are at the end or in front where there are 1 or 3, else where there are fewer. A `.npz` has the array under
-    "images", and classes (N,) under "labels" if there are any. Images are read one at a time.
-    """
-
-    @contextmanager
-    def member(name: str) -> Iterator[IO[bytes] | None]:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                yield file if name == "images" else None
-            return
-        with named(path), zipfile.ZipFile(path) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                yield None
-                return
-            with archive.open(f"{name}.npy") as file:
-                yield file
-
-    where = f"{path}[images]"
-    with member("images") as file:
-        if file is None:
-            raise ValueError(f'{path}: expected an array "images", and classes in "labels" if there are any')
-        shape, dtype = array_header(file, where)
-    if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
-        raise ValueError(f"{where}: expected uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); got {dtype} {shape}")
-    front = len(shape) == 4 and channels_first(shape)
-    check_bytes(int(np.prod(shape[1:], dtype=object)), where)
-    labels: NDArray[Any] | None = None
-    with member("labels") as file:
-        if file is not None:
-            labels_shape, kind = array_header(file, f"{path}[labels]")
-            if labels_shape != shape[:1] or kind.kind not in "iu":
-                raise ValueError(f"{path}[labels]: expected integers ({shape[0]},); got {kind} {labels_shape}")
-            data = read_exactly(file, shape[0] * kind.itemsize, f"{path}[labels]")
-            labels = np.frombuffer(data, dtype=kind)
-            if labels.min() < 0:
-                raise ValueError(f"{path}[labels]: expected classes >= 0; got {labels.min()}")
+    """The images of a `.npy` or `.npz`; see `ArrayFile`."""
+    file = ArrayFile(path)
+    labels = file.labels
 
     def entries() -> Iterator[Entry]:
-        with member("images") as file:
-            assert file is not None
-            array_header(file, where)
-            for i in range(shape[0]):
-                data = read_exactly(file, int(np.prod(shape[1:])), where)
-                pixels = np.frombuffer(data, dtype=np.uint8).reshape(shape[1:])
-                if front:
-                    pixels = pixels.transpose(1, 2, 0)
-                yield Entry(f"{where}[{i}]", None if labels is None else int(labels[i]), np.ascontiguousarray(pixels))
+        for i, pixels in enumerate(file.one_by_one()):
+            yield Entry(f"{file.where}[{i}]", None if labels is None else int(labels[i]), pixels)
 
-    return Source(shape[0], entries)
+    found = "no classes" if labels is None else class_list(int(labels.max()) + 1, None)
+    return Source(len(file), entries, classes=found)
+
+
+def built_in() -> Source:
+    """The digits that ship with the package."""
+    from fewstep.data.builtin import digits  # it is made of ImageData, which is made of sources
+
+    data = digits()
+    names, labels = data.class_names, data.labels
+    assert names is not None and labels is not None
+
+    def entries() -> Iterator[Entry]:
+        for i, label in enumerate(labels):
+            yield Entry(f"digits[{i}]", int(label), data[i].transpose(1, 2, 0))
+
+    return Source(len(data), entries, list(names), classes=class_list(len(names), names))
 
 
 def lsun(path: Path) -> Source:

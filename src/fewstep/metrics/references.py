@@ -1,15 +1,13 @@
 """What images are compared with: real images, or their statistics in a file that says what each array is for.
 
 Also read are EDM's npz (mean and covariance for FID) and ADM's npz, where `mu` and `sigma` are of the whole data set,
-for FID, and the images `arr_0` a sample of it, for precision, recall and KID. `fewstep.convert.references` adds EDM2's
-pickles.
+for FID, and the images `arr_0` (or `images`) a sample of it, for precision, recall and KID.
+`fewstep.convert.references` adds EDM2's pickles.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.files import new_file, regular, sha256
-from fewstep.metrics.sources import ArrayImages, Images, member
+from fewstep.data import images as open_images
+from fewstep.data.arrays import IMAGES, array_names, member
+from fewstep.files import new_file, sha256
+from fewstep.metrics.sources import Images
 
 V = TypeVar("V")
 Features = tuple[str, str]
@@ -102,12 +102,10 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 def load_reference(path: Path) -> Reference:
     """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
-    regular(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
+        names = array_names(path)
         about = json.loads(str(member(path, "about"))) if "about" in names else None
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
         ) from error
@@ -121,7 +119,7 @@ def load_reference(path: Path) -> Reference:
     for part, mean, cov in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if {mean, cov} <= names:
             moments["inception", part] = gaussian(path, mean, cov)
-    images = ArrayImages(path) if "arr_0" in names else None
+    images = open_images(path) if names & {*IMAGES} else None
     if not moments and images is None:
         raise ValueError(
             f"{path}: expected mu and sigma (EDM), arr_0 (ADM), or a reference of ours; it has {sorted(names)}"

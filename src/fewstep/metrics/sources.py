@@ -1,15 +1,12 @@
-"""Where the images to be measured come from: a path, an array file, a function of seeds; and batches of them."""
+"""Where the images to be measured come from: a path, a function of seeds; and batches of them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import lzma
-import math
 import queue
 import threading
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,15 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data.files import FORMATS, MAX_BYTES, Files, is_image, open_files, parse_array, read_header, unread
+from fewstep.data.convert import GREY, PACK, fits
+from fewstep.data.files import FORMATS, Files, open_files, orientation, read_array, unread
 from fewstep.data.images import images as open_images
+from fewstep.data.images import is_files
 from fewstep.distributed import device, rank, world_size
-from fewstep.files import regular, sha256
+from fewstep.files import listed
 
 T = TypeVar("T")
-LISTED = 5
-RATIO = 100
-"""The most that a compressed array may unfold to, in its own size, beyond what any file may have."""
 
 
 class Images(Protocol):
@@ -43,6 +39,8 @@ class Images(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def names(self) -> list[str] | None: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
 
@@ -63,90 +61,24 @@ class Source:
     overlap: bool = False
 
 
-class ArrayImages:
-    """The images of an npz file, `arr_0` uint8 (N, H, W, C), as generators of images write them: read where it lies."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self.path = path.stem, path
-        array = member(path, "arr_0")
-        if array.ndim != 4 or array.dtype != np.uint8 or array.shape[3] not in (1, 3) or 0 in array.shape:
-            raise ValueError(f"{path}: expected arr_0 uint8 (N, H, W, C), grey or RGB; got {array.dtype} {array.shape}")
-        self.array = array.transpose(0, 3, 1, 2)
-        self.shape: tuple[int, int, int] = self.array.shape[1:]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return sha256(self.path)
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        # a copy, as PyTorch warns of views of a file that it may not write
-        return np.array(self.array[index], order="C")
-
-
-def member(path: Path, name: str) -> NDArray[Any]:
-    """An array of an npz file: a view of the file where the archive is not compressed, as NumPy's own are."""
-    regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            if info.compress_type != zipfile.ZIP_STORED:
-                if info.file_size > max(MAX_BYTES, RATIO * info.compress_size):
-                    raise ValueError(f"{info.file_size} bytes out of {info.compress_size}: no images are so regular")
-                return parse_array(archive.read(info), name)
-            with archive.open(info) as file:
-                shape, dtype, order = read_header(file, name)
-                offset = file.tell()
-            if math.prod(shape) * dtype.itemsize + offset != info.file_size or 0 in shape:
-                raise ValueError("its header does not match its size")
-            return np.memmap(path, dtype, mode="r", offset=data_offset(path, info) + offset, shape=shape, order=order)
-    except KeyError as error:
-        raise ValueError(f"{path}: expected an array {name}; {error}") from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: expected an npz file with an array {name}; {error}") from error
-
-
-def data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of an uncompressed member begin: its local header has lengths of its own."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset + 26)
-        name, extra = np.frombuffer(file.read(4), "<u2")
-    return info.header_offset + 30 + int(name) + int(extra)
-
-
 def open_set(path: Path) -> Images:
-    """A folder, a zip or an npz of images, looked through before anything expensive begins.
+    """Images of any source that `fewstep data pack` reads; a folder or zip is looked through before anything expensive begins.
 
     Raises ValueError listing files that are no images, and naming the first image of another size or kind.
     """
-    if path.suffix.lower() == ".npz":
-        return ArrayImages(path)
+    if not is_files(path):
+        return open_images(path, memory=0)
     files = open_files(path)
-    check_strangers(path)
+    if files.others:
+        raise ValueError(
+            f"{path} has files that are no images: {listed(files.others)}; move them elsewhere, so that it is "
+            "certain what is measured"
+        )
     digest = check_headers(files)
     images = open_images(path, memory=0)  # each is read once
     if path.is_dir():
         images.fingerprint = digest  # of a folder the data's own has names and sizes only; a zip has check sums
     return images
-
-
-def check_strangers(path: Path) -> None:
-    """Refuse a folder or zip with files that are no images; hidden files and `dataset.json` may be there."""
-    if path.is_dir():
-        found = (str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    else:
-        with zipfile.ZipFile(path) as archive:
-            found = (name for name in archive.namelist() if not name.endswith("/"))
-    shown = (name for name in found if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts))
-    strangers = sorted(name for name in shown if not is_image(name) and Path(name).name != "dataset.json")
-    if strangers:
-        more = f" and {len(strangers) - LISTED} more" if len(strangers) > LISTED else ""
-        raise ValueError(
-            f"{path} has files that are no images: {', '.join(strangers[:LISTED])}{more}; move them elsewhere, so that "
-            "it is certain what is measured"
-        )
 
 
 def check_headers(files: Files) -> str:
@@ -155,19 +87,26 @@ def check_headers(files: Files) -> str:
     for name in files.names:
         where, content = f"{files.path}/{name}", files.read(name)
         digest.update(f"{name} {len(content)}\n".encode() + content)
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                kind = (image.width, image.height, image.mode)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{where}: expected an image; {unread(error)}; fetch or remove it") from error
-        first = first or (name, kind)
-        if kind != first[1]:
-            (w0, h0, m0), (w, h, m) = first[1], kind
+        shape = header_shape(content, where)
+        first = first or (name, shape)
+        if not fits(shape, first[1]):
             raise ValueError(
-                f"{where} is {w}x{h} {m}, and {first[0]} {w0}x{h0} {m0}; images of one set have one size and one kind: "
-                "fewstep data pack makes them so"
+                f"{where} is {shape}, and {first[0]} {first[1]} (channels, height, width); images of one set have one size "
+                f"and one kind: {PACK} makes them so"
             )
     return digest.hexdigest()
+
+
+def header_shape(content: bytes, where: str) -> tuple[int, ...]:
+    """The shape (C, H, W) of what will be decoded, upright as EXIF says, from the header alone."""
+    if where.lower().endswith(".npy"):
+        return read_array(content, where).shape
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+            return (1 if image.mode in GREY else 3, *size)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: expected an image; {unread(error)}; fetch or remove it") from error
 
 
 def from_images(images: Images, name: Callable[[int], str] = "image {}".format) -> Source:
@@ -181,30 +120,55 @@ def from_images(images: Images, name: Callable[[int], str] = "image {}".format) 
 
 
 def from_path(path: Path) -> Source:
-    """The images of a folder, a zip or an npz; see `open_set`."""
+    """The images of a path; see `open_set`."""
     images = open_set(path)
-    if isinstance(images, ArrayImages):
-        return from_images(images, f"{path}, image {{}}".format)
-    names = open_files(path).names
-    return from_images(images, lambda i: f"{path}/{names[i]}")
+    names = images.names
+    return from_images(images, f"{path}, image {{}}".format if names is None else lambda i: f"{path}/{names[i]}")
 
 
 def open_pairs(a: Path, b: Path) -> tuple[Images, Images]:
     """Two sets of images that belong together one by one: as many, of one size and, as files, of the same names."""
     one, other = open_set(a), open_set(b)
-    if not isinstance(one, ArrayImages) and not isinstance(other, ArrayImages):
-        names = [[str(PurePath(name).with_suffix("")) for name in open_files(path).names] for path in (a, b)]
-        if alone := sorted(set(names[0]) ^ set(names[1])):
-            more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
-            raise ValueError(
-                f"{a} and {b} must hold images of the same names; only one has {', '.join(alone[:LISTED])}{more}"
-            )
+    if one.names is not None and other.names is not None:
+        stems = [stems_of(images.names or [], path) for images, path in ((one, a), (other, b))]
+        if alone := sorted(set(stems[0]) ^ set(stems[1])):
+            raise ValueError(f"{a} and {b} must hold images of the same names; only one has {listed(alone)}")
+        if stems[0] != stems[1]:  # a.png, a-b.png and a-b.jpg, a.jpg: extensions change the order
+            other = Reordered(other, [stems[1].index(stem) for stem in stems[0]])
     if len(one) != len(other) or one.shape != other.shape:
         raise ValueError(
             f"pairs need two sets of as many images of one size; {a} has {len(one)} of {one.shape}, {b} {len(other)} of "
             f"{other.shape} (C, H, W)"
         )
     return one, other
+
+
+def stems_of(names: Sequence[str], path: Path) -> list[str]:
+    """The names without their extensions; ValueError if two become one."""
+    stems = [str(PurePath(name).with_suffix("")) for name in names]
+    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise ValueError(
+            f"{path}: {twice[0]} is the name of two images, which cannot be told apart as a pair; rename one"
+        )
+    return stems
+
+
+class Reordered:
+    """A set of images in another order."""
+
+    def __init__(self, images: Images, order: Sequence[int]) -> None:
+        self.images, self.order = images, order
+        self.name, self.shape, self.names = images.name, images.shape, None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self.images[self.order[index]]
 
 
 def first(source: Source, n: int) -> Source:
