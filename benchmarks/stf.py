@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from fewstep.method import Batch
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.noise import add_noise, expand
-from fewstep.objectives import DenoisingLoss, StableTarget, posterior_mean
+from fewstep.objectives import DenoisingLoss, Rule, StableTarget, posterior_mean, posterior_weights
 from fewstep.precision import fast_dtype
 from fewstep.report.plot import Series, line_chart
 
@@ -103,6 +104,25 @@ def biases(stream: ImageStream, exact: Exact, sigmas: list[float], n: int, trial
     return result
 
 
+def effective(stream: ImageStream, sigmas: list[float], classes: bool) -> dict[str, list[float]]:
+    """The share of images with any reference but themselves at EDM's augmentation of CIFAR-10, and the mean effective
+    number of references, 1 / sum w^2, for both rules and the largest count.
+    """
+    pipe, result = AugmentPipe(0.12), {}
+    for rule in get_args(Rule):
+        torch.manual_seed(2)
+        batch = stream.sample(4 * POINTS, CPU)
+        batch = pipe(batch if classes else Batch(batch.image))
+        more = StableTarget(stream, COUNTS[-1], augment=pipe, rule=rule)
+        mine, others = more.references(batch)
+        for sigma in sigmas:
+            levels = torch.full((len(batch.image),), sigma)
+            weights, _ = posterior_weights(add_noise(batch.image, levels), levels, mine, others)
+            result.setdefault(f"{rule}: with references", []).append((weights > 0).sum(1).gt(1).float().mean().item())
+            result.setdefault(f"{rule}: effective", []).append((1 / weights.square().sum(1)).mean().item())
+    return result
+
+
 def cost(stream: ImageStream, n: int, micro_batch: int, place: torch.device) -> dict[str, float]:
     """Seconds of forward and backward of CIFAR-10's DDPM++ on one micro-batch with augmentation, and of the
     target of `n` references, which is added to it.
@@ -147,6 +167,12 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     trace = variances(stream, exact, sigmas)
     about = f"{stream.data.name}, {len(stream.data):,} images, sha256 {stream.data.fingerprint}"
     yield Table(f"Trace of the covariance of the target, per pixel: {about}", columns("sigma", sigmas, trace))
+    for classes in (False, True):
+        counts = effective(stream, [*levels, 80.0], classes)
+        yield Table(
+            f"Of {COUNTS[-1]:,} references, {'with' if classes else 'without'} classes, augmented",
+            columns("sigma", [*levels, 80.0], counts),
+        )
     bias = biases(stream, exact, levels, POINTS, given.trials)
     yield Table(f"Squared bias of the target of {POINTS} references", columns("sigma", levels, bias))
     chart = line_chart(

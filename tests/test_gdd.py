@@ -506,6 +506,19 @@ def test_published_configurations(module, places, timm):
         )
 
 
+def test_options_of_gdd(places, timm):
+    """Under the names of the original program; its levels of --freeze."""
+    where = (places / "teacher32", places / "images32.zip")
+    levels = [(), INNATE, (*INNATE, "qkv"), (*INNATE, "qkv", "skip")]
+    assert list(_gdd.FREEZE) == levels
+    run = find("cifar10:gdd")(*where, weights="hub", freeze=2, backbone="deit", r1_gamma=0.5, ema=9_000)
+    assert (run.method.freeze, run.method.r1, run.method.r1_every, run.ema) == (levels[2], 0.5, 16, HalfLife(9_000))
+    assert run.card.method.startswith("GDD, freeze 2, discriminator on deit_base_distilled_patch16_224 + ")
+    timm.calls.clear()
+    assert find("cifar10:gddi")(*where, weights="hub", freeze=0, backbone="lite").method.freeze == ()
+    assert [call[0] for call in timm.calls] == ["tf_efficientnet_lite0"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "sight"), [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
 )

@@ -19,12 +19,14 @@ from fewstep.noise import LogNormal, LogUniform, add_noise
 from fewstep.objectives import (
     DenoisingLoss,
     Pretraining,
+    Rule,
     StableTarget,
     VPTime,
     clean,
     edm_weight,
     inverse_variance,
     posterior_mean,
+    posterior_weights,
 )
 from fewstep.oracle import EmpiricalDenoiser, MixtureDenoiser
 from fewstep.precondition import VP
@@ -219,6 +221,55 @@ def test_augmented_images_get_references_that_were_moved_alike(stream):
     assert 0 < moved.sum() < 64
     assert gap[moved].max() < 1e-5
     assert gap[~moved].min() > 1
+
+
+def test_the_published_rule_counts_every_reference(stream):
+    """Of all classes, the others with augmentations of their own: every image has company, and its target is the exact
+    posterior mean of them all.
+    """
+    pipe = AugmentPipe(0.5)
+    torch.manual_seed(0)
+    batch = pipe(stream.batch(0, 16))
+    target = StableTarget(stream, 256, augment=pipe, rule="published")
+    sigma = torch.full((16,), 5.0)
+    x = add_noise(batch.image, sigma)
+    torch.manual_seed(1)
+    found = target(x, sigma, batch)
+    torch.manual_seed(1)
+    others = pipe(stream.sample(240, torch.device("cpu")))
+    exact = EmpiricalDenoiser(torch.cat([batch.image, others.image]).double())
+    assert torch.allclose(found, exact(x, sigma), atol=1e-6)
+    assert (found - batch.image).flatten(1).norm(dim=1).min() > 1
+    torch.manual_seed(1)
+    own, more = target.references(batch)
+    assert own.label is None and own.augment is None and more is not None and more.label is None
+    weights, points = posterior_weights(x, sigma, own, more)
+    assert weights.shape == (16, 256) and points.shape == (256, 64)
+    assert torch.allclose(weights.sum(1), torch.ones(16, dtype=torch.float64))
+    assert torch.equal(points[:16].float(), batch.image.flatten(1))  # the image itself, as it was augmented
+    assert (1 / weights.square().sum(1)).min() > 2
+
+
+def test_the_published_rule_is_biased_where_there_are_classes():
+    """Two classes on a line: the target does not know the class, that of the other rule does."""
+    torch.manual_seed(0)
+    law = MixtureDenoiser(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.full((2,), 0.01), torch.arange(2))
+
+    class Draws:
+        def sample(self, n, device):
+            label = torch.arange(n) % 2
+            return Batch(law.sample(n, label=label).view(n, 1, 1, 1), label)
+
+    batch, sigma = Draws().sample(2000, None), torch.full((2000,), 1.0)
+    x = add_noise(batch.image, sigma)
+    exact: dict[Rule, torch.Tensor] = {
+        "matched": law(x.view(-1, 1), 1.0, batch.label),
+        "published": law(x.view(-1, 1), 1.0),
+    }
+    for rule, truth in exact.items():
+        found = StableTarget(Draws(), 4000, rule=rule)(x, sigma, batch).view(-1, 1)
+        assert (found - truth).square().mean() < 1e-3
+    assert (exact["published"] - exact["matched"]).square().mean() > 0.3
 
 
 # --- in the Trainer

@@ -15,7 +15,7 @@ from fewstep.checkpoint import to_dict
 from fewstep.data.codec import Pixels, StabilityVAE
 from fewstep.method import zero_nonfinite
 from fewstep.noise import LogNormal, LogUniform
-from fewstep.objectives import StableTarget, VPTime, edm_weight, inverse_variance
+from fewstep.objectives import StableTarget, VPTime, clean, edm_weight, inverse_variance
 from fewstep.precision import fast_dtype
 from fewstep.precondition import EDM, VE, VP
 from fewstep.recipes import find, recipes, small
@@ -43,10 +43,11 @@ def pack(path, resolution, channels=3, classes=2, n=6, height=None):
 def zips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zips")
     images = {size: pack(folder / f"images{size}.zip", size) for size in (32, 64)}
+    images[256] = pack(folder / "images256.zip", 256, classes=1, n=2)
     return images | {512: pack_latents(folder / "latents.zip", (8, 64, 64))}
 
 
-SIZES = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "imagenet512": 512, "small": 32}
+SIZES = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "imagenet512": 512, "ffhq256": 256, "small": 32}
 TEACHERS = [
     name
     for name, recipe in recipes().items()
@@ -62,7 +63,8 @@ def build(name, zips, **options):
 @pytest.mark.parametrize("name", TEACHERS)
 def test_every_recipe_makes_its_run(name, zips):
     run = build(name, zips)
-    assert run.method.denoiser.net.resolution == min(SIZES[name.split(":")[0]], 64)
+    size = SIZES[name.split(":")[0]]
+    assert run.method.denoiser.net.resolution == (64 if size == 512 else size)
     assert run.identity()["network"]["denoiser"]["model_channels"] >= 64
     assert run.batch_size * 100 < run.until
     recipe = find(name)
@@ -90,7 +92,8 @@ def test_the_table_of_edm(zips):
             run.ema.nimg,
         )
         assert found == row, name
-        assert (adam.rampup, adam.betas, run.ema) == (10e6, (0.9, 0.999), HalfLife(run.ema.nimg, 0.05))
+        assert (adam.rampup, adam.betas, adam.eps, run.ema) == (10e6, (0.9, 0.999), 1e-8, HalfLife(run.ema.nimg, 0.05))
+        assert run.until / run.snapshots == (10e6 if name == "imagenet64:teacher" else 2.5e6)
         assert objective.noise == LogNormal(-1.2, 1.2)
         assert run.method.denoiser.net.config.augment_dim == (0 if row[4] is None else 9)
 
@@ -126,34 +129,132 @@ def test_stable_target_of_cifar10(zips):
     run = build("cifar10:stf", zips, references=64)
     target = run.method.objective.target
     assert isinstance(target, StableTarget)
-    assert (target.n, target.augment) == (64, run.method.objective.augment)
+    assert (target.n, target.augment, target.rule) == (64, run.method.objective.augment, "matched")
+    assert build("cifar10:stf", zips).method.objective.target.n == 1024
+    assert build("cifar10:stf", zips, stf="published").method.objective.target.rule == "published"
     assert run.method.denoiser.net.config.embedding_type == "fourier"
     described = run.identity()["method"]["objective"]["target"]
     assert described["n"] == 64
     assert run.identity() != build("cifar10:stf", zips, references=65).identity()
 
 
-@pytest.mark.parametrize("row", ROWS)
+EDM2_TABLE = {
+    # duration in Mi images, learning rate, channels, dropout
+    "img512-xxs": (2048, 0.0170, 64, 0.0),
+    "img512-xs": (2048, 0.0120, 128, 0.0),
+    "img512-s": (2048, 0.0100, 192, 0.0),
+    "img512-m": (2048, 0.0090, 256, 0.1),
+    "img512-l": (1792, 0.0080, 320, 0.1),
+    "img512-xl": (1280, 0.0070, 384, 0.1),
+    "img512-xxl": (896, 0.0065, 448, 0.1),
+    "img64-xs": (1024, 0.0120, 128, 0.0),
+    "img64-s": (1024, 0.0100, 192, 0.0),
+    "img64-m": (2048, 0.0090, 256, 0.1),
+    "img64-l": (1024, 0.0080, 320, 0.1),
+    "img64-xl": (640, 0.0070, 384, 0.1),
+    "ffhq256-xs": (64, 0.0120, 128, 0.0),
+    "ffhq256-s": (64, 0.0100, 192, 0.0),
+}
+EDM2_RECIPES = {"img64": "imagenet64:edm2", "img512": "imagenet512:teacher", "ffhq256": "ffhq256:teacher"}
+
+
+@pytest.mark.parametrize("row", EDM2_TABLE)
 def test_the_table_of_edm2(zips, row):
-    """Karras et al. (2024), Table 6."""
+    """Karras et al. (2024), Table 6; FFHQ: the pretraining of Peng et al. (2025)."""
     kind, size = row.split("-")
-    run = build("imagenet64:edm2" if kind == "img64" else "imagenet512:teacher", zips, size=size)
-    denoiser = run.method.denoiser
-    assert (run.name, run.until, run.optimizers["denoiser"].lr) == (f"edm2-{row}", *ROWS[row])
-    assert denoiser.net.config.dropout == (0.0 if size in ("xxs", "xs", "s") else 0.1)
+    run = build(EDM2_RECIPES[kind], zips, size=size)
+    denoiser, adam, config = run.method.denoiser, run.optimizers["denoiser"], run.method.denoiser.net.config
+    assert (run.until / 2**20, adam.lr, config.model_channels, config.dropout) == EDM2_TABLE[row]
+    assert (run.name, run.batch_size) == (f"edm2-{row}", 128 if kind == "ffhq256" else 2048)
+    assert run.until / run.snapshots == (2**20 if kind == "ffhq256" else 8 * 2**20)
     assert denoiser.uncertainty is not None
-    assert denoiser.codec == (Pixels() if kind == "img64" else StabilityVAE())
-    assert run.method.objective.noise == (LogNormal(-0.8, 1.6) if kind == "img64" else LogNormal(-0.4, 1.0))
+    assert denoiser.codec == (StabilityVAE() if kind == "img512" else Pixels())
+    assert run.method.objective.noise == (LogNormal(-0.4, 1.0) if kind == "img512" else LogNormal(-0.8, 1.6))
     assert run.ema == (PowerFunction(0.1), PowerFunction(0.05))
     assert run.method.phases[0].clean is zero_nonfinite
+    assert (adam.betas, adam.eps, adam.rampup) == ((0.9, 0.99), 1e-8, 1e6 if kind == "ffhq256" else 1e7)
+    assert adam.reference == (70_000 if kind == "img512" else 35_000) * run.batch_size
+
+
+def test_every_row_of_edm2_is_in_the_table():
+    assert set(ROWS) == set(EDM2_TABLE)
 
 
 def test_the_learning_rate_of_edm2(zips):
     for name, decay in (("imagenet64:edm2", 35_000), ("imagenet512:teacher", 70_000)):
         adam = build(name, zips, lr=0.01).optimizers["denoiser"]
-        assert adam.betas == (0.9, 0.99)
         assert [adam.rate(n) for n in (0, 2048, 10**7)] == pytest.approx([0, 2.048e-6, 0.01])
         assert adam.rate(2 * decay * 2048) == pytest.approx(0.00707107, rel=1e-6)
+
+
+# Options under the names of the original programs
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10:teacher", "cifar10:stf", "ffhq:teacher", "afhqv2:teacher", "imagenet64:teacher"]
+)
+def test_options_of_edm(zips, name):
+    run = build(name, zips, cbase=32, cres="1,3", xflip=True, ema=7_000, precond="ve")
+    config = run.method.denoiser.net.config
+    assert (config.model_channels, config.channel_mult) == (32, (1, 3))
+    assert (run.data.flip, run.ema, type(run.method.denoiser.precondition)) == (True, HalfLife(7_000, 0.05), VE)
+    plain = build(name, zips)
+    assert (plain.data.flip, plain.identity() == run.identity()) == (False, False)
+
+
+@pytest.mark.parametrize("arch", ["ddpmpp", "ncsnpp", "adm"])
+def test_architectures_of_edm(zips, arch):
+    """Each for every data set, as EDM's --arch; its rows of --cres are those of the published scripts."""
+    for name in ("cifar10:teacher", "ffhq:teacher", "imagenet64:teacher"):
+        config = build(name, zips, arch=arch).method.denoiser.net.config
+        faces = (1, 2, 2, 2) if name == "ffhq:teacher" else (2, 2, 2)
+        assert config.channel_mult == ((1, 2, 3, 4) if arch == "adm" else faces)
+        assert config.model_channels == (192 if arch == "adm" else 128)
+        assert getattr(config, "embedding_type", "") == {"ddpmpp": "positional", "ncsnpp": "fourier", "adm": ""}[arch]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cres": "1,x"}, "--cres has a whole number from 1 on for each resolution, such as 1,2,2,2; got '1,x'"),
+        ({"cres": "2,0"}, "--cres has a whole number"),
+        ({"cbase": 0}, "--cbase is a number of channels, at least 1; got 0"),
+        ({"references": 64}, "--references has no effect without --stf"),
+        ({"stf": "published", "references": 0}, "needs a reference at least; got n=0"),
+        ({"stf": "mine"}, "the rules of the stable target are matched, published; got 'mine'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(zips, options, words):
+    with pytest.raises(ValueError, match=words):
+        build("ffhq:teacher", zips, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in TEACHERS if name != "cifar10:stf"])
+def test_every_teacher_takes_the_stable_target(zips, name):
+    assert build(name, zips).method.objective.target is clean
+    run = build(name, zips, stf="published", references=40)
+    target = run.method.objective.target
+    assert (target.n, target.rule, target.augment) == (40, "published", run.method.objective.augment)
+    assert run.card.method.endswith(", stable target of 40 (published)")
+    assert target.references(run.data.batch(0, 2))[1].image.shape == (38, *run.method.denoiser.shape)
+
+
+def test_options_of_edm2(zips):
+    run = build("imagenet64:edm2", zips, channels=64, dropout=0.3, p_mean=-1.0, p_std=0.5, decay=10)
+    config = run.method.denoiser.net.config
+    assert (config.model_channels, config.dropout, run.method.objective.noise) == (64, 0.3, LogNormal(-1.0, 0.5))
+    assert run.optimizers["denoiser"].reference == 10 * 2048
+
+
+def test_shared_options_are_part_of_a_recipe():
+    """Of its signature and its explanations; what it names itself is its own, and an unknown option is refused."""
+    signature = inspect.signature(find("ffhq:teacher"))
+    assert {"data", "lr", "cres", "xflip", "stf"} <= set(signature.parameters)
+    assert "more" not in signature.parameters
+    assert inspect.signature(find("cifar10:stf")).parameters["references"].default == 1024
+    assert str(find("cifar10:stf").__doc__).count("references: ") == 1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cress'"):
+        find("ffhq:teacher")("nowhere", cress="1")
 
 
 def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):

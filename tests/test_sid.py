@@ -298,6 +298,23 @@ def test_a_teacher_without_augmentation_has_students_without(published, monkeypa
         assert published(f"{name}:{method}", augment=0.0).method.objective.augment is None
 
 
+def test_options_of_sid_and_sida(published):
+    """Under the names of the original programs."""
+    options = {"glr": 2e-6, "g_beta1": 0.5, "init_sigma": 5.0, "tmax": 900, "lsg": 7.0, "ema": 9_000}
+    run = published("ffhq:sid", **options)
+    method, generator, score = run.method, run.optimizers["generator"], run.optimizers["fake_score"]
+    assert ((generator.lr, generator.betas), (score.lr, score.betas)) == ((2e-6, (0.5, 0.999)), (1e-5, (0.0, 0.999)))
+    assert (method.levels, method.noise, method.loss_scale) == ((5.0,), KarrasUniform(t_max=0.9), 7.0)
+    assert run.ema == fs.HalfLife(9_000)
+    for name in ("ffhq:sida", "imagenet512:sida"):
+        method = published(name, lsd=3.0, lsg_gan=0.5).method
+        assert (method.disc_weight, method.gan_weight) == (3.0, 0.5)
+    assert published("imagenet512:sid2a", width="m", size="m", lsg=100.0).method.loss_scale == 100.0
+    assert "lsd" not in inspect.signature(find("ffhq:sid")).parameters
+    with pytest.raises(ValueError, match="--tmax is a step of a thousand, above 0 and at most 1000; got 1001"):
+        published("ffhq:sid", tmax=1001)
+
+
 def test_cifar10_without_classes_is_trained_less(published, monkeypatch):
     monkeypatch.setitem(SIZES, "cifar10", "cifar10-32x32-uncond-vp")
     assert published("cifar10:sid").until == 500_000_000

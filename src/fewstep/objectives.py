@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +64,10 @@ def clean(x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
     return batch.image
 
 
+Rule = Literal["matched", "published"]
+"""Which references count in a stable target; see `StableTarget`."""
+
+
 class References(Protocol):
     """A source of independent training images, a function of torch's random stream."""
 
@@ -79,29 +83,58 @@ class StableTarget:
     anew each time. Being the expectation of the clean image given x and the references, it has the same mean as the
     clean image given x, for every `n`, and less variance; n = B = 1 is the clean image.
 
-    This holds if the references could have been the image itself, so only those of its class and with its
-    augmentation count. augment: the pipe of the loss; the references pass its pixel-exact part, so that images which
-    were only mirrored, turned or shifted by whole pixels get a stable target, and others the clean one.
+    This holds if the references could have been the image itself. The rule says which count:
+
+    matched: those of its class and with its augmentation. The references pass the pixel-exact part of the pipe, so that
+    images which were only mirrored, turned or shifted by whole pixels get a stable target, and others the clean one.
+    published: all of them, each with an augmentation of its own, whatever the class of the image and what was done to
+    it, as in the authors' code. Every image has its references, but the target is biased where there are classes or
+    augmentation: it is the mean over all classes and augmentations.
+
+    n: the images of the micro-batch included, as the authors' `--rbatch`, which counts on each GPU. augment: the pipe of
+    the loss.
 
     The logits are a matrix product in float64, B x n numbers: in float32 they lose the digits by which references differ.
     """
 
-    def __init__(self, stream: References, n: int = 4096, *, augment: AugmentPipe | None = None) -> None:
-        self._stream, self.n, self.augment = stream, n, augment
+    def __init__(
+        self, stream: References, n: int = 4096, *, augment: AugmentPipe | None = None, rule: Rule = "matched"
+    ) -> None:
+        if rule not in get_args(Rule):
+            raise ValueError(f"the rules of the stable target are {', '.join(get_args(Rule))}; got {rule!r}")
+        if n < 1:
+            raise ValueError(f"the stable target needs a reference at least; got n={n}")
+        self._stream, self.n, self.augment, self.rule = stream, n, augment, rule
 
     def __call__(self, x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        more = self.n - len(x)
+        return posterior_mean(x, sigma, *self.references(batch))
+
+    def references(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        """The batch and the other references, with the conditions in which they must agree with an image to count."""
+        more = self.n - len(batch.image)
         if more < 0:
-            raise ValueError(f"the references include the micro-batch; got n={self.n} for {len(x)} images")
-        others = None if more == 0 else self._stream.sample(more, x.device)
+            raise ValueError(f"the references include the micro-batch; got n={self.n} for {len(batch.image)} images")
+        others = None if more == 0 else self._stream.sample(more, batch.image.device)
         if others is not None and self.augment is not None:
-            others = self.augment.exact(others)
-        return posterior_mean(x, sigma, batch, others)
+            others = self.augment(others) if self.rule == "published" else self.augment.exact(others)
+        if self.rule == "published":
+            batch, others = Batch(batch.image), None if others is None else Batch(others.image)
+        return batch, others
 
 
 @torch.no_grad()
 def posterior_mean(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> Tensor:
     """E[x0 | x] for x0 drawn from the images of `batch`, from which `x` was made, and of `others`, of like condition."""
+    weights, points = posterior_weights(x, sigma, batch, others)
+    return (weights @ points).view(x.shape).to(x.dtype)
+
+
+@torch.no_grad()
+def posterior_weights(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> tuple[Tensor, Tensor]:
+    """The probability (B, n) that each of the images made `x`, and these images (n, d), in float64; see `posterior_mean`.
+
+    1 / sum w^2 of a row is the effective number of its references.
+    """
     parts = [batch] if others is None else [batch, others]
     points = torch.cat([part.image.flatten(1) for part in parts]).double()
     flat = x.flatten(1).double()
@@ -113,7 +146,7 @@ def posterior_mean(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None 
             theirs = torch.cat([getattr(part, condition) for part in parts]).view(len(points), -1)
             like = (mine.view(len(x), 1, -1) == theirs).all(-1)
             logits = logits.masked_fill(~like, -math.inf)
-    return (logits.softmax(1) @ points).view(x.shape).to(x.dtype)
+    return logits.softmax(1), points
 
 
 class DenoisingLoss:

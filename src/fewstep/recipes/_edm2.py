@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, loss_scale
+from fewstep.recipes._edm import Dtype, loss_scale, target
 
 if TYPE_CHECKING:
     from fewstep.data.codec import Codec
     from fewstep.data.latents import LatentStream
+    from fewstep.objectives import Rule
 
 MI = 2**20
 
@@ -34,14 +36,22 @@ ROWS = {
     "img64-m": Row(2048 * MI, 0.0090),
     "img64-l": Row(1024 * MI, 0.0080),
     "img64-xl": Row(640 * MI, 0.0070),
+    "ffhq256-xs": Row(64 * MI, 0.0120),
+    "ffhq256-s": Row(64 * MI, 0.0100),
 }
-"""The network of a row, with its dropout, is `nets.sizes.edm2(size)`."""
+"""The network of a row, with its dropout, is `nets.sizes.edm2(size)`. FFHQ: the teachers of NCVSD (Peng et al., 2025)."""
 
-DECAY = {"img512": 70_000, "img64": 35_000}
+DECAY = {"img512": 70_000, "img64": 35_000, "ffhq256": 35_000}
 """Batches after which the learning rate falls."""
 
-NOISE = {"img512": (-0.4, 1.0), "img64": (-0.8, 1.6)}
+RAMPUP = {"img512": 10_000_000, "img64": 10_000_000, "ffhq256": 1_000_000}
+"""Images of the warm-up."""
+
+NOISE = {"img512": (-0.4, 1.0), "img64": (-0.8, 1.6), "ffhq256": (-0.8, 1.6)}
 """Mean and std of ln sigma."""
+
+SNAPSHOT = {"img512": 8 * MI, "img64": 8 * MI, "ffhq256": MI}
+"""Images between two snapshots."""
 
 
 def train(
@@ -54,11 +64,18 @@ def train(
     batch_size: int,
     micro_batch: int | None,
     until: int | None,
+    channels: int | None,
+    dropout: float | None,
+    p_mean: float | None,
+    p_std: float | None,
+    decay: float | None,
+    stf: Rule | None,
+    references: int,
     dtype: Dtype,
     seed: int,
 ) -> fs.Run:
     """A training as in Karras et al. (2024): weights of fixed length, the learning rate falls as the inverse square root,
-    the network weighs its loss, two averages by power functions. A snapshot is taken every 8 Mi images, as there.
+    the network weighs its loss, two averages by power functions. What is None is the row's.
     """
     import torch
 
@@ -74,17 +91,27 @@ def train(
     reference = ROWS[row]
     until = reference.until if until is None else until
     torch.manual_seed(seed)
-    net = EDM2UNet(sizes.edm2(size, img_channels=images.shape[0], label_dim=images.num_classes if cond else 0))
+    config = sizes.edm2(
+        size,
+        img_resolution=images.shape[1],
+        img_channels=images.shape[0],
+        label_dim=images.num_classes if cond else 0,
+    )
+    given = {"model_channels": channels, "dropout": dropout}
+    net = EDM2UNet(dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None}))
+    mean, std = NOISE[kind]
+    noise = fs.LogNormal(mean if p_mean is None else p_mean, std if p_std is None else p_std)
+    wanted, about = target(stream, stf, references)
     denoiser = fs.Denoiser(net, dtype=chosen_dtype(dtype), uncertainty=Uncertainty(), codec=codec)
     adam = fs.Adam(
         reference.lr if lr is None else lr,
         betas=(0.9, 0.99),
-        rampup=10_000_000,
-        reference=DECAY[kind] * batch_size,
+        rampup=RAMPUP[kind],
+        reference=(DECAY[kind] if decay is None else decay) * batch_size,
         loss_scale=loss_scale(dtype),
     )
     return fs.Run(
-        fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(*NOISE[kind])), mend=zero_nonfinite),
+        fs.Pretraining(denoiser, fs.DenoisingLoss(noise, target=wanted), mend=zero_nonfinite),
         stream,
         {"denoiser": adam},
         batch_size=batch_size,
@@ -92,8 +119,8 @@ def train(
         until=until,
         ema=(fs.PowerFunction(0.10), fs.PowerFunction(0.05)),
         seed=seed,
-        snapshots=max(1, until // (8 * MI)),
+        snapshots=max(1, until // SNAPSHOT[kind]),
         checkpoint_seconds=600.0,
         name=f"edm2-{row}",
-        card=fs.Card(method="EDM2"),
+        card=fs.Card(method=f"EDM2{about}"),
     )

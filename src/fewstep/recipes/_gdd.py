@@ -16,11 +16,19 @@ import fewstep as fs
 from fewstep.recipes._edm import Dtype, loss_scale
 
 if TYPE_CHECKING:
+    from fewstep.distill.gdd import Role
     from fewstep.nets.features import Classifier
 
 GPUS = 4
 BETA = 0.99
 R1_EVERY = 16
+FREEZE: tuple[tuple[Role, ...], ...] = (
+    (),
+    ("conv0", "conv1", "proj"),
+    ("conv0", "conv1", "proj", "qkv"),
+    ("conv0", "conv1", "proj", "qkv", "skip"),
+)
+"""GDD's levels --freeze; the second is GDD-I."""
 CLASSIFIER_IMAGES = 25_600
 """On which a classifier is trained on the spot."""
 
@@ -50,6 +58,10 @@ def distil(
     weights: str,
     lr: float,
     disc_lr: float,
+    freeze: int | None,
+    backbone: Literal["deit", "vgg", "lite"] | None,
+    r1_gamma: float,
+    ema: int | None,
     batch_size: int,
     micro_batch: int | None,
     until: int,
@@ -63,12 +75,13 @@ def distil(
     """
     import torch
 
-    from fewstep.distill.gdd import GDD, INNATE
+    from fewstep.distill.gdd import GDD
     from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
     from fewstep.precision import chosen_dtype
 
-    shape, backbone, half_life = ROWS[row]
+    shape, usual, half_life = ROWS[row]
+    freeze = int(innate) if freeze is None else freeze
     denoiser, images = matching(teacher, data)
     if denoiser.shape != shape:
         raise ValueError(
@@ -78,12 +91,13 @@ def distil(
     # in float16 the discriminator would need a loss scale of its own, and its penalty could overflow
     sight = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float32
     place = "hub" if weights == "hub" else Path(weights)
-    backbones = ({"vgg": VGG, "deit": DEIT}[backbone], EFFICIENTNET)
+    first = {"vgg": (VGG,), "deit": (DEIT,), "lite": ()}[backbone or usual]
+    backbones = (*first, EFFICIENTNET)
     torch.manual_seed(seed)
     networks = [PretrainedFeatures(each, place, seed=seed, dtype=sight) for each in backbones]
     judge = ProjectedDiscriminator(networks, num_classes=denoiser.num_classes, seed=seed)
-    method = GDD(denoiser, judge, freeze=INNATE if innate else (), loss_scale=batch_size / GPUS)
-    words = "GDD-I" if innate else "GDD"
+    method = GDD(denoiser, judge, freeze=FREEZE[freeze], r1=r1_gamma, r1_every=R1_EVERY, loss_scale=batch_size / GPUS)
+    words = ("GDD", "GDD-I")[freeze] if freeze < 2 else f"GDD, freeze {freeze}"
     return fs.Run(
         method,
         fs.ImageStream(images, seed=seed),
@@ -91,7 +105,7 @@ def distil(
         batch_size=batch_size,
         micro_batch=micro_batch,
         until=until,
-        ema=fs.HalfLife(half_life),
+        ema=fs.HalfLife(half_life if ema is None else ema),
         seed=seed,
         snapshots=max(1, until // 250_000),
         checkpoint_seconds=600.0,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import fewstep as fs
-from fewstep.recipes._edm import Dtype, loss_scale
+from fewstep.recipes._edm import Dtype
+from fewstep.recipes._edm import loss_scale as dynamic_scale
 
 if TYPE_CHECKING:
     from fewstep.data.labels import LabelStream
@@ -30,27 +31,40 @@ def distil(
     student: Path | None = None,
     alpha: float,
     steps: int = 1,
+    init_sigma: float,
+    tmax: float,
     lr: float,
+    glr: float | None,
     beta1: float = 0.0,
+    g_beta1: float | None,
     eps: float = 1e-6,
     dropout: float | None = None,
     augment: float = 0.0,
     noise: tuple[float, float] = (-1.2, 1.2),
+    loss_scale: float = 100.0,
+    lsg: float | None,
     half_life: float,
+    ema: int | None,
     batch_size: int,
     micro_batch: int | None,
     until: int,
     dtype: Dtype,
     seed: int,
     name: str,
+    lsd: float | None = None,
+    lsg_gan: float = 0.01,
     **options: Any,
 ) -> fs.Run:
     """A run of SiD, or with `adversarial` of SiDA, or with a `student` of SiD, too, of SiD2A.
 
     data: None for classes without images, each equally often. shape: of an image. beta1, eps: of Adam; beta1 that of the
-    generator's. dropout: of fake score and generator, None for the teacher's. augment: p of the pipe. noise: mean and std
-    of ln sigma where the fake score trains. half_life: of the average, in images. options: of the method.
+    generator's, unless `g_beta1` says another. dropout: of fake score and generator, None for the teacher's. augment: p of
+    the pipe. noise: mean and std of ln sigma where the fake score trains. loss_scale: of the generator, unless `lsg` says
+    another. half_life: of the average, in images, unless `ema` says another. options: of SiDA. The rest are options of
+    `_options.sid`.
     """
+    if not 0 < tmax <= 1000:
+        raise ValueError(f"--tmax is a step of a thousand, above 0 and at most 1000; got {tmax:g}")
     from fewstep.data.augment import AugmentPipe
     from fewstep.distill import SiD, SiDA
     from fewstep.distill.players import uniform_levels
@@ -68,24 +82,30 @@ def distil(
             f"{student} is no student: it denoises at every noise level, as a teacher does. Give one that SiD made, or "
             "start from the teacher: the recipe sida"
         )
+    if adversarial:
+        options |= {"disc_weight": 1.0 if lsd is None else lsd, "gan_weight": lsg_gan}
     method = (SiDA if adversarial else SiD)(
         denoiser,
         generator=generator,
         alpha=alpha,
-        levels=uniform_levels(2.5, steps),
+        levels=uniform_levels(init_sigma, steps),
+        noise=fs.KarrasUniform(t_max=tmax / 1000),
         objective=fs.DenoisingLoss(fs.LogNormal(*noise), augment=pipe),
+        loss_scale=loss_scale if lsg is None else lsg,
         **options,
     )
     words = ("SiDA" if student is None else "SiD2A") if adversarial else "SiD"
-    adam = fs.Adam(lr, betas=(0.0, 0.999), eps=eps, loss_scale=loss_scale(dtype))
+    adam = fs.Adam(lr, betas=(0.0, 0.999), eps=eps, loss_scale=dynamic_scale(dtype))
+    beta1 = beta1 if g_beta1 is None else g_beta1
+    theirs = dataclasses.replace(adam, lr=lr if glr is None else glr, betas=(beta1, 0.999))
     return fs.Run(
         method,
         stream(denoiser, data, seed),
-        {"fake_score": adam, "generator": dataclasses.replace(adam, betas=(beta1, 0.999))},
+        {"fake_score": adam, "generator": theirs},
         batch_size=batch_size,
         micro_batch=micro_batch,
         until=until,
-        ema=fs.HalfLife(half_life),
+        ema=fs.HalfLife(half_life if ema is None else ema),
         seed=seed,
         snapshots=max(1, until // 2_500_000),
         checkpoint_seconds=600.0,
@@ -164,7 +184,7 @@ def distil_edm2(
             f"{teacher} is {found} channels wide, EDM2-{size.upper()} {expected}; give the --size of the teacher"
         )
     if adversarial:
-        settings |= {"disc_weight": 100.0, "clip": None}
+        settings |= {"lsd": 100.0 if settings["lsd"] is None else settings["lsd"], "clip": None}
     return distil(
         teacher,
         data,

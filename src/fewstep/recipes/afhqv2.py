@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fewstep as fs
-from fewstep.recipes import _edm, _gdd, _sid
+from fewstep.recipes import _edm, _gdd, _options, _sid
 from fewstep.recipes._edm import Arch, Dtype
+from fewstep.recipes._options import extended
 
 
+@extended(_options.edm, _options.stable_target)
 def teacher(
     data: Path,
     *,
@@ -21,6 +24,7 @@ def teacher(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM on AFHQv2 at 64x64 (Karras et al., 2022).
 
@@ -28,7 +32,7 @@ def teacher(
 
     Args:
         data: image zip or folder.
-        arch: DDPM++ or NCSN++.
+        arch: DDPM++, NCSN++ or ADM.
         dropout: probability.
         augment: probability of each augmentation but mirroring, which is a fair coin; 0 for none.
         lr: learning rate of Adam, after a warm-up of 10 million images.
@@ -52,9 +56,11 @@ def teacher(
         dtype=dtype,
         seed=seed,
         name="afhqv2-teacher",
+        **more,
     )
 
 
+@extended(_options.sid)
 def sid(
     teacher: Path,
     data: Path | None = None,
@@ -67,6 +73,7 @@ def sid(
     until: int = 500_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD on AFHQv2 at 64x64 (Zhou et al., 2024).
 
@@ -101,9 +108,11 @@ def sid(
         dtype=dtype,
         seed=seed,
         name="afhqv2-sid",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sida(
     teacher: Path,
     data: Path,
@@ -116,6 +125,7 @@ def sida(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiDA on AFHQv2 at 64x64 (Zhou et al., 2025).
 
@@ -152,9 +162,11 @@ def sida(
         dtype=dtype,
         seed=seed,
         name="afhqv2-sida",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sid2a(
     teacher: Path,
     student: Path,
@@ -168,6 +180,7 @@ def sid2a(
     until: int = 100_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD2A on AFHQv2 at 64x64: SiDA from a student by SiD (Zhou et al., 2025).
 
@@ -206,9 +219,11 @@ def sid2a(
         dtype=dtype,
         seed=seed,
         name="afhqv2-sid2a",
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gdd(
     teacher: Path,
     data: Path,
@@ -221,6 +236,7 @@ def gdd(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD on AFHQv2 at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).
 
@@ -253,9 +269,11 @@ def gdd(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gddi(
     teacher: Path,
     data: Path,
@@ -268,6 +286,7 @@ def gddi(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD-I on AFHQv2 at 64x64: as `afhqv2:gdd`, with most convolutions frozen (Zheng & Yang, 2024).
 
@@ -299,4 +318,5 @@ def gddi(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )

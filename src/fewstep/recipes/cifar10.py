@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import fewstep as fs
-from fewstep.recipes import _edm, _gdd, _sid
-from fewstep.recipes._edm import Arch, Dtype, Precond
+from fewstep.recipes import _edm, _gdd, _options, _sid
+from fewstep.recipes._edm import Arch, Dtype
+from fewstep.recipes._options import extended
 
 
+@extended(_options.edm, _options.stable_target)
 def teacher(
     data: Path,
     *,
     cond: bool = True,
     arch: Arch = "ddpmpp",
-    precond: Precond = "edm",
     dropout: float = 0.13,
     augment: float = 0.12,
     lr: float = 1e-3,
@@ -23,6 +25,7 @@ def teacher(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM on CIFAR-10 (Karras et al., 2022).
 
@@ -32,8 +35,7 @@ def teacher(
     Args:
         data: image zip or folder.
         cond: with classes.
-        arch: DDPM++ or NCSN++.
-        precond: preconditioning, noise levels and weights of EDM, or those of the VP or VE SDE for comparison.
+        arch: DDPM++, NCSN++ or ADM.
         dropout: probability.
         augment: probability of each augmentation but mirroring, which is a fair coin; 0 for none.
         lr: learning rate of Adam, after a warm-up of 10 million images.
@@ -48,7 +50,6 @@ def teacher(
         data,
         _edm.network("cifar10-32x32-uncond", arch),
         cond=cond,
-        precond=precond,
         dropout=dropout,
         augment=augment,
         lr=lr,
@@ -59,16 +60,18 @@ def teacher(
         dtype=dtype,
         seed=seed,
         name="cifar10-teacher",
+        **more,
     )
 
 
+@extended(_options.edm)
 def stf(
     data: Path,
     *,
+    stf: Literal["matched", "published"] = "matched",
     references: int = 1024,
     cond: bool = False,
     arch: Arch = "ncsnpp",
-    precond: Precond = "edm",
     dropout: float = 0.13,
     augment: float = 0.12,
     lr: float = 1e-3,
@@ -77,18 +80,20 @@ def stf(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM on CIFAR-10 with the stable target field (Xu et al., 2023).
 
     FID with 35 network evaluations without classes (paper): 1.90 (ncsnpp), 1.92 (ddpmpp), with 1,024 references for 64
-    images. Here only references of the same class and augmentation count, so that the target has no bias.
+    images by the published rule: --stf published. By default only references of the same class and augmentation count, so
+    that the target has no bias; but 37 % of the images, augmented by more than flips, then have none but themselves.
 
     Args:
         data: image zip or folder.
-        references: images whose posterior mean is the target, those of the micro-batch included.
+        stf: matched: references of the same class and augmentation count; published: all of them, as in the authors' code.
+        references: images whose posterior mean is the target, those of the micro-batch included (the authors' --rbatch).
         cond: with classes.
-        arch: DDPM++ or NCSN++.
-        precond: preconditioning, noise levels and weights of EDM, or those of the VP or VE SDE for comparison.
+        arch: DDPM++, NCSN++ or ADM.
         dropout: probability.
         augment: probability of each augmentation but mirroring, which is a fair coin; 0 for none.
         lr: learning rate of Adam, after a warm-up of 10 million images.
@@ -103,7 +108,7 @@ def stf(
         data,
         _edm.network("cifar10-32x32-uncond", arch),
         cond=cond,
-        precond=precond,
+        stf=stf,
         references=references,
         dropout=dropout,
         augment=augment,
@@ -115,9 +120,11 @@ def stf(
         dtype=dtype,
         seed=seed,
         name="cifar10-stf",
+        **more,
     )
 
 
+@extended(_options.sid)
 def sid(
     teacher: Path,
     data: Path | None = None,
@@ -130,6 +137,7 @@ def sid(
     until: int | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD on CIFAR-10, for teachers with and without classes (Zhou et al., 2024).
 
@@ -165,9 +173,11 @@ def sid(
         dtype=dtype,
         seed=seed,
         name="cifar10-sid",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sida(
     teacher: Path,
     data: Path,
@@ -180,6 +190,7 @@ def sida(
     until: int = 300_000_000,
     dtype: Dtype = "float32",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiDA on CIFAR-10, for teachers with and without classes (Zhou et al., 2025).
 
@@ -217,9 +228,11 @@ def sida(
         dtype=dtype,
         seed=seed,
         name="cifar10-sida",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sid2a(
     teacher: Path,
     student: Path,
@@ -233,6 +246,7 @@ def sid2a(
     until: int = 100_000_000,
     dtype: Dtype = "float32",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD2A on CIFAR-10: SiDA from a student by SiD, for teachers with and without classes (Zhou et al., 2025).
 
@@ -272,9 +286,11 @@ def sid2a(
         dtype=dtype,
         seed=seed,
         name="cifar10-sid2a",
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gdd(
     teacher: Path,
     data: Path,
@@ -287,6 +303,7 @@ def gdd(
     until: int = 5_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD on CIFAR-10: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).
 
@@ -319,9 +336,11 @@ def gdd(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gddi(
     teacher: Path,
     data: Path,
@@ -334,6 +353,7 @@ def gddi(
     until: int = 5_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD-I on CIFAR-10: as `cifar10:gdd`, with most convolutions frozen (Zheng & Yang, 2024).
 
@@ -366,4 +386,5 @@ def gddi(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )

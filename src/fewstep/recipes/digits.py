@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fewstep as fs
-from fewstep.recipes import _gdd
+from fewstep.recipes import _edm, _gdd, _options
+from fewstep.recipes._options import extended
 
 Features = Literal["both", "classifier", "encoder"]
 
 
+@extended(_options.stable_target)
 def teacher(
-    data: str = "digits", *, lr: float = 3e-3, batch_size: int = 128, until: int = 89_600, seed: int = 0
+    data: str = "digits",
+    *,
+    lr: float = 3e-3,
+    batch_size: int = 128,
+    until: int = 89_600,
+    seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """A class-conditional EDM teacher (DDPM++ of 0.42 M parameters).
 
@@ -29,6 +37,8 @@ def teacher(
 
     images = fs.images(data)
     channels, resolution, _ = images.shape
+    stream = fs.ImageStream(images, seed=seed)
+    target, about = _edm.target(stream, more["stf"], more["references"])
     torch.manual_seed(seed)
     net = SongUNet(
         SongConfig(
@@ -44,8 +54,8 @@ def teacher(
         )
     )
     return fs.Run(
-        fs.Pretraining(fs.Denoiser(net), fs.DenoisingLoss()),
-        fs.ImageStream(images, seed=seed),
+        fs.Pretraining(fs.Denoiser(net), fs.DenoisingLoss(target=target)),
+        stream,
         {"denoiser": fs.Adam(lr, betas=(0.9, 0.99), rampup=0.05 * until, cooldown=0.5 * until, until=until)},
         batch_size=batch_size,
         until=until,
@@ -53,7 +63,7 @@ def teacher(
         seed=seed,
         snapshots=4,
         name="teacher",
-        card=fs.Card(method="EDM", license="Apache-2.0"),
+        card=fs.Card(method=f"EDM{about}", license="Apache-2.0"),
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fewstep as fs
-from fewstep.recipes import _edm, _gdd, _sid
+from fewstep.recipes import _edm, _gdd, _options, _sid
 from fewstep.recipes._edm import Arch, Dtype
+from fewstep.recipes._options import extended
 
 
+@extended(_options.edm, _options.stable_target)
 def teacher(
     data: Path,
     *,
@@ -21,6 +24,7 @@ def teacher(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM on FFHQ at 64x64 (Karras et al., 2022).
 
@@ -28,7 +32,7 @@ def teacher(
 
     Args:
         data: image zip or folder.
-        arch: DDPM++ or NCSN++.
+        arch: DDPM++, NCSN++ or ADM.
         dropout: probability.
         augment: probability of each augmentation but mirroring, which is a fair coin; 0 for none.
         lr: learning rate of Adam, after a warm-up of 10 million images.
@@ -52,9 +56,11 @@ def teacher(
         dtype=dtype,
         seed=seed,
         name="ffhq-teacher",
+        **more,
     )
 
 
+@extended(_options.sid)
 def sid(
     teacher: Path,
     data: Path | None = None,
@@ -67,10 +73,12 @@ def sid(
     until: int = 500_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD on FFHQ at 64x64 (Zhou et al., 2024).
 
-    FID in one step (paper): 1.550, after 498 million images.
+    FID in one step (paper): 1.550, after 498 million images, with alpha 1.2: the released model, from which SiD2A starts,
+    has it in its name, and so has the script of the paper. A script of the newer code has 1, as AFHQv2 needs.
 
     Args:
         teacher: model or run folder of the teacher.
@@ -102,9 +110,11 @@ def sid(
         dtype=dtype,
         seed=seed,
         name="ffhq-sid",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sida(
     teacher: Path,
     data: Path,
@@ -117,6 +127,7 @@ def sida(
     until: int = 200_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiDA on FFHQ at 64x64 (Zhou et al., 2025).
 
@@ -152,9 +163,11 @@ def sida(
         dtype=dtype,
         seed=seed,
         name="ffhq-sida",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sid2a(
     teacher: Path,
     student: Path,
@@ -168,6 +181,7 @@ def sid2a(
     until: int = 100_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD2A on FFHQ at 64x64: SiDA from a student by SiD (Zhou et al., 2025).
 
@@ -205,9 +219,11 @@ def sid2a(
         dtype=dtype,
         seed=seed,
         name="ffhq-sid2a",
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gdd(
     teacher: Path,
     data: Path,
@@ -220,6 +236,7 @@ def gdd(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD on FFHQ at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).
 
@@ -251,9 +268,11 @@ def gdd(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gddi(
     teacher: Path,
     data: Path,
@@ -266,6 +285,7 @@ def gddi(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD-I on FFHQ at 64x64: as `ffhq:gdd`, with most convolutions frozen (Zheng & Yang, 2024).
 
@@ -297,4 +317,5 @@ def gddi(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fewstep as fs
-from fewstep.recipes import _edm2, _ncvsd, _sid
+from fewstep.recipes import _edm2, _ncvsd, _options, _sid
 from fewstep.recipes._edm import Dtype
+from fewstep.recipes._options import extended
 from fewstep.recipes._sid import Size
 
 
+@extended(_options.edm2, _options.stable_target)
 def teacher(
     data: Path,
     *,
@@ -22,6 +24,7 @@ def teacher(
     until: int | None = None,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM2 on latents of ImageNet at 512x512, in its sizes (Karras et al., 2024).
 
@@ -56,9 +59,11 @@ def teacher(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.sid)
 def sid(
     teacher: Path,
     data: Path | None = None,
@@ -72,6 +77,7 @@ def sid(
     until: int | None = None,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD from EDM2 on latents of ImageNet at 512x512 (Zhou et al., 2025).
 
@@ -107,9 +113,11 @@ def sid(
         dtype=dtype,
         seed=seed,
         name=f"imagenet512-sid-{size}",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sida(
     teacher: Path,
     data: Path,
@@ -123,6 +131,7 @@ def sida(
     until: int | None = None,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiDA from EDM2 on latents of ImageNet at 512x512 (Zhou et al., 2025).
 
@@ -160,9 +169,11 @@ def sida(
         dtype=dtype,
         seed=seed,
         name=f"imagenet512-sida-{size}",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sid2a(
     teacher: Path,
     student: Path,
@@ -177,11 +188,13 @@ def sid2a(
     until: int | None = None,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD2A from EDM2 on latents of ImageNet at 512x512: SiDA from a student by SiD (Zhou et al., 2025).
 
     The best FID of SiDA and SiD2A in one step, without guidance (paper): 2.156 (xs), 1.669 (s), 1.488 (m), 1.413 (l),
-    1.379 (xl), 1.366 (xxl). As SiDA; the generator's loss of the size m has the factor 50 instead of 100.
+    1.379 (xl), 1.366 (xxl). As SiDA; the generator's loss of the size m has the factor 50 instead of 100. At the size xxl the
+    authors started from a student of SiDA, after 78 million images, and not of SiD: give such a one as --student.
 
     Args:
         teacher: model or run folder of the teacher.
@@ -215,6 +228,7 @@ def sid2a(
         dtype=dtype,
         seed=seed,
         name=f"imagenet512-sid2a-{size}",
+        **more,
     )
 
 

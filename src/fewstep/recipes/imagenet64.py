@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fewstep as fs
-from fewstep.recipes import _edm, _edm2, _gdd, _ncvsd, _sid
-from fewstep.recipes._edm import Dtype
+from fewstep.recipes import _edm, _edm2, _gdd, _ncvsd, _options, _sid
+from fewstep.recipes._edm import Arch, Dtype
+from fewstep.recipes._options import extended
 
 
+@extended(_options.edm, _options.stable_target)
 def teacher(
     data: Path,
     *,
     cond: bool = True,
+    arch: Arch = "adm",
     dropout: float = 0.10,
     augment: float = 0.0,
     lr: float = 1e-4,
@@ -22,6 +25,7 @@ def teacher(
     until: int = 2_500_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM's ADM network on ImageNet at 64x64 (Karras et al., 2022).
 
@@ -30,6 +34,7 @@ def teacher(
     Args:
         data: image zip or folder.
         cond: with classes.
+        arch: DDPM++, NCSN++ or ADM.
         dropout: probability.
         augment: probability of each augmentation but mirroring, which is a fair coin; 0 for none.
         lr: learning rate of Adam, after a warm-up of 10 million images.
@@ -41,7 +46,7 @@ def teacher(
     """
     return _edm.train(
         data,
-        _edm.network("imagenet-64x64-cond"),
+        _edm.network("imagenet-64x64-cond", arch),
         cond=cond,
         dropout=dropout,
         augment=augment,
@@ -50,12 +55,15 @@ def teacher(
         micro_batch=micro_batch,
         until=until,
         half_life=50_000_000,
+        snapshot=10_000_000,
         dtype=dtype,
         seed=seed,
         name="imagenet64-teacher",
+        **more,
     )
 
 
+@extended(_options.edm2, _options.stable_target)
 def edm2(
     data: Path,
     *,
@@ -66,6 +74,7 @@ def edm2(
     until: int | None = None,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """EDM2 on ImageNet at 64x64, in its sizes (Karras et al., 2024).
 
@@ -95,9 +104,11 @@ def edm2(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.sid)
 def sid(
     teacher: Path,
     data: Path | None = None,
@@ -109,6 +120,7 @@ def sid(
     until: int = 1_000_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD on ImageNet at 64x64 (Zhou et al., 2024).
 
@@ -140,9 +152,11 @@ def sid(
         dtype=dtype,
         seed=seed,
         name="imagenet64-sid",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sida(
     teacher: Path,
     data: Path,
@@ -154,6 +168,7 @@ def sida(
     until: int = 300_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiDA on ImageNet at 64x64 (Zhou et al., 2025).
 
@@ -186,9 +201,11 @@ def sida(
         dtype=dtype,
         seed=seed,
         name="imagenet64-sida",
+        **more,
     )
 
 
+@extended(_options.sid, _options.sida)
 def sid2a(
     teacher: Path,
     student: Path,
@@ -201,6 +218,7 @@ def sid2a(
     until: int = 100_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """SiD2A on ImageNet at 64x64: SiDA from a student by SiD (Zhou et al., 2025).
 
@@ -235,9 +253,11 @@ def sid2a(
         dtype=dtype,
         seed=seed,
         name="imagenet64-sid2a",
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gdd(
     teacher: Path,
     data: Path,
@@ -250,6 +270,7 @@ def gdd(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD on ImageNet at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).
 
@@ -281,9 +302,11 @@ def gdd(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 
+@extended(_options.gdd)
 def gddi(
     teacher: Path,
     data: Path,
@@ -296,6 +319,7 @@ def gddi(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 42,
+    **more: Any,
 ) -> fs.Run:
     """GDD-I on ImageNet at 64x64: as `imagenet64:gdd`, with most convolutions frozen (Zheng & Yang, 2024).
 
@@ -327,6 +351,7 @@ def gddi(
         until=until,
         dtype=dtype,
         seed=seed,
+        **more,
     )
 
 

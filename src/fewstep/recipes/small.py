@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fewstep as fs
+from fewstep.recipes import _edm, _options
 from fewstep.recipes._edm import Dtype, loss_scale
+from fewstep.recipes._options import extended
 
 NETWORKS = {
     16: {"model_channels": 64, "channel_mult": (1, 2), "num_blocks": 2, "attn_resolutions": (8,)},
@@ -16,6 +19,7 @@ NETWORKS = {
 """DDPM++ for images up to so many pixels a side: 3, 13, 12 and 9 million parameters."""
 
 
+@extended(_options.stable_target)
 def teacher(
     data: Path,
     *,
@@ -27,6 +31,7 @@ def teacher(
     until: int = 10_000_000,
     dtype: Dtype = "auto",
     seed: int = 0,
+    **more: Any,
 ) -> fs.Run:
     """A first teacher for your own images, up to 128x128 pixels.
 
@@ -64,6 +69,8 @@ def teacher(
         )
     proposal = stats(images)["proposal"]
     pipe = AugmentPipe(augment) if augment else None
+    stream = fs.ImageStream(images, seed=seed)
+    target, about = _edm.target(stream, more["stf"], more["references"], pipe)
     torch.manual_seed(seed)
     net = SongUNet(
         SongConfig(
@@ -77,10 +84,10 @@ def teacher(
         )
     )
     denoiser = fs.Denoiser(net, precondition=EDM(proposal["sigma_data"]), dtype=chosen_dtype(dtype))
-    objective = fs.DenoisingLoss(fs.LogNormal(**proposal["noise"]), augment=pipe)
+    objective = fs.DenoisingLoss(fs.LogNormal(**proposal["noise"]), target=target, augment=pipe)
     return fs.Run(
         fs.Pretraining(denoiser, objective),
-        fs.ImageStream(images, seed=seed),
+        stream,
         {"denoiser": fs.Adam(lr, rampup=until / 20, cooldown=until / 5, until=until, loss_scale=loss_scale(dtype))},
         batch_size=batch_size,
         micro_batch=micro_batch,
@@ -90,5 +97,5 @@ def teacher(
         snapshots=20,
         checkpoint_seconds=600.0,
         name="small-teacher",
-        card=fs.Card(method="EDM"),
+        card=fs.Card(method=f"EDM{about}"),
     )
