@@ -149,3 +149,21 @@ def test_models_are_sampled_as_their_authors_do(name, steps, tmp_path):
     (image,) = generate(denoiser, [16])
     made = (plain * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(1, 2, 0)
     assert (image == made.numpy()).mean() > 0.999
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [80.0, 2.5])
+def test_a_seed_gives_the_image_of_the_published_one_step_generators(level):
+    """D(level z, level) of SiD and GDD, z in float32 and then a class from the stream of the seed."""
+    for name in ("gdd-generator", "edm-ddpmpp-cond"):  # SiD saves a network of its teacher's class
+        generator, _ = convert(GOLDEN / f"{name}.pkl", levels=(level,))
+        generator.eval()
+        made = list(generate(generator, [4, 9]))
+        for seed, image in zip((4, 9), made, strict=True):
+            stream = torch.Generator().manual_seed(seed)
+            z = torch.randn(1, *generator.shape, generator=stream)
+            classes = generator.num_classes
+            label = torch.randint(classes, (1,), generator=stream) if classes else None
+            expected = (generator(level * z, level, label)[0] * 127.5 + 128).clip(0, 255).int().numpy()
+            assert np.abs(image.transpose(2, 0, 1) - expected).max() <= 1
+            assert (image.transpose(2, 0, 1) == expected).mean() > 0.99

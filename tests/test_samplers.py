@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, guided
-from fewstep.noise import karras_sigmas
+from fewstep.denoiser import Denoise, Denoiser, guided
+from fewstep.noise import Noise, karras_sigmas
 from fewstep.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.precondition import IDDPM, VE
 from fewstep.samplers import (
@@ -237,6 +237,56 @@ def test_multistep_denoises_and_renoises() -> None:
     expected = 2 * 0.3 / 16.3 + 0.5
     assert first.item() == pytest.approx(expected)
     assert final.item() == pytest.approx(expected * 0.3 / 0.55)
+
+
+# The same samplers as k-diffusion writes them, in t = -ln(sigma), with its noise factors; eta = kappa.
+
+
+def ancestral_of_k_diffusion(denoise: Denoise, x: Tensor, sigmas: list[float], eta: float, noise: Noise) -> Tensor:
+    """Euler ancestral: down to sigma_down without noise, up to the next level with it."""
+    for sigma, after in pairwise(sigmas):
+        up = min(after, eta * (after**2 * (sigma**2 - after**2) / sigma**2) ** 0.5)
+        down = (after**2 - up**2) ** 0.5
+        x = x + (x - denoise(x, f64(sigma))) / sigma * (down - sigma)
+        x = x + up * noise(x) if after > 0 else x
+    return x
+
+
+def dpmpp_2m_sde_of_k_diffusion(denoise: Denoise, x: Tensor, sigmas: list[float], eta: float, noise: Noise) -> Tensor:
+    """SDE-DPM-Solver++(2M), solver type midpoint; DPM-Solver++(2M) with eta = 0."""
+    past, h_past = None, math.nan
+    for sigma, after in pairwise(sigmas):
+        x0 = denoise(x, f64(sigma))
+        if after == 0:
+            x = x0
+        else:
+            h = math.log(sigma) - math.log(after)
+            x = after / sigma * math.exp(-eta * h) * x - math.expm1(-h - eta * h) * x0
+            if past is not None:
+                x = x - 0.5 * math.expm1(-h - eta * h) / (h_past / h) * (x0 - past)
+            if eta:
+                x = x + noise(x) * after * math.sqrt(-math.expm1(-2 * eta * h))
+            h_past = h
+        past = x0
+    return x
+
+
+@pytest.mark.parametrize(
+    ("sampler", "literal", "eta"),
+    [
+        (ancestral, ancestral_of_k_diffusion, 1.0),
+        (partial(ancestral, kappa=0.0), ancestral_of_k_diffusion, 0.0),
+        (dpmpp_2m_sde, dpmpp_2m_sde_of_k_diffusion, 1.0),
+        (partial(dpmpp_2m_sde, kappa=0.4), dpmpp_2m_sde_of_k_diffusion, 0.4),
+        (dpmpp_2m, dpmpp_2m_sde_of_k_diffusion, 0.0),
+    ],
+)
+def test_exponential_integrators_are_those_of_k_diffusion(sampler: Sampler, literal: Any, eta: float) -> None:
+    oracle, sigmas = mixture(), karras_sigmas(7)
+    x = 80 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {} if eta == 0 else {"noise": images(1, 2, 3, 4)}
+    expected = literal(oracle, x, sigmas.tolist(), eta, images(1, 2, 3, 4))
+    torch.testing.assert_close(last(sampler(oracle, x, sigmas, **options)), expected, atol=1e-11, rtol=1e-11)
 
 
 # Laws
