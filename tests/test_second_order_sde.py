@@ -176,6 +176,12 @@ def test_options_that_a_sampler_ignores_are_refused(denoiser, tmp_path, capsys) 
     assert "--S_max has no effect without --S_churn" in refused(denoiser, disc="vp", S_max=50.0)
     assert "--rho has no effect with --disc ve" in refused(denoiser, disc="ve", rho=3.0)
     assert "leave --steps, --sigma-min, --sigma-max and --rho out" in refused(denoiser, levels="2.5", rho=3.0)
+    denoiser.levels = (2.5,)
+    assert "--S_churn, --rho would have no effect: this model generates from its own" in refused(
+        denoiser, S_churn=40.0, rho=3.0
+    )
+    assert "--solver would have no effect" in refused(denoiser, solver="heun")
+    denoiser.levels = None
     assert Sampling(sampler="second_order_sde", S_max=1.0, rho=3.0).plan(denoiser).options == {"S_max": 1.0, "rho": 3.0}
 
     save(denoiser, tmp_path / "model", Card())

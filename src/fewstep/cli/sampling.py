@@ -128,8 +128,18 @@ class Sampling:
                 "--ts and --sampler posterior are for models that draw from the posterior (NCVSD), which this is not; "
                 "use --levels or --steps"
             )
-        ranged = (self.sigma_min, self.sigma_max, self.rho) != (None, None, 7.0)
-        own = self.sampler is None and not self.general and not self.options and self.levels is None and not ranged
+        ranged = [name for name in ("sigma_min", "sigma_max", "rho") if getattr(self, name) != getattr(Sampling, name)]
+        given = [
+            *(name for name in ("solver", "disc", "schedule", "scaling") if getattr(self, name)),
+            *self.options,
+            *ranged,
+        ]
+        own = self.sampler is None and self.levels is None and not given
+        if denoiser.levels is not None and self.sampler is None and given:
+            raise ValueError(
+                f"{', '.join(f'--{name}' for name in given)} would have no effect: this model generates from its own "
+                "noise levels. Leave the option out, or name a --sampler"
+            )
         plan = default_plan(denoiser, self.steps) if own else self.chosen(denoiser)
         return dataclasses.replace(plan, guidance=self.guided())
 
