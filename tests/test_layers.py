@@ -11,7 +11,7 @@ import fewstep
 
 ROOT = Path(fewstep.__file__).parent
 LAYERS = [
-    ("files", "noise", "method", "distributed", "precision", "progress", "diagnostics", "hub"),
+    ("locks", "files", "noise", "method", "distributed", "precision", "progress", "diagnostics", "hub"),
     ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
     ("objectives", "samplers", "distill", "inverse"),
     ("checkpoint", "train", "convert", "generation", "restore", "restorations", "report"),
