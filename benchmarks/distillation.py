@@ -13,17 +13,20 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_process, resident
 from fewstep.convert import upstream_state_dict
+from fewstep.convert.features import NETWORKS
 from fewstep.denoiser import Denoiser
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import generator_of
 from fewstep.distributed import device
 from fewstep.method import Method
+from fewstep.nets import features
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.features import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
@@ -32,9 +35,10 @@ Make = Callable[[Denoiser], Method]
 
 
 def gdd(teacher: Denoiser) -> GDD:
-    with reference.untrained_features():
-        features = [PretrainedFeatures(each, "hub", dtype=teacher.dtype) for each in (VGG, EFFICIENTNET)]
-    return GDD(teacher, ProjectedDiscriminator(features))
+    untrained = lambda name, _: (NETWORKS[name]().eval().requires_grad_(False), "untrained")  # noqa: E731
+    with patch.object(features, "open_network", untrained):
+        networks = [PretrainedFeatures(each, "hub", dtype=teacher.dtype) for each in (VGG, EFFICIENTNET)]
+    return GDD(teacher, ProjectedDiscriminator(networks))
 
 
 METHODS: dict[str, Make] = {

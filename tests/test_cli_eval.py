@@ -256,7 +256,8 @@ def test_assets(capsys, monkeypatch):
     assert "is not in the cache" in fails(capsys, "assets", "fetch", "dinov2-vitl14", "--offline")
     assert main(["assets", "list"]) == 0
     shown = capsys.readouterr().out
-    assert "lpips-alex.safetensors" in shown and shown.count("missing") == 6
+    assert "lpips-alex.safetensors" in shown and shown.count("missing") == 9
+    assert "missing; https://huggingface.co/timm/vgg16_bn.tv_in1k/resolve/main/model.safetensors\n" in shown
     assert main(["assets", "check"]) == 0
     path = Path("assets/lpips-alex.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\x40")

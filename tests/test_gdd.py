@@ -40,7 +40,8 @@ from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import toy
 from tests.conftest import tiny_net
-from tests.test_projected import timm as timm
+from tests.test_projected import SHA256
+from tests.test_projected import backbones as backbones
 from tests.test_recipes import pack
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -481,12 +482,12 @@ def places(tmp_path):
 
 
 @pytest.mark.parametrize("module", PUBLISHED)
-def test_published_configurations(module, places, timm):
+def test_published_configurations(module, places, backbones):
     backbone, batch, lr, disc_lr, until, half_life = PUBLISHED[module]
     size = 32 if module == "cifar10" else 64
     for name, freeze in (("gdd", ()), ("gddi", INNATE)):
         run = find(f"{module}:{name}")(places / f"teacher{size}", places / f"images{size}.zip", weights="hub")
-        assert [call[0] for call in timm.calls[-2:]] == [backbone, "tf_efficientnet_lite0"]
+        assert [name for name, _ in backbones[-2:]] == [backbone, "tf_efficientnet_lite0"]
         assert (run.batch_size, run.until, run.seed, run.ema) == (batch, until, 42, HalfLife(half_life, 0.05))
         assert run.micro_batch == batch // 4  # of one of 4 GPUs, over which batch norm takes its statistics
         generator, judge = run.optimizers["generator"], run.optimizers["discriminator"]
@@ -499,36 +500,37 @@ def test_published_configurations(module, places, timm):
         assert [network.dtype for network in method.discriminator.networks] == [fast_dtype()] * 2
         assert not run.data.flip
         assert run.card.license == "CC"
-        assert run.card.method == f"{'GDD-I' if freeze else 'GDD'}, discriminator on {backbone} + tf_efficientnet_lite0"
+        seen = f"{backbone} (sha256 {SHA256}) + tf_efficientnet_lite0 (sha256 {SHA256})"
+        assert run.card.method == f"{'GDD-I' if freeze else 'GDD'}, discriminator on {seen}"
         assert all(
             f"{option}: " in str(find(f"{module}:{name}").__doc__)
             for option in signature(find(f"{module}:{name}")).parameters
         )
 
 
-def test_options_of_gdd(places, timm):
+def test_options_of_gdd(places, backbones):
     """Under the names of the original program; its levels of --freeze."""
     where = (places / "teacher32", places / "images32.zip")
     levels = [(), INNATE, (*INNATE, "qkv"), (*INNATE, "qkv", "skip")]
     assert list(_gdd.FREEZE) == levels
     run = find("cifar10:gdd")(*where, weights="hub", freeze=2, backbone="deit", r1_gamma=0.5, ema=9_000)
     assert (run.method.freeze, run.method.r1, run.method.r1_every, run.ema) == (levels[2], 0.5, 16, HalfLife(9_000))
-    assert run.card.method.startswith("GDD, freeze 2, discriminator on deit_base_distilled_patch16_224 + ")
-    timm.calls.clear()
+    assert run.card.method.startswith("GDD, freeze 2, discriminator on deit_base_distilled_patch16_224 (sha256 ")
+    backbones.clear()
     assert find("cifar10:gddi")(*where, weights="hub", freeze=0, backbone="lite").method.freeze == ()
-    assert [call[0] for call in timm.calls] == ["tf_efficientnet_lite0"]
+    assert [name for name, _ in backbones] == ["tf_efficientnet_lite0"]
 
 
 @pytest.mark.parametrize(
     ("dtype", "sight"), [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
 )
-def test_the_discriminator_sees_in_bfloat16_or_float32(dtype, sight, places, timm):
+def test_the_discriminator_sees_in_bfloat16_or_float32(dtype, sight, places, backbones):
     run = find("cifar10:gdd")(places / "teacher32", places / "images32.zip", weights="hub", dtype=dtype)
     assert run.method.generator.dtype == getattr(torch, dtype)
     assert {network.dtype for network in run.method.discriminator.networks} == {sight}
 
 
-def test_recipes_refuse_other_data(places, timm, denoiser, tmp_path):
+def test_recipes_refuse_other_data(places, backbones, tmp_path, monkeypatch):
     teacher, gdd = places / "teacher32", find("cifar10:gdd")
     with pytest.raises(ValueError, match=r"images of shape \(3, 32, 32\), .* has \(3, 64, 64\); give the images"):
         gdd(teacher, places / "images64.zip", weights="hub")
@@ -538,7 +540,14 @@ def test_recipes_refuse_other_data(places, timm, denoiser, tmp_path):
             gdd(teacher, other, weights="hub")
     with pytest.raises(ValueError, match=r"models of images of shape \(3, 32, 32\); this one makes \(3, 64, 64\)"):
         gdd(places / "teacher64", places / "images64.zip", weights="hub")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    other = Denoiser(load(teacher).net, precondition=cast(Any, VP()))
+    save(other, places / "vp")
+    asked = len(backbones)
+    with pytest.raises(ValueError, match=r"EDM's preconditioning; this one has VP's, .* trained with --precond edm"):
+        gdd(places / "vp", places / "images32.zip", weights="hub")
+    assert len(backbones) == asked  # before any feature network is opened
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"weights of vgg16_bn are needed, and there is no file .*nowhere"):
         gdd(teacher, places / "images32.zip", weights=str(tmp_path / "nowhere"))
     with pytest.raises(TypeError, match="weights"):
         gdd(teacher, places / "images32.zip")

@@ -26,6 +26,7 @@ from fewstep.data import ImageData, images
 from fewstep.data.convert import convert
 from fewstep.data.files import Loaded
 from fewstep.data.prepare import check, pack, stats
+from fewstep.data.sources import open_source
 from fewstep.data.transform import Transform, chunk, png
 from fewstep.metrics.sources import open_set
 
@@ -671,36 +672,6 @@ def test_every_source_is_a_set_of_images(tmp_path, dest, monkeypatch):
 # Optional packages, in the parts that are used
 
 
-def test_lsun(tmp_path, dest, monkeypatch):
-    values = {b"k1": encoded(pixels(1), "WEBP", lossless=True), b"k2": encoded(pixels(2), "WEBP", lossless=True)}
-
-    class Database:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-
-        def stat(self):
-            return {"entries": 2}
-
-        begin = __enter__
-
-        def cursor(self):
-            return iter(values.items())
-
-    opened = []
-    lmdb = types.SimpleNamespace(
-        Error=KeyError, open=lambda *args, **options: opened.append((args, options)) or Database()
-    )
-    source = folder(tmp_path / "church_lmdb", {"data.mdb": b""})
-    monkeypatch.setitem(sys.modules, "lmdb", None)
-    refused(source, dest, "needs the package lmdb: pip install lmdb")
-    monkeypatch.setitem(sys.modules, "lmdb", lmdb)
-    pack(source, dest)
-    assert opened[0] == ((str(source),), {"readonly": True, "lock": False})
-    assert np.array_equal(images(dest)[1], pixels(2).transpose(2, 0, 1))
-
-
 class HubImage:
     def __init__(self, decode=True):
         self.decode = decode
@@ -736,22 +707,37 @@ def test_hugging_face(tmp_path, dest, monkeypatch):
     features = {"id": None, "img": HubImage(), "kind": HubClasses(names=["no", "yes"])}
     calls = []
 
-    def load_dataset(name, split):
-        calls.append((name, split))
+    def load_dataset(name, configuration, *, split):
+        calls.append((name, configuration, split))
+        if split == "absent":
+            raise ValueError(f"Unknown split {split!r}.\nShould be one of ['train']")
         return HubTable(rows, features)
 
     hub = types.SimpleNamespace(Image=HubImage, ClassLabel=HubClasses, load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused("hf:who/what", dest, "hf:who/what needs the package datasets")
+    refused("hf:who/what", dest, "hf:who/what needs the package datasets, which", 'pip install "fewstep[datasets]"')
     monkeypatch.setitem(sys.modules, "datasets", hub)
     pack("hf:who/what", dest)
-    assert calls == [("who/what", "train")]
+    assert calls == [("who/what", None, "train")]
     assert np.array_equal(images(dest)[1], pixels(1).transpose(2, 0, 1))
     assert (classes(dest), images(dest).class_names) == ([1, 0], ("no", "yes"))
     rows[1]["kind"] = -1
     assert pack("hf:who/what", dest, skip_bad=True).skipped == (
         "hf:who/what[1]: it has no class, while others have one",
     )
+    for address, asked in (
+        ("who/what@test", ("who/what", None, "test")),
+        ("who/what:big", ("who/what", "big", "train")),
+        ("who/what:big@train[:10%]", ("who/what", "big", "train[:10%]")),
+    ):
+        assert (open_source(f"hf:{address}").total, calls[-1]) == (2, asked)
+    with pytest.raises(
+        ValueError, match=r"hf:who/what@absent: it cannot be loaded \(ValueError: Unknown split 'absent'\. Should"
+    ):
+        open_source("hf:who/what@absent")
+    for wrong in ("", ":big", "who/what@", "a:b:c"):
+        with pytest.raises(ValueError, match="expected hf:NAME, hf:NAME:CONFIGURATION"):
+            open_source(f"hf:{wrong}")
     del features["img"]
     with pytest.raises(ValueError, match="expected a column of images; it has id, kind"):
         pack("hf:who/what", dest)

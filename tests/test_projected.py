@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewstep.nets import features
 from fewstep.nets.features import (
     DEIT,
     EFFICIENTNET,
@@ -30,107 +29,87 @@ from fewstep.nets.projected import (
     SpectralConv2d,
 )
 
-LEVELS = {  # channels, sides at 224 pixels: measured on timm 1.0.31
+LEVELS = {  # channels, sides at 224 pixels
     EFFICIENTNET.name: ((24, 40, 112, 320), (56, 28, 14, 7)),
     VGG.name: ((128, 256, 512, 512), (112, 56, 28, 14)),
     DEIT.name: ((768, 768, 768, 768), (14, 14, 14, 14)),
 }
+SHA256 = "ab" * 32
 
 
 class FakeNetwork(nn.Module):
-    """Answers as timm's networks do, with random features of the right shapes; remembers its input."""
+    """Answers as the backbones do, with features of the right shapes; remembers its input."""
 
     def __init__(self, name):
         super().__init__()
-        self.widths, self.sides = LEVELS[name]
-        self.feature_info = SimpleNamespace(channels=lambda: list(self.widths))
+        self.channels, self.sides = LEVELS[name]
         self.norm = nn.BatchNorm2d(3)
 
     def forward(self, x):
         self.seen, self.was_training = x, self.norm.training
         return [
             F.adaptive_avg_pool2d(x.mean(1, keepdim=True), s).expand(-1, c, s, s)
-            for c, s in zip(self.widths, self.sides, strict=True)
+            for c, s in zip(self.channels, self.sides, strict=True)
         ]
 
 
 @pytest.fixture
-def timm(monkeypatch):
-    """A module with the one function of timm that is called; it records how."""
-    module: Any = ModuleType("timm")
-    module.calls = []
+def backbones(monkeypatch):
+    """Fake networks in the place of the published ones; the list of those that were asked for."""
+    calls = []
 
-    def create_model(name, **options):
-        module.calls.append((name, options))
-        return FakeNetwork(name)
+    def open_network(name, weights):
+        calls.append((name, weights))
+        return FakeNetwork(name).eval().requires_grad_(False), SHA256
 
-    module.create_model = create_model
-    monkeypatch.setitem(sys.modules, "timm", module)
-    return module
+    monkeypatch.setattr(features, "open_network", open_network)
+    return calls
 
 
-def test_the_published_backbones(timm):
-    """Taps, channels and sizes of the specification; frozen, in evaluation mode whatever the player does."""
-    for backbone, taps, channels, sides in (
-        (EFFICIENTNET, (1, 2, 3, 4), (24, 40, 112, 320), (56, 28, 14, 7)),
-        (VGG, (1, 2, 3, 4), (128, 256, 512, 512), (112, 56, 28, 14)),
-        (DEIT, (2, 5, 8, 11), (96, 192, 384, 768), (56, 28, 14, 7)),
+def test_the_published_backbones(backbones):
+    """Channels and sizes of the specification; frozen, in evaluation mode whatever the player does."""
+    for backbone, channels, sides in (
+        (EFFICIENTNET, (24, 40, 112, 320), (56, 28, 14, 7)),
+        (VGG, (128, 256, 512, 512), (112, 56, 28, 14)),
+        (DEIT, (96, 192, 384, 768), (56, 28, 14, 7)),
     ):
         network: Any = PretrainedFeatures(backbone, "hub").train()
-        features = network(torch.zeros(2, 3, 32, 32))
+        found = network(torch.zeros(2, 3, 32, 32))
         assert network.channels == channels
-        assert [tuple(f.shape) for f in features] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
-        assert timm.calls[-1] == (backbone.name, {"pretrained": True, "features_only": True, "out_indices": taps})
+        assert [tuple(f.shape) for f in found] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
+        assert backbones[-1] == (backbone.name, "hub")
+        assert network.name == f"{backbone.name} (sha256 {SHA256})"
         assert not network.net.was_training
         assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_the_input_of_a_backbone(timm):
+def test_the_input_of_a_backbone(backbones):
     """[-1, 1] -> [0, 1] -> normalised -> enlarged to 224 without aligned corners; grey as RGB; larger images as they are."""
     x = torch.rand(2, 3, 8, 8) * 2 - 1
-    network = PretrainedFeatures(VGG, "hub")
+    network: Any = PretrainedFeatures(VGG, "hub")
     network(x)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = F.interpolate((x / 2 + 0.5 - mean) / std, (224, 224), mode="bilinear", align_corners=False)
     assert torch.allclose(network.net.seen, expected, atol=1e-5)
     network(torch.zeros(1, 1, 256, 256))
     assert network.net.seen.shape == (1, 3, 256, 256)
-    vit = PretrainedFeatures(DEIT, "hub")
+    vit: Any = PretrainedFeatures(DEIT, "hub")
     vit(torch.zeros(1, 3, 256, 256))
     assert vit.net.seen.shape == (1, 3, 224, 224)
-    efficient = PretrainedFeatures(EFFICIENTNET, "hub")
+    efficient: Any = PretrainedFeatures(EFFICIENTNET, "hub")
     efficient(x)
     assert torch.allclose(efficient.net.seen, F.interpolate(x, (224, 224), mode="bilinear"), atol=1e-5)
     with pytest.raises(ValueError, match="grey or RGB images; got 4 channels"):
         network(torch.zeros(1, 4, 8, 8))
 
 
-def test_weights_of_a_file_or_none_at_all(timm, tmp_path, monkeypatch):
-    file = tmp_path / "vgg16_bn.safetensors"
-    with pytest.raises(
-        ValueError, match=r"weights of vgg16_bn, and .*vgg16_bn\.safetensors is no safetensors file; download"
-    ):
-        PretrainedFeatures(VGG, tmp_path)
-    file.touch()
-    for weights in (tmp_path, file):
-        PretrainedFeatures(VGG, weights)
-        assert timm.calls[-1][1]["pretrained"] is True
-        assert timm.calls[-1][1]["pretrained_cfg_overlay"] == {"file": str(file)}
-    pickle = tmp_path / "vgg16_bn.pth"
-    pickle.touch()
-    with pytest.raises(ValueError, match="no safetensors file"):
-        PretrainedFeatures(VGG, pickle)
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"pip install 'fewstep\[timm\]', or take features that need no download"):
-        PretrainedFeatures(VGG, "hub")
-
-
 class Small(nn.Module):
-    """A convolutional network of two taps, with batch norm, as timm would return it."""
+    """A convolutional network of two maps, with batch norm."""
+
+    channels = (8, 16)
 
     def __init__(self):
         super().__init__()
-        self.feature_info = SimpleNamespace(channels=lambda: [8, 16])
         self.stem, self.norm0 = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
         self.deep, self.norm1 = nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)
 
@@ -139,15 +118,15 @@ class Small(nn.Module):
         return [fine, self.norm1(self.deep(fine)).relu()]
 
 
-def test_discriminator_in_bfloat16(timm, monkeypatch):
+def test_discriminator_in_bfloat16(monkeypatch):
     """Features have the precision, logits float32; both, the slope in the image and the penalty's gradient are near float32's."""
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: Small())
+    monkeypatch.setattr(features, "open_network", lambda *_: (Small().eval().requires_grad_(False), SHA256))
     torch.manual_seed(0)
     x = torch.rand(8, 3, 32, 32) * 2 - 1
 
     def judged(dtype) -> Any:
         torch.manual_seed(0)
-        network = PretrainedFeatures(Backbone("small", (1, 2), HALF, HALF), "hub", size=32, dtype=dtype)
+        network = PretrainedFeatures(Backbone("small", HALF, HALF), "hub", size=32, dtype=dtype)
         judge: Any = ProjectedDiscriminator([network], num_classes=2, width=16)
         assert all(f.dtype == dtype for f in network(x))
         image = x.clone().requires_grad_()

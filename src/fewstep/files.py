@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,36 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[s
         raise OSError(f"{path}: could not be written; {error}") from error
 
 
+SIGNATURES = {
+    b"PK\x03\x04": "a zip archive, such as torch.save writes",
+    b"\x80": "a pickle",
+    b"version https://git-lfs": "a pointer of Git LFS in place of the file: run git lfs pull",
+    b"<": "a web page",
+    b"": "of an unknown kind",
+}
+"""How files begin that are found under the name of another kind."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; ValueError names what else a file is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(regular(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file") from error
+        with path.open("rb") as file:
+            start = file.read(32).lstrip()
+        kind = (
+            "empty"
+            if not start
+            else next(kind for signature, kind in SIGNATURES.items() if start.startswith(signature))
+        )
+        raise ValueError(f"{path} is damaged or no safetensors file, but {kind} ({error})") from error
+
+
 def cache_folder() -> Path:
     """$FEWSTEP_CACHE, else `fewstep` in $XDG_CACHE_HOME, else ~/.cache/fewstep."""
     if chosen := os.environ.get("FEWSTEP_CACHE"):
@@ -227,6 +258,21 @@ def cache_folder() -> Path:
 
 OFFLINE = "FEWSTEP_OFFLINE"
 """Environment variable that keeps everything here from the network, if it is 1."""
+
+
+def optional(package: str, purpose: str, extra: str) -> Any:
+    """The module of an optional package; ValueError whatever its import raises, for a broken one raises anything.
+
+    package: which may be a submodule. purpose: what needs it.
+    """
+    try:
+        return import_module(package)
+    except Exception as error:
+        name = package.partition(".")[0]
+        why = "is not installed"
+        if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+            why = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise ValueError(f'{purpose} needs the package {name}, which {why}: pip install "fewstep[{extra}]"') from error
 
 
 def offline() -> bool:

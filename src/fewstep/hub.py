@@ -6,6 +6,7 @@ ever fetched from one or sent to one, so no pickle and no code; what is fetched 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.files import new_folder, offline
+from fewstep.files import new_folder, offline, optional, sha256
 
 FILES = ("model.safetensors", "config.json", "README.md")
 ADDRESS = re.compile(r"(?:hf:/{1,2})?([\w][\w.-]*/[\w][\w.-]*)(?:@([\w][\w./-]*))?")
@@ -45,15 +46,21 @@ def parse(text: str | Path) -> Address:
 
 
 def package() -> Any:
-    try:
-        return import_module("huggingface_hub")
-    except ImportError as error:
-        raise ValueError('models on the hub need the package huggingface_hub: pip install "fewstep[hub]"') from error
+    return optional("huggingface_hub", "the Hugging Face hub", "hub")
+
+
+ANSWERS = {
+    401: "log in with: hf auth login",
+    403: "your account, or its token, has no access; get it on the page of the model, then log in with: hf auth login",
+    404: "check the address",
+    429: "too many requests; wait, or log in with: hf auth login",
+}
+"""What to do about the status of an answer."""
 
 
 @contextmanager
 def explained(address: Address) -> Iterator[None]:
-    """The hub's errors as a ValueError that says what to do; those of the network, which are OSErrors, stay as they are."""
+    """Whatever the hub's client raises as a ValueError of one line that says what to do."""
     errors = import_module("huggingface_hub.errors")
     try:
         yield
@@ -63,19 +70,51 @@ def explained(address: Address) -> Iterator[None]:
         raise ValueError(f"{address}: there is no such model, or it is private; log in with: hf auth login") from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{address}: the model has no such branch, tag or commit") from error
-    except errors.LocalEntryNotFoundError as error:
-        why = "and offline it cannot be" if offline() else f"and the hub cannot be reached ({error})"
-        raise ValueError(f"{address} has not been fetched before, {why}; fetch it with: fewstep pull") from error
     except errors.HFValidationError as error:
         raise ValueError(f"{address} is no name on the hub: {error}") from error
+    except Exception as error:  # of the client, of what it transports with (httpx), of answers that are no JSON
+        if offline() and isinstance(error, errors.LocalEntryNotFoundError):
+            raise ValueError(
+                f"{address} has not been fetched before, and offline it cannot be; fetch it with: fewstep pull"
+            ) from error
+        raise ValueError(f"{address}: {what_failed(error)}") from error
+
+
+def what_failed(error: BaseException) -> str:
+    """The status of the hub's answer, or else what the transport says, and the way out."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]
+    if status is not None:
+        return f"the hub answers HTTP {status}; {ANSWERS.get(status, RETRY)}"
+    words = " ".join(str(chain[-1]).split())
+    return f"the hub cannot be reached, or breaks off ({type(chain[-1]).__name__}: {words[:200]}); {RETRY}"
+
+
+RETRY = "try again later; what was fetched before is there with --offline"
+
+
+def damaged(path: Path) -> bool:
+    """Whether a file of the hub's cache is not what the hub announced.
+
+    The cache links to files that are named after the announced hash: the SHA-256 of large files, git's of small ones.
+    """
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        return sha256(blob) != blob.name
+    if re.fullmatch("[0-9a-f]{40}", blob.name):
+        data = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob.name
+    return False
 
 
 @lru_cache(maxsize=64)
 def fetch(address: Address) -> Path:
     """A local folder with the files of a model, kept in the hub's own cache; offline what is there already.
 
-    Once per process: a model does not change between two readings. Raises ValueError if it is not to be had, or if the
-    repository is no model of this library.
+    Once per process: a model does not change between two readings. Each file is compared with the hash that the hub
+    announced. Raises ValueError if it is not to be had, or if the repository is no model of this library.
     """
     hub = package()
     with explained(address):
@@ -90,6 +129,12 @@ def fetch(address: Address) -> Path:
             f"{address} has no {' and no '.join(missing)}: it is no model of fewstep. Upstream pickles are read with: "
             "fewstep convert"
         )
+    for name in FILES:
+        if (path := Path(folder) / name).is_file() and damaged(path):
+            path.resolve().unlink()
+            raise ValueError(
+                f"{address}: {name} came damaged: its hash is not the one that the hub states; fetch it again"
+            )
     return Path(folder)
 
 

@@ -29,7 +29,8 @@ def pack(
     """Pack images and their labels into one zip of equal PNGs, as StyleGAN and EDM have it.
 
     Args:
-        source: folder, zip or tar of images, CIFAR-10's python tar, MNIST's idx file, npz, npy, LMDB of LSUN, or hf:NAME.
+        source: folder, zip or tar of images, CIFAR-10's python tar, MNIST's idx file, npz, npy, LMDB of LSUN, or
+            hf:NAME[:CONFIGURATION][@SPLIT] of the Hugging Face hub.
         dest: the zip to write.
         resolution: width x height of the result, such as 64x64.
         transform: how images of other shapes are cropped.

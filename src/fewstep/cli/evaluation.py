@@ -305,14 +305,15 @@ def compare(files: Positional[tuple[Path, ...]]) -> None:
 
 
 def assets_list() -> None:
-    """List the weights of feature networks: what needs them, their licence, where they lie."""
+    """List the weights of feature networks: what needs them, their licence, where they lie or come from."""
     from fewstep.metrics.weights import ASSETS, assets_folder
 
     folder = assets_folder()
     print(f"in {folder}:")
     for asset in ASSETS.values():
-        place = asset.file if (folder / asset.file).is_file() else "missing"
-        print(f"{asset.name:21} {asset.purpose:26} {asset.license:23} {place}")
+        there = (folder / asset.file).is_file()
+        place = asset.file if there else f"missing; {asset.sources[0].address}"
+        print(f"{asset.name:31} {asset.purpose:26} {asset.license:23} {place}")
 
 
 def assets_fetch(

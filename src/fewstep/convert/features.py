@@ -6,8 +6,9 @@ names, and the state dict of PyTorch's ports. They hold the same numbers, and gi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +17,21 @@ from fewstep.convert.source import fetch
 from fewstep.convert.torchscript import is_torchscript, read_torchscript
 from fewstep.convert.unpickle import Record, read
 from fewstep.convert.upstream import MAX_DEPTH, state_dict
-from fewstep.files import sha256
+from fewstep.files import read_tensors, sha256
 from fewstep.metrics.networks.clip import CLIP
 from fewstep.metrics.networks.dinov2 import DINOv2
 from fewstep.metrics.networks.inception import Conv, Inception
-from fewstep.metrics.networks.lpips import WIDTHS, alex_layers, vgg_layers
-from fewstep.metrics.weights import ASSETS, Asset, fill, save_weights
+from fewstep.metrics.networks.lpips import WIDTHS, alex_layers
+from fewstep.metrics.weights import (
+    ASSETS,
+    Asset,
+    assets_folder,
+    fill,
+    how_to_get,
+    read_weights,
+    save_weights,
+)
+from fewstep.nets.backbones import VGG16BN, DeiT, EfficientNetLite0, vgg16_layers
 
 NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
@@ -44,10 +54,14 @@ def read_published(asset: Asset, path: Path) -> dict[str, Tensor]:
 
 def published_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of real numbers by dotted name, in the order of the file."""
-    if is_torchscript(path):
+    if path.suffix == ".safetensors":
+        found = {name: tensor for name, tensor in read_tensors(path)[0].items() if tensor.is_floating_point()}
+    elif is_torchscript(path):
         found = dict(script_tensors(read_torchscript(path), "", MAX_DEPTH))
     else:
         content = read(path)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            content = content["model"]
         if isinstance(content, Record):
             found = state_dict(content)
         elif isinstance(content, dict):
@@ -102,6 +116,11 @@ def backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("features.")}
 
 
+def without(*heads: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """All but the modules behind the last map of features."""
+    return lambda tensors: {name: value for name, value in tensors.items() if name.partition(".")[0] not in heads}
+
+
 def linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """`lin0.model.1.weight` (1, C, 1, 1) and so on, as `lin0` (C,)."""
     return {name.partition(".")[0]: value.flatten() for name, value in tensors.items() if name.startswith("lin")}
@@ -120,11 +139,21 @@ SELECT = {
     "alexnet": backbone,
     "lpips-vgg": linear,
     "lpips-alex": linear,
+    "vgg16_bn": without("pre_logits", "head", "classifier"),
+    "tf_efficientnet_lite0": without("conv_head", "bn2", "classifier"),
+    "deit_base_distilled_patch16_224": without("norm", "head", "head_dist"),
 }
-NETWORKS = {"inception-2015-12-05": Inception, "clip-vit-b-32": CLIP, "dinov2-vitl14": DINOv2}
+NETWORKS = {
+    "inception-2015-12-05": Inception,
+    "clip-vit-b-32": CLIP,
+    "dinov2-vitl14": DINOv2,
+    "vgg16_bn": VGG16BN,
+    "tf_efficientnet_lite0": EfficientNetLite0,
+    "deit_base_distilled_patch16_224": DeiT,
+}
 with torch.device("meta"):
     PARTS = {
-        "vgg16": convolutions(vgg_layers()),
+        "vgg16": convolutions(vgg16_layers()),
         "alexnet": convolutions(alex_layers()),
         **{f"lpips-{name}": {f"lin{i}": (n,) for i, n in enumerate(widths)} for name, widths in WIDTHS.items()},
     }
@@ -169,3 +198,33 @@ def known_hash(asset: Asset, source: str | Path) -> str | None:
     by_file = [s for s in asset.sources if s.file == str(source).rsplit("/", 1)[-1]]
     found = by_address or by_file
     return found[0].sha256 if len(found) == 1 else None
+
+
+def open_network(name: str, weights: Path | Literal["hub"]) -> tuple[torch.nn.Module, str]:
+    """A feature network with its weights, and the SHA-256 of the published file that has them.
+
+    weights: the file, published or kept by `fewstep assets`; or a folder with NAME.safetensors; or "hub", which is the
+    folder of the assets, to which a missing file is fetched. Raises ValueError if the file is not to be had, or if it
+    does not have each of the network's tensors, and no others than its classifier's, in their shapes and finite.
+    """
+    asset = find_asset(name)
+    if weights == "hub":
+        if not (assets_folder() / asset.file).is_file():
+            try:
+                fetch_asset(name)
+            except (OSError, ValueError) as error:
+                missing = f"the weights of {name} are not in {assets_folder()}, and could not be fetched"
+                raise ValueError(f"{missing}: {error}; {how_to_get(asset)}") from error
+        state, about = read_weights(asset)
+        return fill(NETWORKS[name], state, asset.file), about["source_sha256"]
+    path = weights / asset.file if weights.is_dir() else weights
+    if not path.is_file():
+        raise ValueError(
+            f"the weights of {name} are needed, and there is no file {path}; download {asset.sources[0].address} to it, or "
+            f"{how_to_get(asset)}"
+        )
+    if path.name == asset.file and "asset" in read_tensors(path)[1]:
+        state, about = read_weights(asset, path.parent)
+        return fill(NETWORKS[name], state, str(path)), about["source_sha256"]
+    state = {key: tensor.float() for key, tensor in read_published(asset, path).items()}
+    return fill(NETWORKS[name], state, str(path)), sha256(path)

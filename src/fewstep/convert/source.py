@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -16,6 +17,11 @@ from fewstep.files import cache_folder, new_file
 
 MAX_BYTES = 32 * 2**30
 """Of a download; the largest published network has 3 GB."""
+TIMEOUT = 20
+"""Seconds without an answer after which a server counts as unreachable."""
+HUB = "https://huggingface.co/"
+LOGIN = "it needs a login or consent; download it by hand in a browser and give the path of the copy"
+ADVICE = {401: LOGIN, 403: LOGIN, 404: "check the address, or give the path of a copy"}
 
 
 def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = None) -> Path:
@@ -36,7 +42,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
         raise ValueError(
             f"{source} has the scheme {scheme}; files are fetched from http and https alone, or from a path"
         )
-    address = str(source)
+    address = mirrored(str(source))
     target = (cache or cache_folder()) / cache_name(address)
     if target.is_file():
         return target
@@ -54,22 +60,42 @@ def cache_name(address: str) -> str:
     return f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{last or 'file'}"
 
 
+def mirrored(address: str) -> str:
+    """The address, at $HF_ENDPOINT if it is one of the Hugging Face hub and that is set, as the hub's own client does."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    return address.replace(HUB, endpoint.rstrip("/") + "/", 1) if endpoint and address.startswith(HUB) else address
+
+
 class WebOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirections to http and https alone; the standard handler also follows them to ftp."""
+    """Follows redirections to http and https alone; the standard handler also follows them to ftp.
+
+    announced: the SHA-256 of a file that the hub states where it redirects to the file's store.
+    """
+
+    announced: str | None = None
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        self.announced = stated_sha256(headers) or self.announced
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
+            fp.close()
             raise ValueError(f"{req.full_url} redirects to {newurl[:100]}, which is not on the web")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def stated_sha256(headers: Any) -> str | None:
+    """The SHA-256 that the Hugging Face hub states of a large file."""
+    match = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64})"?', headers.get("X-Linked-Etag") or "")
+    return match[1] if match else None
+
+
 def download(address: str, target: Path) -> None:
-    """Download to a temporary name, check the length that the server declared, and rename."""
-    opener = urllib.request.build_opener(WebOnly)
+    """Download to a temporary name, check the length and the SHA-256 that the server declared, and rename."""
+    redirects = WebOnly()
+    opener = urllib.request.build_opener(redirects)
     try:
-        with opener.open(address, timeout=60) as response, new_file(target) as partial:
+        with opener.open(address, timeout=TIMEOUT) as response, new_file(target) as partial:
             declared = int(response.headers.get("Content-Length") or -1)
-            size = 0
+            size, digest = 0, hashlib.sha256()
             with partial.open("wb") as file:
                 while chunk := response.read(1 << 20):
                     size += len(chunk)
@@ -77,10 +103,21 @@ def download(address: str, target: Path) -> None:
                         raise OSError(
                             f"{address} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant"
                         )
+                    digest.update(chunk)
                     file.write(chunk)
             if declared not in (-1, size):
                 raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
-    except (urllib.error.URLError, http.client.HTTPException) as error:
+            stated = stated_sha256(response.headers) or redirects.announced
+            if stated not in (None, digest.hexdigest()):
+                raise OSError(
+                    f"{address} came with the sha256 {digest.hexdigest()}; its server states {stated}; try again"
+                )
+    except urllib.error.HTTPError as error:
+        error.close()
+        advice = ADVICE.get(error.code, "try again later, or give the path of a copy")
+        reason = " ".join(str(error.reason).split())
+        raise OSError(f"{address} cannot be fetched: HTTP {error.code} {reason}; {advice}") from error
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise OSError(
             f"{address} cannot be fetched: {error or type(error).__name__}; or give the path of a copy"
         ) from error

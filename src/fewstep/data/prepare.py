@@ -79,7 +79,8 @@ def pack(
 ) -> Packed:
     """Write the images of `source` and their classes to the zip `dest`, which `images` opens and EDM reads.
 
-    source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN, hf:NAME.
+    source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN,
+        hf:NAME[:CONFIGURATION][@SPLIT].
     resolution: "64x64", None to keep the size; transform, resize, convert (its rule): see `Transform`. max_images: the
     first so many of the source. skip_bad: leave out, and list, what is damaged or does not fit, instead of raising.
     strict: an image that is not 8-bit grey or RGB, upright and without alpha, is an error instead of converted. workers:

@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -17,12 +18,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from fewstep.data import lmdb
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
 from fewstep.data.convert import Entry
@@ -38,11 +39,11 @@ from fewstep.data.files import (
     top_folders,
 )
 from fewstep.data.pickles import read_pickle
-from fewstep.files import regular
+from fewstep.files import offline, optional, regular
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "
-    ".npy, an LMDB of LSUN, hf:NAME, or the built-in digits"
+    ".npy, an LMDB of LSUN, hf:NAME[:CONFIGURATION][@SPLIT], or the built-in digits"
 )
 
 
@@ -290,46 +291,42 @@ def built_in() -> Source:
 
 
 def lsun(path: Path) -> Source:
-    """A category of LSUN (Yu et al., 2015): an LMDB whose values are image files. Needs the package `lmdb`."""
-    try:
-        lmdb = import_module("lmdb")
-    except ImportError as error:
-        raise ValueError(f"{path} is an LMDB, which needs the package lmdb: pip install lmdb") from error
-
-    def connect() -> Any:
-        try:
-            return lmdb.open(str(path), readonly=True, lock=False)
-        except lmdb.Error as error:
-            raise ValueError(f"{path}: expected an LMDB; {error}") from error
-
-    with connect() as database:
-        total = database.stat()["entries"]
+    """A category of LSUN (Yu et al., 2015): an LMDB whose values are image files."""
+    file = path / "data.mdb"
 
     def entries() -> Iterator[Entry]:
-        with connect() as database, database.begin() as transaction:
-            for key, value in transaction.cursor():
-                yield Entry(f"{path}/{key.decode('ascii', 'backslashreplace')}", None, value)
+        for key, value in lmdb.items(file):
+            yield Entry(f"{path}/{key.decode('ascii', 'backslashreplace')}", None, value)
 
-    return Source(total, entries)
+    return Source(lmdb.count(file), entries)
 
 
-def hugging_face(name: str) -> Source:
-    """The training split of a data set of the hub: its first column of images and its first of classes."""
+NAME = re.compile(r"(?P<name>[^:@]+)(?::(?P<configuration>[^:@]+))?(?:@(?P<split>.+))?")
+
+
+def hugging_face(address: str) -> Source:
+    """A data set of the hub, NAME[:CONFIGURATION][@SPLIT]: its first column of images and its first of classes.
+
+    Without a configuration its only one, or its default; without a split "train".
+    """
+    match = NAME.fullmatch(address)
+    if match is None:
+        raise ValueError(f"expected hf:NAME, hf:NAME:CONFIGURATION, hf:NAME@SPLIT or both; got hf:{address}")
+    datasets = optional("datasets", f"hf:{address}", "datasets")
     try:
-        datasets = import_module("datasets")
-    except ImportError as error:
-        raise ValueError(f'hf:{name} needs the package datasets: pip install "fewstep[datasets]"') from error
-    table = datasets.load_dataset(name, split="train")
+        table = datasets.load_dataset(match["name"], match["configuration"], split=match["split"] or "train")
+    except Exception as error:  # of datasets, of the hub's client, of what both transport with
+        raise ValueError(f"hf:{address}: {unloaded(error)}") from error
     images = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
     classes = [column for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
     if not images:
-        raise ValueError(f"hf:{name}: expected a column of images; it has {', '.join(table.features)}")
+        raise ValueError(f"hf:{address}: expected a column of images; it has {', '.join(table.features)}")
     class_names = list(table.features[classes[0]].names) if classes else None
     table = table.select_columns(images[:1] + classes[:1]).cast_column(images[0], datasets.Image(decode=False))
 
     def entries() -> Iterator[Entry]:
         for i, row in enumerate(table):
-            where = f"hf:{name}[{i}]"
+            where = f"hf:{address}[{i}]"
             file = row[images[0]]
             content = file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
             label = row[classes[0]] if classes else None
@@ -339,3 +336,14 @@ def hugging_face(name: str) -> Source:
 
     found = class_list(len(class_names), class_names) if class_names else "no classes"
     return Source(len(table), entries, class_names, classes=found)
+
+
+def unloaded(error: Exception) -> str:
+    """Why a data set of the hub did not load, and what to do."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if offline():
+        return f"it has not been fetched before, and offline it cannot be ({words})"
+    return (
+        f"it cannot be loaded ({words}); choose configuration and split by hf:NAME:CONFIGURATION@SPLIT; if it is private, "
+        "log in with: hf auth login"
+    )

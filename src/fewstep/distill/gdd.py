@@ -50,15 +50,19 @@ def freeze_layers(net: nn.Module, roles: tuple[Role, ...]) -> int:
     return sum(p.numel() for p in fixed)
 
 
+def check_start(teacher: Denoiser) -> None:
+    if not isinstance(teacher.precondition, EDM):
+        raise ValueError(
+            f"GDD starts from a teacher with EDM's preconditioning; this one has {type(teacher.precondition).__name__}'s, "
+            "under which the network does not predict an image; take one that was trained with --precond edm"
+        )
+
+
 def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
     """The teacher as a generator from `sigma`: its weights, without dropout and augmentation labels, as the identity at
     `eps`.
     """
-    if not isinstance(teacher.precondition, EDM):
-        raise ValueError(
-            f"GDD starts from a teacher with EDM's preconditioning; this one has {type(teacher.precondition).__name__}'s, "
-            "under which the network does not predict an image"
-        )
+    check_start(teacher)
     config = teacher.net.config
     off = {name: 0 for name in ("dropout", "label_dropout", "augment_dim") if getattr(config, name, 0)}
     net: Any = type(teacher.net)(dataclasses.replace(config, **off))

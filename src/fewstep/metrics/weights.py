@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.files import cache_folder, new_file, write_tensors
+from fewstep.files import cache_folder, new_file, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
 class Source:
-    """One published file. sha256: what the file of that name has; None if nobody states it."""
+    """One published file. sha256: what the file of that name has, or how it begins; None if nobody states it."""
 
     file: str
     address: str
@@ -43,6 +42,7 @@ class Asset:
 
 
 PORT = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TIMM = "https://huggingface.co/timm"
 LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
 INCEPTION = Asset(
     "inception-2015-12-05",
@@ -134,7 +134,45 @@ LPIPS_ALEX = Asset(
     "BSD-2 (Zhang et al.)",
     (Source("alex.pth", f"{LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),),
 )
-ASSETS = {asset.name: asset for asset in (INCEPTION, CLIP, DINOV2, VGG, ALEX, LPIPS_VGG, LPIPS_ALEX)}
+VGG16_BN = Asset(
+    "vgg16_bn",
+    "gdd on CIFAR-10",
+    "BSD-3 (torchvision)",
+    (
+        Source("model.safetensors", f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors"),
+        Source("vgg16_bn-6c64b313.pth", "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth", "6c64b313"),
+    ),
+)
+EFFICIENTNET = Asset(
+    "tf_efficientnet_lite0",
+    "gdd",
+    "Apache-2.0 (TensorFlow)",
+    (
+        Source("model.safetensors", f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"),
+        Source(
+            "tf_efficientnet_lite0-0aa007d2.pth",
+            "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/tf_efficientnet_lite0-0aa007d2.pth",
+            "0aa007d2",
+        ),
+    ),
+)
+DEIT = Asset(
+    "deit_base_distilled_patch16_224",
+    "gdd but on CIFAR-10",
+    "Apache-2.0 (Meta)",
+    (
+        Source("model.safetensors", f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors"),
+        Source(
+            "deit_base_distilled_patch16_224-df68dfff.pth",
+            "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_224-df68dfff.pth",
+            "df68dfff",
+        ),
+    ),
+)
+ASSETS = {
+    asset.name: asset
+    for asset in (INCEPTION, CLIP, DINOV2, VGG, ALEX, LPIPS_VGG, LPIPS_ALEX, VGG16_BN, EFFICIENTNET, DEIT)
+}
 
 
 def assets_folder() -> Path:
@@ -170,11 +208,9 @@ def read_weights(asset: Asset, folder: Path | None = None) -> tuple[dict[str, Te
     if not path.is_file():
         raise ValueError(f"{asset.purpose} need the weights {path}, which are missing; {how_to_get(asset)}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, then {how_to_get(asset)}") from error
+        state, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, then {how_to_get(asset)}") from error
     if metadata.get("asset") != asset.name:
         raise ValueError(
             f"{path} holds {metadata.get('asset')!r}, not {asset.name}; remove it, then {how_to_get(asset)}"
@@ -207,6 +243,8 @@ def fill(build: Callable[[], nn.Module], state: Mapping[str, Tensor], where: str
         )
     if unknown := [name for name in state if name not in expected]:
         raise ValueError(f"{where} has {len(unknown)} tensors that are not the network's: {unknown[:5]}")
+    if wrong := [name for name in state if not bool(state[name].isfinite().all())]:
+        raise ValueError(f"{where} has NaN or infinity in {len(wrong)} tensors of the network: {wrong[:5]}")
     counters = {
         name: torch.zeros_like(tensor, device="cpu")
         for name, tensor in network.state_dict().items()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.convert.features import open_network
 from fewstep.denoiser import Denoiser
 from fewstep.nets.layers import Frozen, activations
 from fewstep.precision import lower
@@ -37,14 +37,13 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of the library timm and its four taps, the finest first.
+    """A network of `fewstep.nets.backbones` by the name of its weights.
 
-    taps: timm's `out_indices`. mean, std: of its input's channels, for pixels in [0, 1]. tokens: widths of the levels of
-    a transformer, whose taps are equally fine and are brought to four scales by frozen random convolutions.
+    mean, std: of its input's channels, for pixels in [0, 1]. tokens: widths of the levels of a transformer, whose maps
+    are equally fine and are brought to four scales by frozen random convolutions.
     """
 
     name: str
-    taps: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tokens: tuple[int, ...] = ()
@@ -52,18 +51,17 @@ class Backbone:
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-EFFICIENTNET = Backbone("tf_efficientnet_lite0", (1, 2, 3, 4), HALF, HALF)
-VGG = Backbone("vgg16_bn", (1, 2, 3, 4), **IMAGENET)
-DEIT = Backbone("deit_base_distilled_patch16_224", (2, 5, 8, 11), **IMAGENET, tokens=(96, 192, 384, 768))
+EFFICIENTNET = Backbone("tf_efficientnet_lite0", HALF, HALF)
+VGG = Backbone("vgg16_bn", **IMAGENET)
+DEIT = Backbone("deit_base_distilled_patch16_224", **IMAGENET, tokens=(96, 192, 384, 768))
 
 
 class PretrainedFeatures(Frozen):
-    """A backbone of timm with its published weights, or with those of a file.
+    """A backbone with its published weights; its name has the SHA-256 of their file.
 
-    weights: `model.safetensors` of the network, or a folder with NAME.safetensors; "hub" downloads it by timm. size: the
-    side to which smaller images are enlarged first, bilinearly; a transformer takes this size alone. seed: of the
-    frozen convolutions behind a transformer. dtype: in which its products are computed; the features have it, and what
-    looks at them computes in it.
+    weights: see `fewstep.convert.features.open_network`. size: the side to which smaller images are enlarged first,
+    bilinearly; a transformer takes this size alone. seed: of the frozen convolutions behind a transformer. dtype: in
+    which its products are computed; the features have it, and what looks at them computes in it.
     """
 
     mean: Tensor
@@ -79,12 +77,13 @@ class PretrainedFeatures(Frozen):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.name, self.size, self.exactly, self.dtype = backbone.name, size, bool(backbone.tokens), dtype
-        self.net = load_backbone(backbone, weights).requires_grad_(False).eval()
+        self.net, digest = open_network(backbone.name, weights)
+        self.size, self.exactly, self.dtype = size, bool(backbone.tokens), dtype
+        self.name = f"{backbone.name} (sha256 {digest})"
         lower(self.net, dtype)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(1, -1, 1, 1))
-        found = tuple(self.net.feature_info.channels())
+        found = tuple(cast(Any, self.net).channels)
         self.scale = Pyramid(found, backbone.tokens, seed) if backbone.tokens else None
         self.channels = backbone.tokens or found
 
@@ -98,30 +97,6 @@ class PretrainedFeatures(Frozen):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
         features = [f.to(self.dtype) for f in self.net(activations(x, self.dtype))]
         return features if self.scale is None else self.scale(features)
-
-
-def load_backbone(backbone: Backbone, weights: Path | Literal["hub"]) -> Any:
-    """The network of timm that returns its taps, with its weights; never without."""
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise ValueError(
-            f"{backbone.name} comes from timm, which cannot be imported ({error}); pip install 'fewstep[timm]', or take "
-            "features that need no download: the teacher's encoder, or a classifier trained on the spot"
-        ) from error
-    options: dict[str, Any] = {"pretrained": True, "features_only": True, "out_indices": backbone.taps}
-    if weights == "hub":
-        return timm.create_model(backbone.name, **options)
-    file = Path(weights)
-    if file.is_dir():
-        file = file / f"{backbone.name}.safetensors"
-    if file.suffix != ".safetensors" or not file.is_file():
-        raise ValueError(
-            f"the discriminator needs the pretrained weights of {backbone.name}, and {file} is no safetensors file; "
-            f"download model.safetensors of https://huggingface.co/timm ({backbone.name}) to it, or take the weights "
-            "from the hub"
-        )
-    return timm.create_model(backbone.name, **options, pretrained_cfg_overlay={"file": str(file)})
 
 
 class EncoderFeatures(Frozen):

@@ -70,12 +70,12 @@ def distil(
 ) -> fs.Run:
     """A run of GDD, or of GDD-I if `innate`; with classes, in generator and discriminator, if the teacher has them.
 
-    weights: of the feature networks, a folder of NAME.safetensors, or "hub".
+    weights: of the feature networks, a folder of NAME.safetensors, or "hub" (see `fewstep.convert.features.open_network`).
     dtype: of the generator; the discriminator computes in it if it is bfloat16, and in float32 otherwise.
     """
     import torch
 
-    from fewstep.distill.gdd import GDD
+    from fewstep.distill.gdd import GDD, check_start
     from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
     from fewstep.precision import chosen_dtype
@@ -83,6 +83,7 @@ def distil(
     shape, usual, half_life = ROWS[row]
     freeze = int(innate) if freeze is None else freeze
     denoiser, images = matching(teacher, data)
+    check_start(denoiser)
     if denoiser.shape != shape:
         raise ValueError(
             f"{teacher}: this recipe is for models of images of shape {shape}; this one makes {denoiser.shape}"

@@ -247,7 +247,8 @@ def gdd(
     Args:
         teacher: model or run folder of the teacher.
         data: image zip or folder.
-        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to download them by timm.
+        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to fetch them once, as fewstep
+            assets fetch does.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
@@ -296,7 +297,8 @@ def gddi(
     Args:
         teacher: model or run folder of the teacher.
         data: image zip or folder.
-        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to download them by timm.
+        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to fetch them once, as fewstep
+            assets fetch does.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.

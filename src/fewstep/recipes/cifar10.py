@@ -312,9 +312,10 @@ def gdd(
     report others as well.
 
     Args:
-        teacher: model or run folder of the teacher.
+        teacher: model or run folder of the teacher, such as of cifar10:teacher with --arch ncsnpp --precond edm.
         data: image zip or folder.
-        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to download them by timm.
+        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to fetch them once, as fewstep
+            assets fetch does.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.
@@ -362,9 +363,10 @@ def gddi(
     discriminator that knows ImageNet: report others as well.
 
     Args:
-        teacher: model or run folder of the teacher.
+        teacher: model or run folder of the teacher, such as of cifar10:teacher with --arch ncsnpp --precond edm.
         data: image zip or folder.
-        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to download them by timm.
+        weights: of the feature networks: a folder with NAME.safetensors of each, or hub to fetch them once, as fewstep
+            assets fetch does.
         lr: learning rate of the generator.
         disc_lr: learning rate of the discriminator, before the correction for its lazy penalty.
         batch_size: images per step.

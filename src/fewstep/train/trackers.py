@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+
+from fewstep.files import optional
 
 PROJECT = "fewstep"
 
@@ -23,10 +24,7 @@ class Tracker(Protocol):
 
 
 def load(package: str, tracker: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(f'--track {tracker} needs the package {tracker}: pip install "fewstep[{tracker}]"') from error
+    return optional(package, f"--track {tracker}", tracker)
 
 
 class TensorBoard:

@@ -7,23 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.nets.backbones import VGG16_WIDTHS, vgg16_layers
+
 Backbone = Literal["vgg", "alex"]
-WIDTHS: dict[str, tuple[int, ...]] = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+WIDTHS: dict[str, tuple[int, ...]] = {"vgg": VGG16_WIDTHS, "alex": (64, 192, 384, 256, 256)}
 LAST = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
 """Of the five groups of layers whose features are compared: the index of the last ReLU."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
-
-def vgg_layers() -> list[nn.Module]:
-    """The convolutions of VGG-16 (Simonyan & Zisserman, 2014) up to conv5_3."""
-    layers: list[nn.Module] = []
-    cin = 3
-    for group, (width, depth) in enumerate(zip(WIDTHS["vgg"], (2, 2, 3, 3, 3), strict=True)):
-        layers += [nn.MaxPool2d(2)] if group else []
-        for _ in range(depth):
-            layers += [nn.Conv2d(cin, width, 3, padding=1), nn.ReLU()]
-            cin = width
-    return layers
 
 
 def alex_layers() -> list[nn.Module]:
@@ -43,7 +33,7 @@ class LPIPS(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.last = LAST[backbone]
-        self.features = nn.Sequential(*(vgg_layers() if backbone == "vgg" else alex_layers()))
+        self.features = nn.Sequential(*(vgg16_layers() if backbone == "vgg" else alex_layers()))
         for i, width in enumerate(WIDTHS[backbone]):
             self.register_parameter(f"lin{i}", nn.Parameter(torch.zeros(width)))
 

@@ -1,0 +1,131 @@
+"""A small Hugging Face hub on the loopback: repositories are folders, and faults are chosen by path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class Hub(ThreadingHTTPServer):
+    """root: OWNER/NAME/FILE. faults: what happens to paths that contain a word: a status, "flip" (a bit of the body),
+    "half" (of the body), "more" (is announced), "loop" (of redirections), "away" (from the web). listed: names that every
+    repository claims to have besides its own.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.faults: dict[str, int | str] = {}
+        self.listed: list[str] = []
+        self.requests: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        """Clients that hang up are no news."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        path = self.path.partition("?")[0].removeprefix("/")
+        fault = next((fault for word, fault in self.server.faults.items() if word in path), None)
+        if isinstance(fault, int):
+            return self.answer(b'{"error": "on purpose"}', fault)
+        if path.startswith("api/models/"):
+            return self.listing(*path.split("/")[2:5])
+        if path.startswith("store/"):
+            return self.file(self.server.root / path.removeprefix("store/"), fault)
+        owner, name, _, _, *rest = path.split("/")
+        file = self.server.root / owner / name / "/".join(rest)
+        if not file.is_file():
+            return self.answer(b"", 404, {"X-Error-Code": "EntryNotFound"})
+        if fault in ("loop", "away"):
+            target = f"/{path}" if fault == "loop" else "ftp://127.0.0.1/x"
+        elif file.suffix == ".safetensors":
+            # another host, as the hub's store is, which the client does not follow when it asks for the hash
+            target = f"http://localhost:{self.server.server_port}/store/{owner}/{name}/{'/'.join(rest)}"
+        else:
+            return self.file(file, fault, self.about(file))
+        return self.answer(b"", 302, {"Location": target, **self.about(file)})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self):
+        self.answer(b'{"error": "read-only"}', 403)
+
+    def about(self, file: Path) -> dict[str, str]:
+        data = file.read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{blob_id(data)}"'}
+        if file.suffix == ".safetensors":
+            digest = hashlib.sha256(data).hexdigest()
+            headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        return headers
+
+    def listing(self, owner: str, name: str, kind: str = "") -> None:
+        folder = self.server.root / owner / name
+        if not folder.is_dir():
+            return self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+        files = [(p.name, p.read_bytes()) for p in sorted(folder.iterdir())]
+        files += [(listed, b"") for listed in self.server.listed]
+        if kind != "tree":
+            about = {"id": f"{owner}/{name}", "sha": COMMIT, "siblings": [{"rfilename": n} for n, _ in files]}
+            return self.answer(json.dumps(about).encode())
+        tree = []
+        for path, data in files:
+            entry = {"type": "file", "path": path, "size": len(data), "oid": blob_id(data)}
+            if path.endswith(".safetensors"):
+                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            tree.append(entry)
+        return self.answer(json.dumps(tree).encode())
+
+    def file(self, path: Path, fault: int | str | None, headers: dict[str, str] | None = None) -> None:
+        data = path.read_bytes()
+        length = len(data) + (100 if fault == "more" else 0)
+        if fault == "flip":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if fault == "half":
+            data = data[: len(data) // 2]
+        self.answer(data, 200, {**(headers or {}), "Content-Length": str(length)})
+
+    def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def blob_id(data: bytes) -> str:
+    """The name that git gives to a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Hub]:
+    hub = Hub(root)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        thread.join()
+        hub.server_close()
