@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fewstep.train.run import Run as Run
     from fewstep.train.run import fit as fit
     from fewstep.train.trainer import Trainer as Trainer
+    from fewstep.train.transfer import transfer as transfer
 
 MODULES = ("distill", "metrics", "nets", "oracle", "precondition", "samplers")
 NAMES = {
@@ -63,6 +64,7 @@ NAMES = {
     "train.posthoc": ("reconstruct",),
     "train.run": ("Run", "fit"),
     "train.trainer": ("Trainer",),
+    "train.transfer": ("transfer",),
 }
 WHERE = {name: module for module, names in NAMES.items() for name in names}
 

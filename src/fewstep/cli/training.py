@@ -21,6 +21,7 @@ def fitting(
     out: Path,
     device: str | None = None,
     fresh: bool = False,
+    transfer: str | None = None,
     keep: int = 3,
     strategy: Literal["replicate", "shard"] = "replicate",
     compile: bool = False,
@@ -38,6 +39,8 @@ def fitting(
         out: the run's folder; the same command again resumes it.
         device: where to compute: cpu, cuda, cuda:1, ...; a GPU where there is one, if left out.
         fresh: start over.
+        transfer: start from the weights of another network: a model or run folder, hf://owner/name, an upstream .pkl or .pt, or
+            its address; tensors are taken by name. A training starts its network so, a distillation its generator.
         keep: how many checkpoints, each the whole state of training, stay on disk.
         strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
         compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
@@ -80,6 +83,7 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     from fewstep.distributed import process_group, rank
     from fewstep.recipes import find
     from fewstep.train.run import Run, fit
+    from fewstep.train.transfer import transfer as start_from
 
     if not argv or argv[0].startswith("-"):
         usage = f"usage: fewstep {command} RECIPE --out FOLDER [options of the recipe]"
@@ -101,6 +105,10 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     run.command = command_line([command, *argv])
     monitored(run, given)
     with process_group():
+        if given["transfer"] is not None:
+            taken = start_from(run, given["transfer"])
+            if rank() == 0:
+                print(taken)
         fit(run, given["out"], fresh=given["fresh"])
         if rank() == 0:
             print(

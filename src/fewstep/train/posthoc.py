@@ -21,11 +21,11 @@ from torch import Tensor
 
 from fewstep import checkpoint
 from fewstep.checkpoint import Card
-from fewstep.convert import convert
 from fewstep.denoiser import Denoiser
 from fewstep.precision import master
 from fewstep.progress import track
 from fewstep.train.ema import power
+from fewstep.train.transfer import opened
 
 FOREIGN = re.compile(r".+-(\d+)-(\d\.\d{3})\.pkl")
 """EDM2's snapshots: thousands of images, relative std."""
@@ -64,11 +64,8 @@ class Snapshot:
     std: float
 
     def load(self) -> tuple[Denoiser, Card]:
-        if self.path.is_dir():
-            return checkpoint.load(self.path), checkpoint.card(self.path)
-        denoiser, origin = convert(self.path)
-        card = Card(name=self.path.stem, method="EDM2", lineage=[str(origin["source"])], license=str(origin["license"]))
-        return denoiser, card
+        denoiser, card = opened(self.path)
+        return denoiser, card if self.path.is_dir() else dataclasses.replace(card, method="EDM2")
 
 
 def whole_nimg(kimg: int) -> int:

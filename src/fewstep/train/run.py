@@ -61,6 +61,7 @@ from fewstep.train.preemption import Preempted, stop_signals
 from fewstep.train.strategies import STRATEGIES
 from fewstep.train.trackers import check_trackers, open_trackers
 from fewstep.train.trainer import Trainer
+from fewstep.train.transfer import Transfer
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Run:
     replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: what is
     computed again in backward passes (`nets.blocks.recompute_blocks`), None for nothing. tf32: see `precision.tf32`.
     name, card: for the log and the model's card; the rest of the card is filled in. command: the command line that
-    repeats this run.
+    repeats this run. transfer: where it started, filled in by `transfer.transfer`.
     """
 
     method: Method
@@ -98,6 +99,7 @@ class Run:
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
+    transfer: Transfer | None = None
 
     def __post_init__(self) -> None:
         check_data(self.method, self.data)
@@ -151,6 +153,7 @@ class Run:
             "ema": describe(self.ema),
             "seed": self.seed,
             **({"tf32": True} if self.tf32 else {}),
+            **({"transfer": self.transfer.sha256} if self.transfer else {}),
         }
 
 
@@ -237,7 +240,13 @@ def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
             raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
         else:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"name": run.name, "command": run.command, "started": started, "until": run.until}
+            about: dict[str, Any] = {
+                "name": run.name,
+                "command": run.command,
+                "started": started,
+                "until": run.until,
+                "transfer": None if run.transfer is None else dataclasses.asdict(run.transfer),
+            }
             write_json(record, about | environment() | {"identity": identity})
     barrier()
 
