@@ -24,9 +24,10 @@ from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train import strategies
+from fewstep.train.checkpoints import Checkpoints, damage, load
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit, large
-from fewstep.train.strategies import Replicate, Shard, Strategy, summed_over_ranks
+from fewstep.train.strategies import Replicate, Shard, Strategy, part, summed_over_ranks, whole
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
@@ -136,7 +137,7 @@ def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tupl
         for _ in range(n):
             trainer.step()
         state = trainer.state_dict()
-        states.append(state | {"tensors": {k: v.numpy().copy() for k, v in state["tensors"].items()}})
+        states.append(state | {"tensors": {k: whole(v).numpy().copy() for k, v in state["tensors"].items()}})
     trainer.condition()
     trainer.gather()
     assert all(p.isfinite().all() for p in trainer.product(torch.zeros(1, 1, 8, 8), 1.0, torch.tensor([3])))
@@ -313,6 +314,44 @@ def test_ranks_and_strategy_may_change_between_resumes(tmp_path):
     fit_in(folder, 80, "shard")
     assert len(losses(folder)) == 10
     assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def held_and_written(folder: Path, strategy: type[Strategy]) -> tuple[int, int, int]:
+    """Bytes of the copy that a rank makes for a checkpoint, of the shard that it writes, and of the whole state."""
+    method, optimizers = method_of("ncvsd")
+    layout = {name: strategy() for name in large(method)}
+    trainer = Trainer(method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=layout)
+    trainer.step()
+    saves = Checkpoints(folder)
+    state = trainer.state_dict()
+    saves.save(state, seconds=0.0)
+    saves.close()
+    dist.barrier()
+    (path,) = folder.glob("[0-9]*")
+    held = sum(part(t).nbytes for t in saves.copies.values())
+    written = (path / f"shard-{dist.get_rank() + 1:05d}-model-00001-of-00001.safetensors").stat().st_size
+    assert damage(path) is None
+    before = {k: whole(v) for k, v in state["tensors"].items()}
+    for like in (trainer.layout(), lambda name, shape: None):
+        again = load(path, like)["tensors"]
+        assert again.keys() == before.keys()
+        assert all(torch.equal(whole(v), before[k]) for k, v in again.items())
+    parts = load(path, trainer.layout())["tensors"]
+    assert sum(part(t).nbytes for t in parts.values()) == held
+    return held, written, sum(t.nbytes for t in before.values())
+
+
+def test_each_rank_holds_and_writes_its_parts(tmp_path):
+    """Both ranks hold all that is replicated, and each writes about half of it."""
+    for strategy, share in ((Shard, 0.5), (Replicate, 1.0)):
+        found = on_two_ranks(
+            tmp_path / f"{strategy.__name__}-store", held_and_written, tmp_path / strategy.__name__, strategy
+        )
+        size = found[0][2]
+        for held, written, _ in found:
+            assert held == pytest.approx(share * size, rel=0.08)
+            assert written == pytest.approx(0.5 * size, rel=0.2)
+        assert sum(held for held, _, _ in found) == pytest.approx(2 * share * size, rel=0.04)
 
 
 def test_messages_of_both_devices_are_carried(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -55,8 +56,26 @@ def sid_run(teacher: Path, until: int = 64) -> Run:
     )
 
 
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints, from old to new."""
+    return sorted((folder / "checkpoints").glob("[0-9]" * 12))
+
+
 def final(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoints.load(max((folder / "checkpoints").iterdir()))["tensors"]
+    return checkpoints.load(saved(folder)[-1])["tensors"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def flip(file: Path) -> bytes:
+    """Change one bit in the middle of a file; returns what was there."""
+    before = file.read_bytes()
+    data = bytearray(before)
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return before
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -97,24 +116,111 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
     folder = tmp_path / "run"
     fit(teacher_run(), folder)
     expected = final(folder)
-    newest = max((folder / "checkpoints").iterdir())
+    newest = saved(folder)[-1]
     shard = next(newest.glob("*.safetensors"))
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
+    flip(shard)
+    damaged = [shard.read_bytes()]
     fit(teacher_run(), folder)
     assert f"checkpoint {newest} is damaged ({shard.name}: not the recorded tensors)" in capsys.readouterr().err
     assert_same(expected, final(folder))
-    shard.write_bytes(data[: len(data) // 2])
+    damaged.append(damaged[0][: len(damaged[0]) // 2])
+    shard.write_bytes(damaged[1])
     (newest / "state.json").write_text("{")
     fit(teacher_run(), folder)
     assert_same(expected, final(folder))
+    for number, content in zip(("", "-1"), damaged, strict=True):  # they were set aside, as some of it may be of use
+        assert (newest.with_name(f"{newest.name}.damaged{number}") / shard.name).read_bytes() == content
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_alone(tmp_path):
+    """It neither begins anew, nor removes or writes anything: one byte in each of three files may be all that is wrong."""
+    folder = tmp_path / "run"
+    fit(teacher_run(until=40), folder)
+    originals = {file: flip(file) for path in saved(folder) for file in path.glob("*.safetensors")}
+    before = contents(folder)
+    with pytest.raises(
+        ValueError, match=rf"no checkpoint in {folder}.* is whole, and nothing was changed; .*{40:012d}"
+    ):
+        fit(teacher_run(until=64), folder)
+    assert contents(folder) == before
+    for file, content in [*originals.items()][:1]:
+        file.write_bytes(content)
+    fit(teacher_run(until=64), folder)
+    fit(teacher_run(until=64), tmp_path / "whole")
+    assert_same(final(folder), final(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("what", ["state.json", "shard", "folder"])
+def test_what_cannot_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch, code, what):
+    folder = tmp_path / "run"
+    fit(teacher_run(until=24), folder)
+    newest, before = saved(folder)[-1], contents(folder)
+
+    def failing(function):
+        def call(path, *given):
+            if newest in (path, path.parent) or (what == "folder" and path == newest.parent):
+                raise OSError(code, os.strerror(code), str(path))
+            return function(path, *given)
+
+        return call
+
+    name = {"state.json": "read_json", "shard": "sha256"}.get(what)
+    target = (checkpoints, name) if name else (checkpoints.os, "listdir")
+    monkeypatch.setattr(*target, failing(getattr(*target)))
+    with pytest.raises(OSError, match="nothing was changed" if name else os.strerror(code)) as error:
+        fit(teacher_run(until=32), folder)
+    if name:
+        assert errno.errorcode[code] in str(error.value) and str(newest) in str(error.value)
+    monkeypatch.undo()
+    assert contents(folder) == before
+
+
+def test_an_error_while_old_checkpoints_are_dropped_loses_none(tmp_path, monkeypatch, capsys):
+    """Those that cannot be read now do not count as whole, and stay."""
+    folder = tmp_path / "run"
+    fit(teacher_run(until=24, keep=2), folder)
+    old, damage = saved(folder)[0], checkpoints.damage
+
+    def fails(path):
+        if path == old:
+            raise OSError(errno.EIO, "Input/output error", str(path / "state.json"))
+        return damage(path)
+
+    monkeypatch.setattr(checkpoints, "damage", fails)
+    fit(teacher_run(until=32, keep=3), folder)
+    assert [int(p.name) for p in saved(folder)] == [16, 24, 32]
+    assert f"warning: {old} cannot be read now ([Errno 5] Input/output error" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes through /proc")
+def test_a_save_writes_and_reads_every_byte_once(tmp_path):
+    """Also of the third save, which checks that the two before are whole."""
+
+    def transferred() -> tuple[int, int]:
+        lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(lines["rchar"]), int(lines["wchar"])
+
+    saves = checkpoints.Checkpoints(tmp_path, keep=2)
+    tensors = {str(i): torch.randn(2**18) for i in range(8)}
+    size = sum(t.nbytes for t in tensors.values())
+    for nimg in range(4):
+        before = transferred()
+        state = {"nimg": nimg, "steps": 0, "position": 0, "scalers": {}, "tensors": tensors}
+        saves.save(state, seconds=0.0)
+        saves.finish()
+        read, written = (b - a for a, b in zip(before, transferred(), strict=True))
+        assert size <= read <= 1.05 * size and size <= written <= 1.05 * size
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"{2:012d}", f"{3:012d}"]
+    flip(next((tmp_path / f"{3:012d}").glob("*.safetensors")))
+    assert saves.damage(tmp_path / f"{3:012d}")  # it has changed since it was verified
+    saves.close()
 
 
 def test_shards_that_are_none_are_named(tmp_path):
     """Of the hash that is recorded, so that nothing was damaged by accident."""
     fit(teacher_run(until=8), tmp_path / "run")
-    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    newest = saved(tmp_path / "run")[-1]
     shard = next(newest.glob("*.safetensors"))
     content, state = shard.read_bytes(), json.loads((newest / "state.json").read_text())
     for hostile in (b"", b"\xff" * 8 + content[8:], content[:4000], (2).to_bytes(8, "little") + b"{}"):
@@ -145,7 +251,7 @@ def test_the_newest_whole_checkpoints_stay(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
 
     def kept() -> list[int]:
-        return sorted(int(p.name) for p in folder.iterdir())
+        return [int(p.name) for p in saved(tmp_path / "run")]
 
     fit(teacher_run(until=40, keep=2), tmp_path / "run")
     assert kept() == [32, 40]
@@ -231,7 +337,7 @@ def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.HuggingFaceStorageWriter, "write_data", full)
+    monkeypatch.setattr(checkpoints.Writer, "write_data", full)
     last = f"{32:012d}"
     with pytest.raises(OSError, match=rf"could not be written .*No space left on device.*{last}, is untouched; make"):
         fit(teacher_run(), folder)

@@ -291,11 +291,12 @@ def regular(path: Path) -> Path:
 def read_json(path: Path) -> Any:
     regular(path)
     try:
-        return json.loads(path.read_text())
+        with told_of(path):
+            return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); restore it or remove it") from error
 
 
 def sha256(path: Path) -> str:
-    with regular(path).open("rb") as file:
+    with told_of(path), regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,24 @@
 """The whole state of training on disk, written while training goes on, verified, and restored on any number of ranks.
 
-NIMG/shard-*.safetensors   every tensor, in the shards of torch's Distributed Checkpoint: each rank writes its own
+NIMG/shard-*.safetensors   every tensor, in the shards of torch's Distributed Checkpoint: each rank writes what it holds,
+                           and its share of what all ranks hold
 NIMG/state.json            counters, scales of losses, seconds trained, and the hash of each shard
+NIMG.damaged/              one that was damaged, set aside when its name was needed; never read, never removed
 
 Distributed Checkpoint's own index is a pickle; in shards of safetensors the index is in their headers, which run no code.
 """
 
 from __future__ import annotations
 
-import shutil
+import errno
+import json
+import os
+import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +29,20 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint import save as save_shards
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future as Written
 
 from fewstep.distributed import rank, world_size
-from fewstep.files import read_json, sha256, sync, write_json
+from fewstep.files import read_json, remove, sha256, sync, write_json, write_tensors
+from fewstep.train.strategies import on_cpu, part
 
 KEPT = 3
 COUNTERS = ("nimg", "steps", "position")
-DAMAGE = (ValueError, LookupError, TypeError, OSError, SafetensorError, CheckpointException)
+MISSING = (FileNotFoundError, NotADirectoryError)
+DAMAGE = (ValueError, LookupError, TypeError, SafetensorError, CheckpointException, *MISSING)
+"""What damaged files raise. Other errors of the system are none of the file: a disk or a network may come back."""
 
 
 class Checkpoints:
@@ -49,6 +62,7 @@ class Checkpoints:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.copies: dict[str, Tensor] = {}
+        self.verified: dict[Path, list[tuple[str, int, int, int]]] = {}
 
     def save(self, state: dict[str, Any], *, seconds: float) -> None:
         """Begin to write a `Trainer.state_dict`, which may change as soon as this returns: it is copied first.
@@ -62,7 +76,7 @@ class Checkpoints:
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.partial"):  # by a run that was killed
-                shutil.rmtree(left)
+                remove(left)
             partial.mkdir()
         if self.group is not None:
             dist.barrier(self.group)
@@ -70,34 +84,33 @@ class Checkpoints:
 
     @torch.no_grad()
     def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What training may go on from while it is written; in the memory of the copy before, which is twice as fast."""
-        mine, theirs = ({k: (t.shape, t.dtype) for k, t in each.items()} for each in (self.copies, tensors))
+        """What this rank holds, from which training may go on; in the memory of the copy before, which is twice as fast."""
+        mine, theirs = ({k: (t.shape, part(t).shape, t.dtype) for k, t in d.items()} for d in (self.copies, tensors))
         if mine != theirs:
-            pin = torch.cuda.is_available()
-            self.copies = {k: torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for k, t in tensors.items()}
-        torch._foreach_copy_([*self.copies.values()], [*tensors.values()])
+            self.copies = {k: on_cpu(t, t.dtype, pin=torch.cuda.is_available()) for k, t in tensors.items()}
+        torch._foreach_copy_([part(t) for t in self.copies.values()], [part(t) for t in tensors.values()])
         return self.copies
 
     def write(self, tensors: dict[str, Tensor], partial: Path, place: Path, about: Mapping[str, Any]) -> None:
         """Each rank its shard; then record their hashes, put the folder in its place, drop old ones."""
         try:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is fine
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            writer = Writer(partial)
             save_shards(tensors, storage_writer=writer, process_group=self.group)
             if rank() == 0:
-                shards = sorted(partial.glob("*.safetensors"))
-                for shard in shards:
-                    sync(shard)
-                write_json(partial / "state.json", {**about, "shards": {s.name: sha256(s) for s in shards}})
+                if missing := [name for name in writer.hashes if not (partial / name).exists()]:
+                    raise FileNotFoundError(f"{missing[0]} of another rank is not there; all must share the folder")
+                write_json(partial / "state.json", {**about, "shards": writer.hashes})
                 sync(partial)
-                if place.exists():
-                    shutil.rmtree(place)  # damaged, else training would have begun there
+                if place.exists():  # damaged, else training would have begun there
+                    place.rename(next(p for p in aside(place) if not p.exists()))
                 partial.rename(place)
                 sync(self.folder)
+                self.verified[place] = signature(place)
                 self.drop()
         except (OSError, CheckpointException) as error:
             if rank() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
             newest = next(iter(self.newest_first()), None)
             raise OSError(
                 f"{place}: this checkpoint could not be written ({reason(error)}); "
@@ -121,32 +134,70 @@ class Checkpoints:
 
     def newest_first(self) -> list[Path]:
         """The checkpoints; what lies beside them under another name is not looked at."""
-        return sorted(self.folder.glob("[0-9]" * 12), reverse=True)
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        return [self.folder / name for name in sorted(names, reverse=True) if re.fullmatch(r"\d{12}", name)]
+
+    def damage(self, path: Path) -> str | None:
+        """As the function of this name; what was found to be whole is not read again as long as its files are the same."""
+        if self.verified.get(path) == signature(path):
+            return None
+        found = damage(path)
+        if found is None:
+            self.verified[path] = signature(path)
+        return found
 
     def drop(self) -> None:
         """Remove what is older than the newest `keep` whole checkpoints."""
         whole = 0
         for path in self.newest_first():
             if whole == self.keep:
-                shutil.rmtree(path)
-            elif damage(path) is None:
-                whole += 1
+                remove(path)
+                continue
+            try:
+                whole += self.damage(path) is None
+            except OSError as error:
+                print(f"warning: {path} cannot be read now ({reason(error)}) and stays", file=sys.stderr)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole, as the first rank sees it; damaged ones are named on standard error."""
+        """The newest checkpoint that is whole, as the first rank sees it; damaged ones are named on standard error.
+
+        Raises ValueError if there are some and all are damaged, and OSError for one that cannot be read, which may be whole.
+        """
         nimg = -1
         if rank() == 0:
-            for path in self.newest_first():
-                found = damage(path)
-                if found is None:
-                    nimg = int(path.name)
-                    break
-                print(f"warning: checkpoint {path} is damaged ({found}); using the one before", file=sys.stderr)
+            chosen = self.find()
+            nimg = -1 if chosen is None else int(chosen.name)
         if self.group is not None:
-            chosen = torch.tensor(nimg)
-            dist.broadcast(chosen, 0, group=self.group)
-            nimg = int(chosen)
+            number = torch.tensor(nimg)
+            dist.broadcast(number, 0, group=self.group)
+            nimg = int(number)
         return self.folder / f"{nimg:012d}" if nimg >= 0 else None
+
+    def find(self) -> Path | None:
+        damaged = []
+        for path in self.newest_first():
+            try:
+                found = self.damage(path)
+            except OSError as error:
+                raise OSError(
+                    f"{error.filename or path}: {error.strerror} ({errno.errorcode.get(error.errno or 0)}), so it is not known "
+                    f"whether this checkpoint is whole, and nothing was changed; make it readable, or move {path} elsewhere "
+                    "to go on from the one before"
+                ) from error
+            if found is None:
+                for other, why in damaged:
+                    print(f"warning: checkpoint {other} is damaged ({why}); using the one before", file=sys.stderr)
+                return path
+            damaged.append((path, found))
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole, and nothing was changed; the newest, {damaged[0][0].name}: "
+                f"{damaged[0][1]}. Bring one back from a copy, or start over with --fresh (fresh=True)"
+            )
+        return None
 
     def close(self) -> None:
         """Wait for what is being written and end the thread."""
@@ -168,8 +219,55 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+class Writer(HuggingFaceStorageWriter):
+    """Writes a rank's shard out of the memory that it has, without another copy, and hashes it while it is synced.
+
+    hashes: SHA-256 of each shard as it was read back, on the first rank, after `torch.distributed.checkpoint.save`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self.folder = folder
+        self.hashes: dict[str, str] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Written[list[WriteResult]]:
+        results: Written[list[WriteResult]] = Written()
+        items = {item.index.fqn: item for item in plan.items}
+        tensors: dict[str, Tensor] = {name: planner.resolve_data(item) for name, item in items.items()}  # pyright: ignore[reportAssignmentType] - all are tensors
+        if not tensors:
+            results.set_result([])
+            return results
+        offsets = {name: {"saved_offsets": [*(item.index.offset or ())]} for name, item in items.items()}
+        name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors"
+        path = self.folder / name
+        write_tensors(
+            path, tensors, metadata={"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+        )
+        with ThreadPoolExecutor(1) as pool:
+            synced = pool.submit(sync, path)
+            about = (name, sha256(path))
+            synced.result()
+        results.set_result([WriteResult(i.index, tensors[n].nbytes, about) for n, i in items.items()])  # pyright: ignore[reportArgumentType] - any object
+        return results
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self.hashes = dict(sorted({r.storage_data for some in results for r in some}))  # pyright: ignore[reportArgumentType]
+
+
+def aside(path: Path) -> Iterator[Path]:
+    """Names for a damaged checkpoint."""
+    return (path.with_name(f"{path.name}.damaged" + (f"-{i}" if i else "")) for i in count())
+
+
+def signature(path: Path) -> list[tuple[str, int, int, int]]:
+    """Names, sizes, times and numbers of the files of a folder: other ones mean other contents."""
+    with os.scandir(path) as entries:
+        found = [(e.name, e.stat()) for e in entries]
+    return sorted((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found)
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is what was written."""
+    """What is wrong with a checkpoint; None if it is what was written. Raises OSError if it cannot be read."""
     try:
         recorded = read_state(path)["shards"]
         found = {shard.name: sha256(shard) for shard in path.glob("*.safetensors")}
@@ -179,21 +277,24 @@ def damage(path: Path) -> str | None:
     return f"{', '.join(wrong)}: not the recorded tensors" if wrong else None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A whole `Trainer.state_dict` with `seconds`, from shards of any number of ranks.
+def load(path: Path, like: Callable[[str, torch.Size], Tensor | None] = lambda name, shape: None) -> dict[str, Any]:
+    """A `Trainer.state_dict` with `seconds`, from shards of any number of ranks.
 
-    Raises ValueError for shards that have the recorded hash and are none nevertheless.
+    like: a tensor by name and shape that lies on the ranks as the one of this name shall, see `Trainer.layout`; of one in
+    parts, each rank reads its own. Raises ValueError for shards that have the recorded hash and are none nevertheless.
     """
     state = read_state(path)
     reader = HuggingFaceStorageReader(str(path))
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
     try:
-        tensors: dict[str, Tensor] = {
-            name: torch.empty(about.size, dtype=about.properties.dtype)  # pyright: ignore[reportAttributeAccessIssue] - all are tensors
-            for name, about in reader.read_metadata().state_dict_metadata.items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, about in reader.read_metadata().state_dict_metadata.items():
+            dtype = about.properties.dtype  # pyright: ignore[reportAttributeAccessIssue] - all are tensors
+            shape = about.size  # pyright: ignore[reportAttributeAccessIssue]
+            model = like(name, shape)
+            tensors[name] = torch.empty(shape, dtype=dtype) if model is None else on_cpu(model, dtype)
         load_shards(tensors, storage_reader=reader, no_dist=True)  # pyright: ignore[reportArgumentType] - dict is invariant
-    except (CheckpointException, RuntimeError, *DAMAGE) as error:
+    except (CheckpointException, RuntimeError, OSError, *DAMAGE) as error:
         raise ValueError(f"{path}: its shards cannot be read ({reason(error)}); remove this checkpoint") from error
     return state | {"tensors": tensors}
 

@@ -102,6 +102,13 @@ class Average:
         source = dict(self.source.named_parameters())
         self.parted = any(part(p) is not p for p in source.values())
         self.params = {name: laid_out_as(source[name], p) for name, p in self.params.items()}
+        self.empty()
+
+    def empty(self) -> None:
+        """Where the average lies in parts, free what `module` holds of it beside them."""
+        if self.parted:
+            nothing = {name: torch.empty_like(p, device="meta") for name, p in self.module.named_parameters()}
+            self.module.load_state_dict(nothing, strict=False, assign=True)
 
     def gather(self) -> None:
         """Let `module` have its weights, on every rank; all ranks call it."""
@@ -110,29 +117,25 @@ class Average:
             self.module.load_state_dict(together, strict=False, assign=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Of the module, with all weights; all ranks call it."""
-        return self.module.state_dict() | {name: whole(p) for name, p in self.params.items()}
+        """Of the module; weights as they lie on the ranks."""
+        return self.module.state_dict() | self.params
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if self.parted:
-            there = {name: t.to(self.params[name].device) if name in self.params else t for name, t in state.items()}
-            self.module.load_state_dict(there, assign=True)
-            self.params = dict(self.module.named_parameters())
-            self.follow()
-        else:
+        if not self.parted:
             self.module.load_state_dict(state)
+            return
+        if wrong := state.keys() ^ self.module.state_dict().keys():
+            raise KeyError(f"the average has no {', '.join(sorted(wrong))}")
+        self.params = {name: laid_out_as(p, state[name]) for name, p in self.params.items()}
+        buffers = {name: tensor for name, tensor in state.items() if name not in self.params}
+        self.module.load_state_dict(buffers, strict=False)
 
     @torch.no_grad()
     def update(self, seen: int, batch_size: int) -> None:
         decay = self.profile.decay(seen, batch_size)
         mine, theirs = self.params.values(), self.source.parameters()
         torch._foreach_lerp_([part(p) for p in mine], [part(p) for p in theirs], 1 - decay)
-        if self.parted:
-            self.module.load_state_dict(
-                {name: torch.empty_like(p, device="meta") for name, p in self.module.named_parameters()},
-                strict=False,
-                assign=True,
-            )
+        self.empty()
         for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
             mine.copy_(theirs)
 

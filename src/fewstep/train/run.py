@@ -284,7 +284,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
         with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
             before, newest = 0.0, checkpoints.newest()
             if newest is not None:
-                state = load_state(newest)
+                state = load_state(newest, trainer.layout())
                 try:
                     trainer.load_state_dict(state)
                 except (RuntimeError, LookupError) as error:

@@ -162,11 +162,32 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, laid out as `model`; the tensor itself if `model` is whole."""
+    """This rank's part of a tensor, whole or in the same parts, laid out as `model`; the tensor itself if `model` is whole."""
     if not isinstance(model, DTensor):
         return tensor
-    there = tensor.detach().to(model.device)
-    return distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None)
+    if model.shape != tensor.shape:
+        raise ValueError(f"expected the shape {tuple(model.shape)}; got {tuple(tensor.shape)}")
+    mesh, there = model.device_mesh, part(tensor.detach()).to(model.device)
+    if isinstance(tensor, DTensor):
+        options = {"run_check": False, "shape": tensor.shape, "stride": tensor.stride()}
+        return DTensor.from_local(there, mesh, model.placements, **options)
+    return distribute_tensor(there, mesh, model.placements, src_data_rank=None)
+
+
+def on_cpu(model: Tensor, dtype: torch.dtype, *, pin: bool = False) -> Tensor:
+    """An empty tensor in the CPU's memory, of the shape of `model` and in the same parts. pin: for quick copies from GPUs."""
+    local = torch.empty(part(model).shape, dtype=dtype, pin_memory=pin)
+    if not isinstance(model, DTensor):
+        return local
+    return DTensor.from_local(
+        local, cpu_mesh(), model.placements, run_check=False, shape=model.shape, stride=model.stride()
+    )
+
+
+@functools.cache
+def cpu_mesh() -> DeviceMesh:
+    """All ranks, with their CPUs; all ranks make it together."""
+    return init_device_mesh("cpu", (world_size(),))
 
 
 def alike(params: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -217,20 +217,38 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, beside the settings: tensors under dotted names, counters, scales.
 
-        Tensors are whole, whatever the strategy; all ranks call it.
+        Tensors lie on the ranks as the strategies have it, and are those that train, not copies.
         """
-        tensors = {f"method.{k}": whole(v) for k, v in self.method.state_dict().items()}
+        tensors: dict[str, Tensor] = {f"method.{k}": v for k, v in self.method.state_dict().items()}
         for average in self.averages:
             tensors |= {f"average.{average.profile.name}/{k}": v for k, v in average.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{name}.{index}.{key}": whole(value) for key, value in entries.items()}
+                tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in entries.items()}
         scalers = {name: s.state_dict() for name, s in self.scalers.items() if s.is_enabled()}
         counters = {"nimg": self.nimg, "steps": self.steps, "position": self.position}
         return {**counters, "scalers": scalers, "tensors": tensors}
 
+    def layout(self) -> Callable[[str, torch.Size], Tensor | None]:
+        """A function of name and shape: the tensor that lies on the ranks as the one of this name in `state_dict` does.
+
+        Moments come with the first step, and lie as their parameter does. None for names of another method.
+        """
+        known = {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        known |= {f"average.{a.profile.name}/{k}": v for a in self.averages for k, v in a.params.items()}
+        known |= {f"optimizer.{name}.{i}": p for name, params in self.seen.items() for i, p in enumerate(params)}
+
+        def like(name: str, shape: torch.Size) -> Tensor | None:
+            found = known.get(name.rpartition(".")[0] if name.startswith("optimizer.") else name)
+            return found if found is not None and found.shape == shape else None
+
+        return like
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, into a Trainer of the same settings, under any strategies; strict."""
+        """The inverse of `state_dict`, into a Trainer of the same settings, under any strategies; strict.
+
+        Its tensors may be whole, or lie as those of this Trainer do.
+        """
         parts: dict[str, dict[str, Tensor]] = {"method": {}, "average": {}, "optimizer": {}}
         for key, value in state["tensors"].items():
             part, rest = key.split(".", 1)
