@@ -20,8 +20,11 @@ from fewstep import checkpoint
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.commands import COMMANDS
+from fewstep.data import images
+from fewstep.denoiser import Denoiser
 from fewstep.metrics.protocol import show_seeds
 from fewstep.train.trainer import Trainer
+from tests.conftest import tiny_net
 
 
 @pytest.fixture
@@ -352,6 +355,42 @@ def test_ways_to_sample(model, tmp_path, capsys):
     assert "largest first" in refused("--levels", "a")
     assert "general sampler" in refused("--solver", "heun", "--sampler", "heun")
     assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_images_of_any_number_of_channels_are_written_and_read(tmp_path, channels):
+    """What `sample` writes, `data` packs and measures, `train` opens, and `eval` compares."""
+    net = tiny_net(in_channels=channels, out_channels=channels)
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    checkpoint.save(Denoiser(net), model, checkpoint.Card(name="tiny"))
+    files = ["--out", str(out), "--grid", str(tmp_path / "grid.png"), "--npz", str(tmp_path / "x.npz")]
+    assert main(["sample", model, "--seeds", "0-3", "--steps", "1", *files]) == 0
+    ending = ".png" if channels == 3 else ".npy"
+    assert sorted(p.name for p in out.iterdir()) == [f"{i:06d}{ending}" for i in range(4)]
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size[0] == 5 * (9 * 2 * (1 if channels == 3 else channels) - 1)
+    for source in (str(out), str(tmp_path / "x.npz")):
+        assert main(["data", "pack", source, str(tmp_path / "p.zip")]) == 0
+        packed, data = images(tmp_path / "p.zip"), images(source)
+        assert data.shape == (channels, 8, 8) and np.array_equal(packed.decoded(), data.decoded())
+        assert main(["data", "check", source]) == 0 and main(["data", "stats", source]) == 0
+        assert main(["eval", source, "--reference", str(tmp_path / "p.zip"), "--metrics", "fd_pixels"]) == 0
+        assert main(["eval", "pairs", source, str(tmp_path / "x.npz"), "--metrics", "psnr,ssim_7"]) == 0
+    restored = [
+        "restore",
+        model,
+        str(out),
+        "--task",
+        "box_inpainting",
+        "--class",
+        "none",
+        "--samples",
+        "1",
+        "--nfe",
+        "4",
+    ]
+    assert main([*restored, "--out", str(tmp_path / "restored")]) == 0
+    assert {p.suffix for p in (tmp_path / "restored" / "samples").rglob("*.*")} == {ending}
 
 
 def test_bench_samplers(tmp_path, capsys):

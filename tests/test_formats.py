@@ -260,3 +260,17 @@ def test_parts_of_a_set_are_no_classes(tmp_path, dest, capsys):
     (source / "val").rename(tmp_path / "val")
     pack(source, dest, report=lines.append)
     assert images(dest).labels is None and "no classes, for all lie in one folder; name train/ itself" in lines[-1]
+
+
+def test_folders_that_are_linked_are_classes(tmp_path, dest):
+    """As a subset of ImageNet is often made; EDM2's tool follows links as well."""
+    image = saved(photo(0, (8, 8)), "PNG")
+    whole = folder(tmp_path / "all", {f"{k}/a.png": image for k in ("n01", "n02", "n03")})
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for name in ("n01", "n03"):
+        (subset / name).symlink_to(whole / name, target_is_directory=True)
+    pack(subset, dest)
+    assert images(dest).class_names == images(subset).class_names == ("n01", "n03")
+    (whole / "n02" / "loop").symlink_to(whole, target_is_directory=True)
+    refused(whole, tmp_path / "b" / "b.zip", "n02/loop: a link to a folder that holds it")

@@ -14,7 +14,7 @@ from fewstep.cli import main
 from fewstep.data import ImageData
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.latents import LatentData, LatentStream, encode_images
-from fewstep.data.prepare import pack
+from fewstep.data.prepare import check, pack
 
 
 def pack_latents(path, shape, n=6, classes=3, **changed):
@@ -169,3 +169,18 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert main(["data", "latents", str(tmp_path / "a.zip"), str(out), "--encoder", "folder", "--batch", "4"]) == 0
     assert "latents of 5 images" in capsys.readouterr().out
     assert (len(LatentData(out)), stand.batches) == (5, [4, 1])
+
+
+def test_check_finds_latents_that_cannot_be_used(tmp_path, capsys):
+    good = np.ones((8, 4, 4), np.float32)
+    assert check(pack_latents(tmp_path / "good.zip", good.shape)) == []
+    assert main(["data", "check", str(tmp_path / "good.zip")]) == 0
+    nan, negative = good.copy(), good.copy()
+    nan[0, 0, 0], negative[5, 0, 0] = np.nan, -1
+    bad = pack_latents(tmp_path / "bad.zip", good.shape, i1=nan, i2=negative, i3=good[:6], i4=good.astype(np.float64))
+    found = check(bad)
+    assert [name[-5] for name, _ in found] == ["1", "2", "3", "4"]
+    says = ("expected finite means", "deviations >= 0", "got float32 (6, 4, 4)", "got float64")
+    assert all(text in why for text, (_, why) in zip(says, found, strict=True))
+    assert main(["data", "stats", str(bad)]) == 2
+    assert "these seem to be latents, which are no images" in capsys.readouterr().err

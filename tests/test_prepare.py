@@ -485,6 +485,11 @@ def test_mnist(tmp_path, dest):
     pack(source, dest)
     assert np.array_equal(images(dest).decoded()[:, 0], np.pad(array, ((0, 0), (2, 2), (2, 2))))
     assert classes(dest) == [7, 0, 9]
+    for file in (source, tmp_path / "train-labels-idx1-ubyte.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+    before = dest.read_bytes()
+    pack(source.with_suffix(""), dest)
+    assert dest.read_bytes() == before
 
 
 def test_damaged_mnist(tmp_path, dest):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fewstep.metrics.protocol import Result, write_results
 from fewstep.report import Reference, Series, grid, line_chart, save_png, write_report
+from fewstep.report.grid import save_image
 from fewstep.report.numerals import duration, human, linear_ticks, log_ticks, tick_labels
 from fewstep.report.plot import BUCKETS, smooth, thin
 from fewstep.report.records import find_cards, read_log
@@ -60,9 +61,24 @@ def test_grid_defaults():
     assert coloured.mode == "RGB" and coloured.getpixel((4, 0)) == (1, 2, 3) == coloured.getpixel((8, 8))
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_of_other_images_stand_side_by_side(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, channels), dtype=np.uint8)
+    made = np.asarray(grid(images, columns=1, scale=1))
+    assert made.shape == (7, 5 * channels - 1)
+    for i, image in enumerate(images):
+        for k in range(channels):
+            assert np.array_equal(made[4 * i : 4 * i + 3, 5 * k : 5 * k + 4], image[..., k])
+    assert (made[3] == 255).all() and (made[:, 4] == 255).all()
+    assert grid(images, scale=1).size == (10 * channels - 1, 3)
+    save_image(images[0], tmp_path / "a.b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.b.npy"]
+    assert np.array_equal(np.load(tmp_path / "a.b.npy"), images[0].transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((2, 2, 3)), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2, 2, 3), np.uint8)],
+    [np.zeros((2, 2, 3)), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 0), np.uint8), np.zeros((0, 2, 2, 3), np.uint8)],
 )
 def test_grid_refuses_what_is_no_image(images):
     with pytest.raises(ValueError, match="uint8 images of shape"):

@@ -25,7 +25,7 @@ from fewstep.inverse import Operator
 from fewstep.inverse.operator import LangevinDiverged
 from fewstep.metrics.image import CONVENTIONS, measures
 from fewstep.metrics.protocol import ROUNDING
-from fewstep.report.grid import grid, save_png
+from fewstep.report.grid import grid, save_image, save_png
 from fewstep.restore import Shape, Solver, measure, restore, seed_of
 
 FOLDERS, FILES = ("samples", "mean", "deviation", "measurements", "sheets"), ("metrics.json", "sheet.png")
@@ -159,7 +159,7 @@ def restore_all(
             images = decode(x0)
         for (i, j), image in zip(part, images, strict=True):
             results[i].append(image.cpu())
-            save_png(grid(byte_image(image), scale=1), out / "samples" / str(j) / f"{job.names[i]}.png")
+            save_image(byte_image(image), out / "samples" / str(j) / job.names[i])
             if len(results[i]) == job.samples:
                 finish(job, i, torch.stack(results.pop(i)), ys[i], named, table, covered, out, shape)
         progress(done := done + len(part))
@@ -246,7 +246,7 @@ def finish(
         np.save(file, y.cpu().numpy(), allow_pickle=False)
     save_png(grid(tiles[0], scale=1), out / "measurements" / f"{name}.png")
     for kind, picture in zip(("mean", "deviation"), spread, strict=True):
-        save_png(grid(picture, scale=1), out / kind / f"{name}.png")
+        save_image(picture, out / kind / name)
     if job.truth is not None:
         original = torch.from_numpy(np.asarray(job.truth[i]))
         tiles.insert(0, original.permute(1, 2, 0).numpy())

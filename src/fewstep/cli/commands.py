@@ -84,8 +84,8 @@ def sample(
     Args:
         model: model or run folder.
         seeds: such as 0-63 or 1,2,5-10.
-        out: folder for one PNG per seed.
-        grid: PNG file for all images side by side.
+        out: folder for one PNG per seed, or one npy (C, H, W) where images are neither grey nor RGB.
+        grid: PNG file for all images side by side; of images that are neither grey nor RGB, channel beside channel.
         npz: file for all images as one array, arr_0 (N, H, W, C).
         subdirs: a folder for every 1,000 seeds.
         label: class index for all images; drawn from the seed if left out.
@@ -112,7 +112,7 @@ def sample(
     from fewstep.generation import gathered, generate
     from fewstep.progress import track
     from fewstep.report.grid import grid as make_grid
-    from fewstep.report.grid import save_png
+    from fewstep.report.grid import save_image, save_png
 
     with process_group():
         network = sampling.load(model)
@@ -123,7 +123,7 @@ def sample(
             for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
                 if out is not None:
                     folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
-                    save_png(make_grid(image, scale=1), folder / f"{seed:06d}.png")
+                    save_image(image, folder / f"{seed:06d}")
                 yield image
 
         if grid is None and npz is None:

@@ -129,14 +129,14 @@ def check(data: Positional[Path]) -> None:
     """Find every file of a data set that cannot be used.
 
     Args:
-        data: any source of data pack, such as a folder or zip.
+        data: any source of data pack, such as a folder or zip, or a zip of latents.
     """
     from fewstep.data.prepare import check as find_problems
     from fewstep.data.prepare import ranks
     from fewstep.report.markup import plural
 
     with group():
-        problems = find_problems(data)
+        problems = find_problems(data, report=print if ranks()[0] == 0 else None)
         if problems:
             raise ValueError(
                 "\n".join(

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol
@@ -100,22 +100,31 @@ def check_bytes(size: int, where: str) -> None:
         raise ValueError(f"{where}: {size} bytes are more than the {MAX_BYTES} that one file may have; remove it")
 
 
+def walked(path: Path) -> Iterator[str]:
+    """The paths of all files below a folder, through links as well; ValueError if one leads back to where it lies."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, folders, files in os.walk(path, onerror=fail, followlinks=True):
+        here = Path(root).resolve()
+        for folder in folders:
+            link = os.path.join(root, folder)
+            if os.path.islink(link) and Path(link).resolve() in (here, *here.parents):
+                raise ValueError(f"{link}: a link to a folder that holds it; remove it")
+        yield from (os.path.join(root, file) for file in files)
+
+
 class Folder:
-    """The files below a folder. Links to files are followed, links to folders are not."""
+    """The files below a folder. Links are followed; one to a folder that it lies in is refused."""
 
     def __init__(self, path: Path) -> None:
-        def fail(error: OSError) -> None:
-            raise error
-
         self.path = path
-        walk = os.walk(path, onerror=fail)
-        found = [os.path.relpath(os.path.join(root, file), path) for root, _, files in walk for file in files]
+        found = [os.path.relpath(file, path) for file in walked(path)]
         found = [file.replace(os.sep, "/") for file in found]
         self.names = image_names(found)
         self.others = other_names(found, self.names)
-        self.folders = top_folders(
-            f"{entry.name}/" for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)
-        )
+        self.folders = top_folders(f"{entry.name}/" for entry in os.scandir(path) if entry.is_dir())
 
     def __contains__(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -288,5 +297,8 @@ def read_array(data: bytes, where: str) -> NDArray[np.uint8]:
     """The uint8 (C, H, W) of a `.npy`."""
     array = parse_array(data, where)
     if array.dtype != np.uint8 or array.ndim != 3:
-        raise ValueError(f"{where}: expected an image as uint8 (C, H, W); got {array.dtype} {array.shape}")
+        latents = (
+            "; these seem to be latents, which are no images" if array.dtype == np.float32 and array.ndim == 3 else ""
+        )
+        raise ValueError(f"{where}: expected an image as uint8 (C, H, W); got {array.dtype} {array.shape}{latents}")
     return array

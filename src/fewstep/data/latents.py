@@ -39,25 +39,25 @@ class LatentData:
         if path.suffix.lower() != ".zip" or not path.is_file():
             raise ValueError(f"{path}: expected a zip of latents (.npy); it is missing or something else")
         self._zip = Zip(path)
-        self._names = sorted(name for name in self._zip.zip.namelist() if name.endswith(".npy"))
-        if not self._names:
+        self.names = sorted(name for name in self._zip.zip.namelist() if name.endswith(".npy"))
+        if not self.names:
             raise ValueError(f"{path}: expected latents (.npy); found none. Images are encoded with the VAE first")
         self.name = path.stem
         self.moments_shape = self._moments(0).shape
         channels, *size = self.moments_shape
         if channels % 2 or len(size) != 2:
             raise ValueError(
-                f"{path}/{self._names[0]}: expected means and deviations (2 C, H, W); got {self.moments_shape}"
+                f"{path}/{self.names[0]}: expected means and deviations (2 C, H, W); got {self.moments_shape}"
             )
         self.shape = (channels // 2, *size)
         found = None
         if "dataset.json" in self._zip:
-            found = parse_labels(self._zip.read("dataset.json"), self._names, f"{path}/dataset.json")
+            found = parse_labels(self._zip.read("dataset.json"), self.names, f"{path}/dataset.json")
         self.labels = None if found is None else np.array(found.index, dtype=np.int64)
         self.num_classes = 0 if found is None else found.num_classes
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def gather(self, index: NDArray[np.integer]) -> NDArray[np.float32]:
         """The moments at `index` (n,): float32 (n, 2 C, H, W)."""
@@ -66,20 +66,33 @@ class LatentData:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes, check sums and labels."""
-        digest = hashlib.sha256("\n".join(repr((n, *self._zip.signature(n))) for n in self._names).encode())
+        digest = hashlib.sha256("\n".join(repr((n, *self._zip.signature(n))) for n in self.names).encode())
         if self.labels is not None:
             digest.update(f"{self.num_classes}".encode() + self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _moments(self, i: int) -> NDArray[np.float32]:
-        where = f"{self._zip.path}/{self._names[i]}"
-        file = io.BytesIO(self._zip.read(self._names[i]))
+        where = f"{self._zip.path}/{self.names[i]}"
+        file = io.BytesIO(self._zip.read(self.names[i]))
         shape, dtype = array_header(file, where)
         expected = shape if i == 0 else self.moments_shape
         data = file.read()
         if dtype != np.float32 or shape != expected or len(data) != 4 * np.prod(shape, dtype=object):
             raise ValueError(f"{where}: expected float32 {expected}, whole; got {dtype} {shape} in {len(data)} bytes")
         return np.frombuffer(data, dtype=np.float32).reshape(shape)
+
+
+def check_latents(path: Path) -> list[tuple[str, str]]:
+    """Every file of a zip of latents that cannot be trained on, with the reason."""
+    data, problems = LatentData(path), []
+    for i, name in enumerate(data.names):
+        try:
+            moments = data.gather(np.array([i]))
+            if not np.isfinite(moments).all() or (moments[:, data.shape[0] :] < 0).any():
+                raise ValueError(f"{path}/{name}: expected finite means and deviations >= 0; some are not")
+        except ValueError as error:
+            problems.append((name, str(error)))
+    return problems
 
 
 class Encoder(Protocol):

@@ -27,6 +27,7 @@ import numpy as np
 
 from fewstep.data.classes import LabelError
 from fewstep.data.convert import Entry, Rule, decode, fits
+from fewstep.data.files import Zip, read_header
 from fewstep.data.images import ImageData
 from fewstep.data.sources import open_source
 from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all
@@ -265,17 +266,36 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def check(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Every image of a source that keeps `images` from using it, with the reason; empty if there is none, and on ranks
-    other than the first, which share the work.
+def is_latents(path: Path) -> bool:
+    """Whether a path is a zip of latents rather than of images: its first array is of floats."""
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return False
+    files = Zip(path)
+    if not files.names or not files.names[0].endswith(".npy"):
+        return False
+    with files.zip.open(files.names[0]) as file:
+        return read_header(file, f"{path}/{files.names[0]}").dtype == np.float32
+
+
+def check(path: str | os.PathLike[str], *, report: Callable[[str], object] | None = None) -> list[tuple[str, str]]:
+    """Every image of a source, or latents of a zip, that cannot be trained on, with the reason.
+
+    Empty if there is none, and on ranks other than the first, which share the work. report: is called before the work with
+    a line about what was found.
 
     Raises ValueError if it is no such thing. The first intact image decides on the shape.
     """
+    if is_latents(Path(path)):
+        from fewstep.data.latents import check_latents  # it needs torch
+
+        return check_latents(Path(path)) if ranks()[0] == 0 else []
     wrong = None
     try:
         source = open_source(path)
     except LabelError as error:
         source, wrong = open_source(path, labels=False), str(error)
+    if report is not None:
+        report(f"{path}: {source.total:,} images, {source.classes if wrong is None else 'classes that cannot be used'}")
     me, world = ranks()
     mine = islice(source.entries(), me, None, world)
     found: list[tuple[str, tuple[int, ...] | str]] = []  # its name, and its shape or what is wrong with it

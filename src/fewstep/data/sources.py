@@ -81,7 +81,7 @@ def open_source(source: str | os.PathLike[str], *, labels: bool = True) -> Sourc
         return cifar10(path)
     if lower.endswith(tuple(TARS)):
         return from_tar(path, with_labels=labels)
-    if lower.endswith("-images-idx3-ubyte.gz"):
+    if lower.endswith(("-images-idx3-ubyte.gz", "-images-idx3-ubyte")):
         return mnist(path)
     if lower.endswith((".npz", ".npy")):
         return arrays(path)
@@ -244,16 +244,17 @@ def mnist(path: Path) -> Source:
             )
         return tuple(shape)
 
-    with named(regular(labels_path)), gzip.open(labels_path) as file:
+    unpack: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else lambda file: file.open("rb")
+    with named(regular(labels_path)), unpack(labels_path) as file:
         (n,) = header(file, labels_path, 1)
-        with named(path), gzip.open(path) as images:
+        with named(path), unpack(path) as images:
             shape = header(images, path, 3)
         if shape != (n, 28, 28):
             raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
         labels = np.frombuffer(read_exactly(file, n, str(labels_path)), dtype=np.uint8)
 
     def entries() -> Iterator[Entry]:
-        with named(path), gzip.open(path) as file:
+        with named(path), unpack(path) as file:
             header(file, path, 3)
             for i, label in enumerate(labels):
                 pixels = np.frombuffer(read_exactly(file, 28 * 28, str(path)), dtype=np.uint8).reshape(28, 28)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from fewstep.files import new_file
@@ -23,22 +23,27 @@ def grid(
     gap: int = 1,
     background: int | tuple[int, int, int] = 255,
 ) -> Image.Image:
-    """Images (N, H, W, C) or (H, W, C), uint8, in rows from left to right; of mode L (C = 1) or RGB (C = 3).
+    """Images (N, H, W, C) or (H, W, C), uint8, in rows from left to right; of mode L, or RGB where C = 3.
 
-    columns: ceil(sqrt(N)) by default. scale: integer magnification, nearest neighbour; by default the least that makes
-    the shorter side of a tile `TILE` pixels. gap: between tiles, in pixels before magnification, so that the
-    result holds the plain grid at every `scale`-th pixel. background: of the gaps and of an unfinished row.
+    The channels of other images than grey and RGB are grey tiles side by side. columns: of images; ceil(sqrt(N)) by
+    default. scale: integer magnification, nearest neighbour; by default the least that makes the shorter side of a tile
+    `TILE` pixels. gap: between tiles, in pixels before magnification, so that the result holds the plain grid at every
+    `scale`-th pixel. background: of the gaps and of an unfinished row.
     """
     tiles = np.asarray(images)
     if tiles.ndim == 3:
         tiles = tiles[None]
-    if tiles.ndim != 4 or tiles.dtype != np.uint8 or tiles.shape[3] not in (1, 3) or tiles.size == 0:
+    if tiles.ndim != 4 or tiles.dtype != np.uint8 or tiles.size == 0:
         raise ValueError(
-            "a grid takes uint8 images of shape (H, W, C) or (N, H, W, C) with 1 or 3 channels, at least one; "
+            "a grid takes uint8 images of shape (H, W, C) or (N, H, W, C), at least one; "
             f"got {tiles.dtype} of shape {np.shape(images)}"
         )
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(tiles)))
+    if tiles.shape[3] not in (1, 3):
+        columns = min(columns, len(tiles)) * int(tiles.shape[3])
+        tiles = tiles.transpose(0, 3, 1, 2).reshape(-1, *tiles.shape[1:3], 1)
     n, height, width, channels = tiles.shape
-    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     scale = math.ceil(TILE / min(height, width)) if scale is None else scale
     if columns < 1 or scale < 1 or gap < 0:
         raise ValueError(f"columns and scale must be at least 1, gap at least 0; got {columns}, {scale}, {gap}")
@@ -59,3 +64,12 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG, complete or not at all; folders are made."""
     with new_file(Path(path)) as partial:
         image.save(partial, format="PNG", optimize=True)
+
+
+def save_image(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an image (H, W, C) as `data pack` stores it: `path`.png if it is grey or RGB, else `path`.npy, (C, H, W)."""
+    if image.shape[2] in (1, 3):
+        save_png(grid(image, scale=1), path.with_name(f"{path.name}.png"))
+        return
+    with new_file(path.with_name(f"{path.name}.npy")) as partial, partial.open("wb") as file:
+        np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)), allow_pickle=False)

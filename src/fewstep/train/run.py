@@ -435,11 +435,6 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> Image.Image:
     made = list(gathered(generate(product, range(4 * columns), label=label), 4 * columns))
     if rank() != 0:
         return Image.new("L", (1, 1))
-    images = np.stack(made)
-    channels = images.shape[3]
-    if channels not in (1, 3):  # a tile for each channel
-        images = images.transpose(0, 3, 1, 2).reshape(-1, *images.shape[1:3], 1)
-        columns *= channels
-    result = grid(images, columns=columns)
+    result = grid(np.stack(made), columns=columns)
     save_png(result, folder / "samples" / f"{trainer.nimg:012d}.png")
     return result
