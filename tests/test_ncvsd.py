@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from fewstep.nets.edm2 import Uncertainty
 from fewstep.noise import KarrasUniform, LogNormal, add_noise, expand, fuse, karras_sigmas
 from fewstep.objectives import edm_weight
 from fewstep.oracle import MixtureDenoiser
-from fewstep.recipes import digits, ffhq256, imagenet64, imagenet512
+from fewstep.recipes import digits, ffhq256, find, imagenet64, imagenet512
 from fewstep.recipes._ncvsd import PRESETS
 from fewstep.train.ema import PowerFunction
 from fewstep.train.optim import Adam
@@ -401,13 +402,17 @@ def test_the_published_presets():
     ]
     assert {size: row.lr for size, row in PRESETS["imagenet512"].rows.items()} == {"s": 0.01, "m": 0.009, "l": 0.008}
     assert [PRESETS["imagenet64"].rows["l"].micro_batch, PRESETS["imagenet512"].rows["l"].micro_batch] == [16, 8]
-    for name, noise, decay, rampup, start in (
-        ("imagenet64", (-0.8, 1.6), 35_000, 10e6, 16.778e6),
-        ("imagenet512", (-0.4, 1.0), 70_000, 10e6, 16.778e6),
-        ("ffhq256", (-0.8, 1.6), 35_000, 1e6, 1.049e6),
+    assert PRESETS["ffhq256"].rows["xs"] == (128, 0.012, 16)
+    for name, noise, decay, rampup, start, scale, snapshot, batch, until in (
+        ("imagenet64", (-0.8, 1.6), 35_000, 10e6, 16.778e6, 1.0, 2**20, 2048, 64 * 2**20),
+        ("imagenet512", (-0.4, 1.0), 70_000, 10e6, 16.778e6, 1.0, 2**20, 2048, 64 * 2**20),
+        ("ffhq256", (-0.8, 1.6), 35_000, 1e6, 1.049e6, 0.1, 2**16, 128, 4 * 2**20),
     ):
         kind = PRESETS[name]
         assert (kind.noise, kind.decay, kind.rampup, kind.gan_start) == (noise, decay, rampup, start)
+        assert (kind.scale, kind.snapshot) == (scale, snapshot)
+        defaults = inspect.signature(find(f"{name}:ncvsd")).parameters
+        assert (defaults["batch_size"].default, defaults["until"].default) == (batch, until)
 
 
 def test_a_published_recipe(folders, monkeypatch):
