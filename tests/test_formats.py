@@ -13,8 +13,10 @@ from PIL import Image
 
 import fewstep.data.prepare
 from fewstep.cli import main
+from fewstep.cli.restoration import read_mask
 from fewstep.data import images
 from fewstep.data.prepare import check, pack
+from fewstep.metrics.sources import open_set
 from tests.test_prepare import dest, folder, pixels, refused, tar
 
 __all__ = ["dest"]
@@ -274,3 +276,30 @@ def test_folders_that_are_linked_are_classes(tmp_path, dest):
     assert images(dest).class_names == images(subset).class_names == ("n01", "n03")
     (whole / "n02" / "loop").symlink_to(whole, target_is_directory=True)
     refused(whole, tmp_path / "b" / "b.zip", "n02/loop: a link to a folder that holds it")
+
+
+def test_images_to_measure_are_compared_upright(tmp_path):
+    """One stored sideways is of the size of the others, and one that is not sideways is not."""
+    sideways = saved(photo(1, (30, 40)), "JPEG", exif=EXIF)
+    source = folder(tmp_path / "in", {"a.jpg": saved(photo(0), "JPEG"), "b.jpg": sideways})
+    data = open_set(source)
+    assert data[1].shape == data.shape == (3, 30, 40)
+    folder(source, {"c.jpg": saved(photo(2), "JPEG", exif=EXIF)})
+    with pytest.raises(ValueError, match=r"c\.jpg is \(3, 40, 30\), and a\.jpg \(3, 30, 40\)"):
+        open_set(source)
+
+
+def test_masks_of_every_kind_are_one(tmp_path):
+    seen = np.tile([True, False, True], (4, 1))
+    np.save(tmp_path / "bool.npy", seen)
+    np.save(tmp_path / "byte.npy", seen.astype(np.uint8))
+    for name, values in {"01": seen.astype(np.uint8), "grey": 255 * seen.astype(np.uint8)}.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    Image.fromarray(seen).save(tmp_path / "bit.png")
+    Image.fromarray(255 * seen.astype(np.uint8)).convert("RGBA").save(tmp_path / "opaque.png")
+    for name in ("bool.npy", "byte.npy", "01.png", "grey.png", "bit.png", "opaque.png"):
+        mask = read_mask(tmp_path / name)
+        assert mask.dtype == np.float32 and np.array_equal(mask, seen), name
+    clear(Image.fromarray(255 * seen.astype(np.uint8))).save(tmp_path / "clear.png")
+    with pytest.raises(ValueError, match=r"clear\.png: it has transparent pixels"):
+        read_mask(tmp_path / "clear.png")
