@@ -321,7 +321,7 @@ def test_arguments(tmp_path, dest):
     refused(tmp_path / "none", dest, "there is no such path")
     refused(folder(tmp_path, {"a.rar": b""}) / "a.rar", dest, "a.rar: expected a folder, .zip, .tar")
     pack(source, dest)
-    with pytest.raises(ValueError, match="both source and destination"):
+    with pytest.raises(ValueError, match="is an input of this command"):
         pack(dest, dest)
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fewstep import outputs
 from fewstep.checkpoint import card, load, model_folder
 from fewstep.conditional import GenerativeDenoiser
 from fewstep.data import images as open_images
@@ -21,6 +22,7 @@ from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import device, rank
 from fewstep.files import sha256, write_json
+from fewstep.foreign import visible
 from fewstep.generation import Plan, default_plan, gathered, generate, generated
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
@@ -66,6 +68,11 @@ def compare(
     if evaluations < 0:
         raise ValueError(f"the number of evaluations must be 0 or more; got {evaluations}")
     plans = {name: arguments(name, teacher, data, until, share, seed, folders) for name in recipes}
+    outputs.folder(out)
+    for name in ("results.json", "report.html"):
+        outputs.file(out / name, apart=[data])
+    for folder in folders.values():
+        outputs.folder(folder, apart=[teacher, data])
     for name, folder in folders.items():
         run = dataclasses.replace(find(name)(**plans[name]), name=folder.name, command=command)
         if evaluations:
@@ -202,7 +209,6 @@ def show(rows: Sequence[dict[str, Any]], out: Path) -> None:
             f"{r['images_per_second']:,.0f}",
             f"{r['training_images']:,}",
         ]
-        table.add_row(
-            r["model"], r["method"], r["sampler"], str(r["nfe"]), *figures, "" if seconds is None else f"{seconds:.0f}"
-        )
-    Console().print(table)
+        names = [visible(r[name]) for name in ("model", "method", "sampler")]
+        table.add_row(*names, str(r["nfe"]), *figures, "" if seconds is None else f"{seconds:.0f}")
+    Console(markup=False, emoji=False, highlight=False, color_system=None).print(table)

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -52,7 +53,7 @@ def partial_of(path: Path) -> Iterator[Path]:
     """
     clear_once(path.parent)
     while True:
-        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        partial = path.with_name(f".{path.name[:48]}.partial-{secrets.token_hex(4)}")  # no longer than a name may be
         partial.mkdir()
         try:
             descriptor = os.open(partial, os.O_RDONLY)
@@ -123,13 +124,7 @@ def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     At every moment the whole old or the whole new folder lies at `path`; a link is followed. Raises ValueError at once if
     anything else lies there, for it would be lost.
     """
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path}: expected a folder to write; it is a file; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover(path)
-    if others := sorted(p.name for p in path.glob("*") if p.name not in names):
-        raise ValueError(f"{path} holds {listed(others)}, which would be lost; choose another folder, or empty it")
+    path = replaceable(path, names)
     with partial_of(path) as partial, told_of(path):
         yield partial
         for file in partial.rglob("*"):
@@ -140,6 +135,31 @@ def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         elif not exchange(partial, path):
             exchange_in_two(partial, path)
         sync(path.parent)
+
+
+def replaceable(path: Path, names: Collection[str]) -> Path:
+    """Where `new_folder` writes: the path, or the folder that it is a link to, if nothing but `names` lies there."""
+    path = folder_place(path)
+    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"{path}: expected the name of a folder to write; it holds the current folder; name another one"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
+    if others := sorted(p.name for p in path.glob("*") if p.name not in names):
+        raise ValueError(f"{path} holds {listed(others)}, which would be lost; choose another folder, or empty it")
+    return path
+
+
+def folder_place(path: Path) -> Path:
+    """Where the folder `path` lies or will lie; a link to a folder is followed. ValueError if anything else is there."""
+    linked = path.is_symlink()
+    found = kind(path.resolve() if linked else path)
+    if found not in (None, "a folder"):
+        raise ValueError(f"{path}: expected a folder to write; it is {found}; choose another name")
+    if linked and found is None:
+        raise ValueError(f"{path}: expected a folder to write; it is a link that leads nowhere; choose another name")
+    return path.resolve() if linked or path.name in ("", "..") else path
 
 
 def exchange(a: Path, b: Path) -> bool:
@@ -187,12 +207,38 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
 
 
-def writable(path: Path) -> Path:
-    """The path, if a file can be written there; its folder is made. What takes long asks before it begins."""
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind(path: Path) -> str | None:
+    """What lies at a path, links not followed; None for nothing."""
+    try:
+        return KINDS[stat.S_IFMT(path.lstat().st_mode)]
+    except FileNotFoundError:
+        return None
+
+
+def file_place(path: Path) -> Path:
+    """The path, if a regular file or nothing lies there; what else does would be lost, as files are replaced as a whole."""
     if not path.name:
         raise ValueError(f"expected the name of a file to write; got {str(path)!r}")
-    if path.is_dir():
-        raise ValueError(f"{path}: expected the name of a file to write; it is a folder")
+    if (found := kind(path)) not in (None, "a file"):
+        there = f" to {os.readlink(path)}; name a file instead" if found == "a link" else ""
+        raise ValueError(f"{path}: expected the name of a file to write; it is {found}{there}")
+    return path
+
+
+def writable(path: Path) -> Path:
+    """The path, if a file can be written there; its folder is made."""
+    file_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", str(path.parent))

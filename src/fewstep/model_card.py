@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from fewstep.foreign import inline, public
 from fewstep.metrics.protocol import table, words
 
 UNSTATED = "not stated"
@@ -40,6 +41,9 @@ class Card:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     ema: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.name, self.lineage = public(self.name), [public(source) for source in self.lineage]
+
     def student(self, method: str) -> Card:
         """The card of a model distilled from this one: it inherits lineage and license."""
         return Card(method=method, lineage=[self.name, *self.lineage], license=self.license)
@@ -53,15 +57,15 @@ class Card:
             else ""
         )
         lines = [
-            f"# {self.name or 'A fewstep model'}",
+            f"# {inline(self.name) or 'A fewstep model'}",
             "",
             f"A {config['network']['kind']} under {config['precondition']['kind']} preconditioning for images of {shape}, "
             f"{config['num_classes'] or 'no'} classes.",
             "",
-            f"- Made by: {self.method or UNSTATED}, {self.nimg:,} training images",
-            f"- Data: {self.data.get('name', UNSTATED)}{data}",
-            f"- Lineage: {' <- '.join(self.lineage) if self.lineage else 'trained from scratch'}",
-            f"- License of the weights: {self.license}",
+            f"- Made by: {inline(self.method) or UNSTATED}, {self.nimg:,} training images",
+            f"- Data: {inline(self.data.get('name', UNSTATED))}{inline(data)}",
+            f"- Lineage: {' <- '.join(map(inline, self.lineage)) if self.lineage else 'trained from scratch'}",
+            f"- License of the weights: {inline(self.license)}",
         ]
         if config["levels"]:
             levels = ", ".join(str(s) for s in config["levels"])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
+
+from fewstep.foreign import visible
 
 T = TypeVar("T")
 LINE_SECONDS = 10.0
@@ -36,7 +39,7 @@ class Progress:
     """
 
     def __init__(self, description: str, *, total: int, done: int = 0, unit: str = "images") -> None:
-        self.description, self.total, self.begin, self.done, self.unit = description, total, done, done, unit
+        self.description, self.total, self.begin, self.done, self.unit = visible(description), total, done, done, unit
         self.text = ""
         self.started = self.shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
@@ -49,7 +52,8 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            text = partial(TextColumn, markup=False)
+            columns = (text("{task.description}"), BarColumn(), text("{task.fields[state]}"))
             self.bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False)
             self.bar.start()
             self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, state="")
@@ -66,7 +70,7 @@ class Progress:
     def figures(self, values: Mapping[str, float]) -> None:
         """Show the losses among the logged figures."""
         shown = {k: v for k, v in values.items() if "/" not in k}
-        self.text = " ".join(f"{k}={v:.4g}" for k, v in shown.items())
+        self.text = visible(" ".join(f"{k}={v:.4g}" for k, v in shown.items()))
 
     def update(self, done: int) -> None:
         """Move to `done`; drawn at most ten times a second, or as a line every ten seconds."""

@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, MemoryError) as error:
-        print(f"{name}: error: {as_typed(told(error), words)}", file=sys.stderr)
+        print(f"{name}: error: {shown(as_typed(told(error), words))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if several:
-            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(f"{name}: {type(error).__name__}: {shown(error)}", file=sys.stderr, flush=True)
         raise
     finally:
         warnings.formatwarning = format_before
@@ -79,4 +79,11 @@ def warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning as a user reads it, without the place in our source."""
-    return f"fewstep: warning: {message}\n"
+    return f"fewstep: warning: {shown(message)}\n"
+
+
+def shown(message: object) -> str:
+    """A message as a terminal may have it: only its own lines, those after the first set in, and no secrets of addresses."""
+    from fewstep.foreign import public, visible
+
+    return re.sub(r"\n(?! )", "\n  ", visible(public(message), keep="\n\t"))

@@ -11,6 +11,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
+from fewstep import outputs
+from fewstep.foreign import public, visible_output
+
 MOST_SEEDS = 10_000_000
 """Of one command: more are a slip of the pen, and would fill the memory."""
 
@@ -79,7 +82,8 @@ def shown(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command as its help shows it: arguments without a flag by their names, each explanation as one paragraph."""
 
     def same(*args: Any, **options: Any) -> Any:
-        return command(*args, **options)
+        with visible_output():
+            return command(*args, **options)
 
     def name(key: str, hint: Any) -> str:
         word = f"{key.upper()} ..." if get_origin(get_args(hint)[0]) is tuple else key.upper()
@@ -138,6 +142,8 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
             from fewstep.distributed import use
 
             use(values["device"])
+        if "out" in theirs:
+            outputs.folder(values["out"], apart=[values[k] for k in mine if isinstance(values[k], (str, Path))])
         return recipe(**{k: v for k, v in values.items() if k in mine}), {k: values[k] for k in theirs}
 
     if clash := set(mine) & set(theirs):
@@ -155,5 +161,5 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """The command as a person would type it."""
-    return shlex.join(["fewstep", *argv])
+    """The command as a person would type it, for the record: without the secrets of addresses."""
+    return shlex.join(["fewstep", *map(public, argv)])

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from fewstep import outputs
 from fewstep.cli import data, evaluation, restoration, sharing, training
 from fewstep.cli.arguments import parse_seeds, placed, shown, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
-from fewstep.files import OFFLINE, writable
+from fewstep.files import OFFLINE
+from fewstep.foreign import public
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,7 @@ def demo(
     from fewstep.demo import demo as run_demo
     from fewstep.distributed import process_group
 
+    outputs.folder(out)
     with process_group():
         run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
 
@@ -101,7 +104,9 @@ def sample(
                 f"{option} writes {suffix[1:].upper()}; name the file so, such as images{suffix}; got {str(path)!r}"
             )
         if path is not None:
-            writable(path)
+            outputs.file(path)
+    if out is not None:
+        outputs.folder(out)
     if batch is not None and batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
 
@@ -160,16 +165,20 @@ def convert(
     from fewstep.convert import convert as read
     from fewstep.convert import fetch
     from fewstep.data.codec import with_vae
+    from fewstep.hub import FILES
 
+    outputs.new_folder(out, FILES, apart=[source], outside=[source])
     path = fetch(source)
     given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
-    denoiser, origin = read(path, source=source.rsplit("/", 1)[-1] if "://" in source else None, levels=given)
+    denoiser, origin = read(path, source=public(source).rsplit("/", 1)[-1] if "://" in source else None, levels=given)
     if vae is not None:
         denoiser.codec = with_vae(denoiser.codec, vae)
     print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
     print(f"{' around '.join(origin['classes'])}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
     method, lineage = " around ".join(origin["classes"]), [f"{source} (sha256 {origin['sha256']})"]
-    save(denoiser, out, Card(name=path.stem, method=method, lineage=lineage, license=origin["license"]))
+    save(
+        denoiser, out, Card(name=Path(origin["source"]).stem, method=method, lineage=lineage, license=origin["license"])
+    )
     print(f"License of the weights: {origin['license']}")
     if "no commercial use" in origin["license"]:
         print(
@@ -189,12 +198,13 @@ def export(model: Positional[Path], out: Positional[Path]) -> None:
         model: model or run folder.
         out: safetensors file to write.
     """
-    from fewstep.checkpoint import contiguous, load
+    from fewstep.checkpoint import contiguous, load, model_folder
     from fewstep.convert import upstream_state_dict
     from fewstep.files import new_file, write_tensors
 
     if out.suffix != ".safetensors":
         raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
+    outputs.file(out, outside=[model_folder(model)])
     tensors = contiguous(upstream_state_dict(load(model)))
     with new_file(out) as partial:
         write_tensors(partial, tensors, metadata={"format": "pt"})
@@ -231,6 +241,7 @@ def bench_samplers(
     """
     from fewstep.bench.samplers import bench_samplers as run_bench
 
+    outputs.folder(out)
     run_bench(out, model=model, reference=reference, samples=samples, seed=seed)
 
 

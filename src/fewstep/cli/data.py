@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fewstep import outputs
+from fewstep.foreign import visible
+
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
 Rule = Literal["plain", "edm2"]
@@ -61,11 +64,13 @@ def pack(
             report=print if ranks()[0] == 0 else None,
         )
         if ranks()[0] == 0:
-            print("".join(f"left out: {reason}\n" for reason in packed.skipped), end="")
+            print("".join(f"left out: {visible(reason)}\n" for reason in packed.skipped), end="")
             for how, (count, example) in packed.converted.items():
-                print(f"converted: {count:,} x {how}, the first: {example}")
+                print(f"converted: {count:,} x {visible(how)}, the first: {visible(example)}")
             if packed.ignored:
-                print(f"ignored: {plural(len(packed.ignored), 'file')} that are no images: {listed(packed.ignored)}")
+                print(
+                    f"ignored: {plural(len(packed.ignored), 'file')} that are no images: {visible(listed(packed.ignored))}"
+                )
             shape = "x".join(map(str, packed.shape))
             print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} left out")
 
@@ -99,6 +104,7 @@ def latents(
     from fewstep.data.latents import encode_images
     from fewstep.distributed import device, process_group, rank
 
+    outputs.file(dest, outside=[source])
     codec = StabilityVAE(encoder, batch_size=batch)
     with process_group():
         ready(codec, device())

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from fewstep import outputs
 from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.sampling import Sampling
+from fewstep.foreign import visible
 
 if TYPE_CHECKING:
     from fewstep.metrics.evaluate import Options
@@ -77,7 +79,7 @@ def evaluate(
     from fewstep.precision import chosen_dtype
 
     at_least_one(batch=batch, num=num, repeats=repeats)
-    destinations(json_file, markdown)
+    destinations(json_file, markdown, apart=[source, reference])
     measured = (metrics, num, seeds, repeats, extractor, extrapolate, feature_dtype)
     state = state_folder(source, reference, *measured, batch, sampling)
     dtype = chosen_dtype(feature_dtype)
@@ -110,13 +112,14 @@ def at_least_one(**options: int | None) -> None:
             raise ValueError(f"--{name} must be at least 1; got {value}")
 
 
-def destinations(*paths: Path | None) -> None:
-    """Refuse files that cannot be written before anything is measured."""
-    from fewstep.files import writable
-
-    for path in paths:
-        if path is not None:
-            writable(path)
+def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[str | Path]) -> None:
+    """Refuse files that cannot be written, or are inputs, before anything is measured."""
+    if json_file is not None:
+        outputs.file(json_file, apart=apart)
+    if markdown is not None:
+        outputs.file(markdown, apart=apart)
+        if json_file is not None and markdown.resolve() == json_file.resolve():
+            raise ValueError(f"--json and --markdown are the same file, {markdown}; name two")
 
 
 def state_folder(*command: Any) -> Path:
@@ -212,7 +215,7 @@ def reference(
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
     at_least_one(batch=batch)
-    destinations(out)
+    outputs.file(out, outside=[data])
     state = state_folder("reference", data, metrics, extractor, feature_dtype, batch)
     dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch, state, feature_dtype=dtype)
@@ -257,7 +260,7 @@ def pairs(
     from fewstep.progress import track
 
     at_least_one(batch=batch)
-    destinations(json_file, markdown)
+    destinations(json_file, markdown, apart=[a, b])
     ours, theirs = open_pairs(a, b)
     named = measures(metrics.split(","))
     n = len(ours)
@@ -286,7 +289,7 @@ def plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
+        print(f"warning: {visible(warning.message)}", file=sys.stderr)
 
 
 def compare(files: Positional[tuple[Path, ...]]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from fewstep import outputs
+
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser
     from fewstep.inverse import Operator
@@ -85,8 +87,7 @@ def restore(
         )
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1; got {first}")
-    if out.resolve() in (Path(images).resolve(), *Path(images).resolve().parents):
-        raise ValueError(f"{images} lies in {out}, where an earlier restoration is replaced; choose another --out")
+    outputs.folder(out, apart=[model, mask, kernel], outside=[images])
     if seed < 0:
         raise ValueError(f"--seed must not be negative; got {seed}")
     if weight is not None and not 0 < weight < float("inf"):

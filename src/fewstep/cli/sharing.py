@@ -65,8 +65,9 @@ def pull(repository: Positional[str], out: Positional[Path]) -> None:
         repository: owner/name, optionally with @ and a branch, tag or commit.
         out: folder to write.
     """
-    from fewstep import hub
+    from fewstep import hub, outputs
     from fewstep.checkpoint import card, load
 
+    outputs.new_folder(out, hub.FILES)
     hub.pull(hub.parse(repository), out, load)
     print(f"{out}: license of the weights: {card(out).license}; next: fewstep sample {out} --grid grid.png")

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from fewstep.cli.arguments import command_line, joined, with_config
+from fewstep.foreign import visible_output
 
 if TYPE_CHECKING:
     from fewstep.train.run import Run
@@ -104,7 +105,7 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
         raise ValueError(f"a recipe is a function that returns a Run; {name} returned {type(run).__name__}")
     run.command = command_line([command, *argv])
     monitored(run, given)
-    with process_group():
+    with process_group(), visible_output():
         if given["transfer"] is not None:
             taken = start_from(run, given["transfer"])
             if rank() == 0:

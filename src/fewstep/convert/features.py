@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fewstep import outputs
 from fewstep.convert.source import fetch
 from fewstep.convert.torchscript import is_torchscript, read_torchscript
 from fewstep.convert.unpickle import Record, read
 from fewstep.convert.upstream import MAX_DEPTH, state_dict
 from fewstep.files import read_tensors, sha256
+from fewstep.foreign import public
 from fewstep.metrics.networks.clip import CLIP
 from fewstep.metrics.networks.dinov2 import DINOv2
 from fewstep.metrics.networks.inception import Conv, Inception
@@ -181,13 +183,14 @@ def fetch_asset(
     asset = find_asset(name)
     chosen = asset.sources[0].address if source is None else source
     expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
+    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen])
     path = fetch(chosen, offline=offline)
     digest = sha256(path)
     if not digest.startswith(expected):
         if "://" in str(chosen):
             path.unlink()  # of the cache, so that the next call downloads it again
         raise ValueError(
-            f"{chosen} has the sha256 {digest}; expected {expected}: it is damaged or another file; fetch it again"
+            f"{public(chosen)} has the sha256 {digest}; expected {expected}: it is damaged or another file; fetch it again"
         )
     return save_weights(asset, read_published(asset, path), digest, folder)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fewstep import files
 from fewstep.files import cache_folder, new_file
+from fewstep.foreign import public
 
 MAX_BYTES = 32 * 2**30
 """Of a download; the largest published network has 3 GB."""
@@ -40,7 +41,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
         return path
     if scheme not in ("http", "https"):
         raise ValueError(
-            f"{source} has the scheme {scheme}; files are fetched from http and https alone, or from a path"
+            f"{public(source)} has the scheme {scheme}; files are fetched from http and https alone, or from a path"
         )
     address = mirrored(str(source))
     target = (cache or cache_folder()) / cache_name(address)
@@ -48,7 +49,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
         return target
     if offline or files.offline():
         raise ValueError(
-            f"{address} is not in the cache ({target}); fetch it without offline, or give the path of a copy"
+            f"{public(address)} is not in the cache ({target}); fetch it without offline, or give the path of a copy"
         )
     download(address, target)
     return target
@@ -78,7 +79,7 @@ class WebOnly(urllib.request.HTTPRedirectHandler):
         self.announced = stated_sha256(headers) or self.announced
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
             fp.close()
-            raise ValueError(f"{req.full_url} redirects to {newurl[:100]}, which is not on the web")
+            raise ValueError(f"{public(req.full_url)} redirects to {public(newurl)[:100]}, which is not on the web")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -101,12 +102,12 @@ def download(address: str, target: Path) -> None:
                     size += len(chunk)
                     if size > MAX_BYTES:
                         raise OSError(
-                            f"{address} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant"
+                            f"{public(address)} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant"
                         )
                     digest.update(chunk)
                     file.write(chunk)
             if declared not in (-1, size):
-                raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
+                raise OSError(f"{public(address)} broke off after {size} of {declared} bytes; try again")
             stated = stated_sha256(response.headers) or redirects.announced
             if stated not in (None, digest.hexdigest()):
                 raise OSError(
@@ -119,5 +120,5 @@ def download(address: str, target: Path) -> None:
         raise OSError(f"{address} cannot be fetched: HTTP {error.code} {reason}; {advice}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise OSError(
-            f"{address} cannot be fetched: {error or type(error).__name__}; or give the path of a copy"
+            f"{public(address)} cannot be fetched: {public(error) or type(error).__name__}; or give the path of a copy"
         ) from error

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fewstep import outputs
 from fewstep.data.classes import LabelError
 from fewstep.data.convert import Entry, Rule, decode, fits
 from fewstep.data.files import Zip, read_header
@@ -95,12 +96,11 @@ def pack(
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
         raise ValueError(f"the destination must be a .zip; got {dest}")
-    if dest.exists() and Path(source).exists() and dest.samefile(source):
-        raise ValueError(f"{dest} is both source and destination; name another destination")
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images must be at least 1; got {max_images}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}")
+    outputs.file(dest, outside=[source])
     work = Transform(parse_resolution(resolution), transform, resize, convert)
     images = open_source(source)
     if report is not None:

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from fewstep.files import read_json, write_json
+from fewstep.foreign import inline
 from fewstep.metrics.catalog import key
 
 SMALL = 10_000
@@ -120,6 +121,7 @@ def summarize(runs: Sequence[Sequence[Result]]) -> list[Summary]:
 
 def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, in columns of equal width."""
+    heads, *body = [[inline(cell) for cell in row] for row in (heads, *body)]
     widths = [max(len(row[i]) for row in (heads, *body)) for i in range(len(heads))]
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     padded = [
@@ -156,7 +158,7 @@ def protocols(results: Sequence[Result]) -> str:
         for value, keys in said.items():
             of = list(dict.fromkeys(keys))
             whose = "" if of == everything else f" ({', '.join(of)})"
-            lines.append(f"- {name}{whose}: {value}\n")
+            lines.append(f"- {inline(name)}{whose}: {inline(value)}\n")
     return "".join(lines)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from fewstep.data.convert import open_image
+from fewstep.data.files import check_bytes
 from fewstep.files import regular
+from fewstep.foreign import visible
 
 WIDEST, COARSE = 1400, 240
 """Pixels of the longer side: an image beyond the one is reduced, one up to the other is magnified without blur."""
@@ -23,8 +25,8 @@ WORDS |= {"lr": "learning rate", "grad": "gradient", "gib": "GiB"}
 
 
 def escape(text: object) -> str:
-    """Text for HTML and XML, quotes included; a character that XML forbids becomes U+FFFD."""
-    return html.escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(text)))
+    """Text for HTML and XML, quotes included; control characters and those of direction are shown as escapes."""
+    return html.escape(visible(text, keep="\t\n\r"))
 
 
 def spoken(value: Any) -> str:
@@ -72,6 +74,7 @@ def disclosure(summary: str, content: str) -> str:
 def embed(path: Path, alternative: str) -> str:
     """An image as a data address; decoded and written anew, so that nothing but pixels enters the page."""
     try:
+        check_bytes(path.stat().st_size, str(path))
         opened = open_image(regular(path).read_bytes(), str(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); remove it, or draw it again") from error

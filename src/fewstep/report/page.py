@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.files import new_file
+from fewstep.files import new_file, writable
 from fewstep.model_card import body
 from fewstep.report import records, theme
 from fewstep.report.comparison import direction, grids, palette, quality, results_table, wide
@@ -26,6 +26,9 @@ SNAPSHOTS = 4
 POINTS = 24
 """Points of a curve up to which each is marked; longer ones are smoothed."""
 
+CARD_BYTES = 2**20
+"""Of a model's card that are shown."""
+
 QUARTERS = 4
 """Parts of the training whose means over the noise level are compared."""
 
@@ -38,12 +41,14 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
     run folders (run.json, log.jsonl, samples/*.png), folders of `fewstep restore` (sheet.png beside metrics.json), and the
     cards of model folders (README.md beside config.json).
 
-    Lines of a log that a kill has torn are skipped and counted on the page. ValueError names a file of results, a run.json
-    or metrics.json that cannot be read, and an image that is none.
+    Only regular files are read: links are left out with a warning. Lines of a log that a kill has torn are skipped and
+    counted on the page. ValueError names a file of results, a run.json or metrics.json that cannot be read, and an image
+    that is none.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"a report is made from a folder of runs; {folder} is not a folder")
+    out = writable(folder / "report.html")
     results = [result for path in records.find(folder, "results.json") for result in records.read_results(path)]
     results += [row for path in records.find_evaluations(folder) for row in records.read_evaluation(path)]
     runs = [records.read_run(path.parent) for path in records.find(folder, "run.json")]
@@ -74,10 +79,9 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{escape(title)}</title><style>{theme.STYLE}</style></head><body>{body}</body></html>\n"
     )
-    path = folder / "report.html"
-    with new_file(path) as partial:
+    with new_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
-    return path
+    return out
 
 
 def section(title: str, content: str) -> str:
@@ -212,7 +216,10 @@ def cards(folder: Path) -> str:
     told = []
     for path in records.find_cards(folder):
         name = path.parent.relative_to(folder)
-        text = body(path.read_text(encoding="utf-8", errors="replace"))
+        with path.open("rb") as file:
+            start = file.read(CARD_BYTES + 1)
+        text = body(start[:CARD_BYTES].decode(errors="replace"))
+        text += "\n[the rest is left out]" if len(start) > CARD_BYTES else ""
         told.append(disclosure(name.as_posix() if name != Path() else folder.name, f"<pre>{escape(text)}</pre>"))
     return "".join(told)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.files import read_json, regular
+from fewstep.files import kind, listed, read_json, regular
 
 DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
 EFFORT = ("images_per_second", "training_images", "training_seconds")
@@ -189,14 +191,28 @@ def read_log(path: Path) -> Log:
 
 
 def read_run(folder: Path) -> RunRecord:
-    samples = tuple(sorted((folder / "samples").glob("*.png")))
-    return RunRecord(folder, read_object(folder / "run.json", dict), read_log(folder / "log.jsonl"), samples)
+    """A run folder; what is a link in it is left out, with a warning."""
+    samples = owned(sorted((folder / "samples").glob("*.png")) if owned([folder / "samples"], "a folder") else [])
+    logs = owned([folder / "log.jsonl"])
+    log = read_log(logs[0]) if logs else Log({}, Curve(np.empty(0), np.empty(0)), 0, 0)
+    return RunRecord(folder, read_object(folder / "run.json", dict), log, tuple(samples))
 
 
 def find(folder: Path, name: str) -> list[Path]:
-    """Files of this name in `folder` or beneath it, in alphabetical order; hidden folders are passed over."""
-    paths = (p for p in folder.rglob(name) if p.is_file())
-    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """Files of this name in `folder` or beneath it, in alphabetical order; hidden folders are passed over, links left out."""
+    paths = sorted(folder.rglob(name))
+    return owned([p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)])
+
+
+def owned(paths: Sequence[Path], what: str = "a file") -> list[Path]:
+    """Those of the paths that are regular files, or of another `kind`; links are left out with a warning.
+
+    A report is given to others, and a link in a folder from elsewhere may lead to a file that nobody meant to give.
+    """
+    kinds = {path: kind(path) for path in paths}
+    if links := [str(path) for path, found in kinds.items() if found == "a link"]:
+        warnings.warn(f"left out, as links are not followed: {listed(links)}; copy what they lead to", stacklevel=2)
+    return [path for path, found in kinds.items() if found == what]
 
 
 def find_cards(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from fewstep.report.records import find, flat, is_number, read_object
 
 def restorations(folder: Path) -> str:
     """The sheets beneath `folder` that lie beside a metrics.json with a protocol."""
-    sheets = [path for path in find(folder, "sheet.png") if (path.parent / "metrics.json").is_file()]
+    measured = {path.parent for path in find(folder, "metrics.json")}
+    sheets = [path for path in find(folder, "sheet.png") if path.parent in measured]
     return f'<div class="grids">{"".join(map(restoration, sheets))}</div>' if sheets else ""
 
 

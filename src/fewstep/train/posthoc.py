@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fewstep import checkpoint
+from fewstep import checkpoint, outputs
 from fewstep.checkpoint import Card
 from fewstep.denoiser import Denoiser
+from fewstep.hub import FILES
 from fewstep.precision import master
 from fewstep.progress import track
 from fewstep.train.ema import power
@@ -111,10 +112,15 @@ def reconstruct(
     folder = Path(folder)
     target = folder / "posthoc" if out is None else Path(out)
     found = snapshots(folder)
+    if len({f"{std:.3f}" for std in stds}) < len(stds):
+        raise ValueError(f"averages are named by their relative std of three digits; two are the same in {list(stds)}")
     times = sorted({s.nimg for s in found})
     nimg = times[-1] if nimg is None else nimg
     if nimg not in times:
         raise ValueError(f"the averages end where a snapshot was taken, at one of {times} images; got nimg={nimg}")
+    places = [target / f"{nimg:012d}-{std:.3f}" for std in stds]
+    for place in places:
+        outputs.new_folder(place, FILES, apart=[s.path for s in found])
     found = [s for s in found if s.nimg <= nimg]
     weights = coefficients([s.nimg for s in found], [s.std for s in found], [nimg] * len(stds), stds)
     sums: list[dict[str, Tensor]] = [{} for _ in stds]
@@ -128,10 +134,10 @@ def reconstruct(
                 total[name] = total[name] + term if name in total else term
     paths = []
     denoiser, card = found[-1].load()  # buffers are the last
-    for std, total in zip(stds, sums, strict=True):
+    for std, total, place in zip(stds, sums, places, strict=True):
         denoiser.load_state_dict(denoiser.state_dict() | total, assign=True)
         master(denoiser)  # EDM2's buffers are in float16
         ema = {"kind": "PowerFunction", "std": std, "snapshots": len(found)}
         about = dataclasses.replace(card, nimg=nimg, ema=ema, metrics=[])
-        paths.append(checkpoint.save(denoiser, target / f"{nimg:012d}-{std:.3f}", about))
+        paths.append(checkpoint.save(denoiser, place, about))
     return paths

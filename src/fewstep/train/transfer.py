@@ -12,6 +12,7 @@ import torch
 from fewstep import checkpoint, hub
 from fewstep.convert import convert, fetch
 from fewstep.denoiser import Denoiser
+from fewstep.foreign import public
 from fewstep.model_card import UNSTATED, Card
 from fewstep.objectives import Pretraining
 from fewstep.train.ema import HalfLife, Profile
@@ -64,7 +65,8 @@ def opened(source: str | Path) -> tuple[Denoiser, Card]:
         return checkpoint.load(source), checkpoint.card(source)
     path = fetch(source)
     denoiser, origin = convert(path, source=str(source) if "://" in str(source) else None)
-    return denoiser, Card(name=path.stem, lineage=[str(origin["source"])], license=str(origin["license"]))
+    name = Path(public(source).rsplit("/", 1)[-1]).stem
+    return denoiser, Card(name=name, lineage=[str(origin["source"])], license=str(origin["license"]))
 
 
 @torch.no_grad()
@@ -109,7 +111,7 @@ def transfer(run: Run, source: str | Path) -> Transfer:
         if describe(a := getattr(theirs, what)) != describe(b := getattr(mine, what))
     ]
     run.transfer = Transfer(
-        source=str(source),
+        source=public(source),
         sha256=digest(theirs),
         license=about.license,
         taken=len(common),
