@@ -268,8 +268,12 @@ def test_where_nothing_can_be_written_is_told_before_the_work(model, tmp_path, c
     assert "--grid writes PNG; name the file so, such as images.png" in refused("--grid", f"{tmp_path}/g.jpg")
     assert "--npz writes NPZ" in refused("--npz", f"{tmp_path}/images")
     assert "folder.png: expected the name of a file to write; it is a folder" in refused("--grid", str(folder))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert f"{tmp_path}: the folder cannot be written to" in refused("--grid", f"{tmp_path}/g.png")
+
+    def denied(path, mode=0o777):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "mkdir", denied)
+    assert f"{tmp_path}/g.png: permission denied" in refused("--grid", f"{tmp_path}/g.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.png", "model"]
 
 

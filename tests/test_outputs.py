@@ -218,9 +218,11 @@ def test_long_names(tmp_path):
 def test_the_umask_counts(mask, file, folder):
     before = os.umask(mask)
     try:
-        for command in (*FILES.values(), FOLDERS["sample --out"], FOLDERS["restore"], MODELS["convert"]):
+        for number, command in enumerate(
+            [*FILES.values(), FOLDERS["sample --out"], FOLDERS["restore"], MODELS["convert"]]
+        ):
             if "latents" not in command:  # which needs a VAE
-                assert main(command.replace("OUT", "made/OUT").split()) == 0
+                assert main(command.replace("OUT", f"made/{number}/OUT").split()) == 0
     finally:
         os.umask(before)
     for path in [Path("made"), *Path("made").rglob("*")]:

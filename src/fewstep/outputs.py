@@ -41,7 +41,7 @@ def folder(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] 
     """The path, if it is a folder, or can become one, in which files can be written. Arguments and errors as of `file`."""
     place = folder_place(path)
     refuse_inputs(path, apart, outside)
-    try_to_write(place / "new")
+    try_to_write(place / "new", told=path)
     return path
 
 
@@ -57,10 +57,10 @@ def new_folder(
     return path
 
 
-def try_to_write(path: Path) -> None:
-    """Do what writing `path` begins with, as near to it as there is a folder, and undo it."""
+def try_to_write(path: Path, *, told: Path | None = None) -> None:
+    """Do what writing `path` begins with, as near to it as there is a folder, and undo it; errors name `told`."""
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    with told_of(path), partial_of(nearest / path.name):
+    with told_of(told or path), partial_of(nearest / path.name):
         pass
 
 
