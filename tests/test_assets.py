@@ -185,6 +185,17 @@ def test_a_download_of_another_hash_is_not_kept(small, tmp_path, monkeypatch):
     fetch_asset(INCEPTION.name, sha256_prefix=hashlib.sha256(path.read_bytes()).hexdigest(), folder=tmp_path)
 
 
+def test_the_hash_of_a_mirrored_file_is_known():
+    """A signed address has a query behind the name of the file."""
+    first = INCEPTION.sources[0]
+    for source in (
+        first.address,
+        f"{first.address}?token=x",
+        f"https://user:word@mirror/{first.file}?X-Amz-Signature=x",
+    ):
+        assert features.known_hash(INCEPTION, source) == first.sha256
+
+
 def test_every_asset_has_a_source_and_a_reader():
     assert set(features.SELECT) == set(ASSETS) == set(features.NETWORKS) | set(features.PARTS)
     for asset in ASSETS.values():

@@ -22,6 +22,7 @@ from fewstep.metrics.extractors import NETWORKS, Network
 from fewstep.metrics.protocol import Result
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.evaluation import Evaluation
+from fewstep.train.log import Log
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit
 from fewstep.train.trackers import TRACKERS, open_trackers
@@ -236,9 +237,13 @@ class Service(ModuleType):
         super().__init__(name)
         self.calls = []
 
-    def init(self, *, project, name, resume, config, id=None, dir=None):
+    def init(self, *, project, name, resume, config, id=None, dir=None, settings=None):
+        self.settings = settings
         self.calls.append(("init", {"project": project, "name": name, "resume": resume, "id": id, "dir": dir}))
         return self
+
+    def Settings(self, **options):  # noqa: N802 - their name
+        return options
 
     def log(self, data, step):
         self.calls.append(("log", data, step))
@@ -265,6 +270,22 @@ def test_services(folder, monkeypatch, name):
     assert options["project"] == "fewstep" and options["resume"] == "allow"
     assert options["name"].startswith("teacher") and len(options["id"] or options["name"]) >= 8
     assert rest == [("log", {"loss": 1.0}, 8), ("log", {"samples": (3, 4, 3)}, 8), ("finish",)]
+
+
+def test_wandb_records_no_secret_of_the_command(folder, monkeypatch):
+    """Its metadata hold `sys.argv`."""
+    monkeypatch.setitem(sys.modules, "wandb", service := Service("wandb"))
+    for word, expected in (("https://h/x.pkl", None), ("https://h/x.pkl?token=5ecret", {"x_disable_meta": True})):
+        monkeypatch.setattr(sys, "argv", ["fewstep", "train", f"--transfer={word}"])
+        open_trackers(["wandb"], folder, "teacher", {}, 0)
+        assert service.settings == expected
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="expected the name of a file to write; it is a link to"):
+        Log(tmp_path / "log.jsonl", 0)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

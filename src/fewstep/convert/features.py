@@ -197,8 +197,8 @@ def fetch_asset(
 
 def known_hash(asset: Asset, source: str | Path) -> str | None:
     """The hash of the asset's file of this address, or of this name where no two share it."""
-    by_address = [s for s in asset.sources if s.address == str(source)]
-    by_file = [s for s in asset.sources if s.file == str(source).rsplit("/", 1)[-1]]
+    by_address = [s for s in asset.sources if s.address == public(source)]
+    by_file = [s for s in asset.sources if s.file == public(source).rsplit("/", 1)[-1]]
     found = by_address or by_file
     return found[0].sha256 if len(found) == 1 else None
 

@@ -12,14 +12,14 @@ import torch
 
 from fewstep import checkpoint
 from fewstep.diagnostics import LEVELS
-from fewstep.files import new_file, regular
+from fewstep.files import file_place, new_file, regular
 
 
 class Lines:
     """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped."""
 
     def __init__(self, path: Path, nimg: int) -> None:
-        self.path = path
+        self.path = file_place(path)
         self.kept = [line for line in self.read() if line["nimg"] <= nimg]
         if path.exists() or self.kept:
             with new_file(path) as partial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.files import optional
+from fewstep.foreign import public
 
 PROJECT = "fewstep"
 
@@ -66,8 +68,17 @@ class Hosted:
 def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
     """Weights & Biases; with WANDB_MODE=offline everything stays in the run's folder."""
     package = load("wandb", "wandb")
+    # its metadata hold the command as it was typed
+    secret = any(public(word) != word for word in sys.argv)
+    options = {"settings": package.Settings(x_disable_meta=True)} if secret else {}
     run = package.init(
-        project=PROJECT, name=name, id=identifier(folder), resume="allow", dir=str(folder), config=dict(config)
+        project=PROJECT,
+        name=name,
+        id=identifier(folder),
+        resume="allow",
+        dir=str(folder),
+        config=dict(config),
+        **options,
     )
     return Hosted(package, run)
 
