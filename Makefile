@@ -1,13 +1,14 @@
-# Verbs: demo, check, test, gpu, bench, fuzz and endurance, which take their time. Each sets up the virtual environment that it needs.
+# Verbs: demo, check, test, gpu, extras, bench, fuzz and endurance, which take their time. Each sets up the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+EXTRAS := .venv-extras
 
 # Everything that a tool caches stays here, so that a read-only home is no obstacle.
 export XDG_CACHE_HOME := $(abspath $(VENV))/cache
 unexport PYTHONPATH
 
-.PHONY: demo check test gpu bench fuzz endurance clean
+.PHONY: demo check test gpu extras bench fuzz endurance clean
 
 demo: $(VENV)/ready
 	$(RUN) -m fewstep demo
@@ -23,6 +24,16 @@ check: $(VENV)/ready
 # the tests of one GPU; `test` runs all others, without GPUs
 gpu: $(VENV)/ready
 	$(RUN) -m pytest -m gpu
+
+# the real packages of every extra, in an environment of their own, and LMDB to compare with
+extras: $(EXTRAS)/ready
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest -m extras
+
+$(EXTRAS)/ready: pyproject.toml constraints-extras.txt
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-extras.txt \
+		--editable ".[dev,vae,hub,datasets,tensorboard,wandb,trackio]" lmdb
+	touch $@
 
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --n 20000
@@ -45,4 +56,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS) build dist .pytest_cache .ruff_cache

@@ -502,6 +502,7 @@ def test_published_configurations(module, places, backbones):
         assert run.card.license == "CC"
         seen = f"{backbone} (sha256 {SHA256}) + tf_efficientnet_lite0 (sha256 {SHA256})"
         assert run.card.method == f"{'GDD-I' if freeze else 'GDD'}, discriminator on {seen}"
+        assert describe(method)["sees"] == seen  # in run.json
         assert all(
             f"{option}: " in str(find(f"{module}:{name}").__doc__)
             for option in signature(find(f"{module}:{name}")).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ import yaml
 import fewstep as fs
 from fewstep import checkpoint, hub
 from fewstep.cli import main
-from fewstep.files import OFFLINE, sha256
+from fewstep.files import OFFLINE, optional, sha256
 from fewstep.metrics.protocol import Result, write_results
 from fewstep.model_card import Card
+from tests.fakehub import blob_id
 from tests.test_cli import fails
 
 NAMES = ("GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError", "LocalEntryNotFoundError")
@@ -170,6 +172,67 @@ def test_what_the_hub_refuses_is_explained(fake, model, tmp_path, capsys):
     assert "has no model.safetensors: it is no model of fewstep" in fails(capsys, "pull", "me/tiny@main", target)
 
 
+class AnswerError(OSError):
+    """An error of the client with the hub's answer."""
+
+    def __init__(self, status):
+        super().__init__("several\nlines")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def failing(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "answers HTTP 401; log in with: hf auth login"),
+        (403, "answers HTTP 403; your account, or its token, has no access"),
+        (404, "answers HTTP 404; check the address"),
+        (429, "answers HTTP 429; too many requests"),
+        (500, "answers HTTP 500; try again later; what was fetched before is there with --offline"),
+    ],
+)
+def test_every_answer_is_one_line(fake, model, tmp_path, monkeypatch, capsys, status, words):
+    """Directly, and behind the client's own error of a file that is not in its cache."""
+    for error in (AnswerError(status), fake.errors.LocalEntryNotFoundError("many\nwords")):
+        error.__cause__ = None if isinstance(error, AnswerError) else AnswerError(status)
+        monkeypatch.setattr(Client, "snapshot_download", lambda *_, error=error, **__: failing(error))
+        assert f"hf://me/tiny: the hub {words}" in fails(capsys, "pull", "me/tiny", str(tmp_path / "x"))
+    monkeypatch.setattr(Client, "create_repo", lambda *_, **__: failing(AnswerError(status)))
+    assert words in fails(capsys, "push", str(model), "me/tiny")
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError("no\nroute"), RuntimeError("xet"), KeyError("sha")])
+def test_whatever_breaks_off_is_one_line(fake, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr(Client, "snapshot_download", lambda *_, **__: failing(error))
+    said = fails(capsys, "pull", "me/tiny", str(tmp_path / "x"))
+    assert f"cannot be reached, or breaks off ({type(error).__name__}: " in said and "with --offline" in said
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md"])
+def test_what_was_fetched_has_the_announced_hash(fake, model, tmp_path, monkeypatch, capsys, name):
+    """The client's cache names files after it: SHA-256 of large ones, git's SHA-1 of others. A damaged one is removed."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    blobs = {}
+    for file in hub.FILES:
+        data = (model / file).read_bytes()
+        digest = hashlib.sha256(data).hexdigest() if file == "model.safetensors" else blob_id(data)
+        blobs[file] = tmp_path / digest
+        blobs[file].write_bytes(data)
+        (folder / file).symlink_to(blobs[file])
+    monkeypatch.setattr(Client, "snapshot_download", lambda *_, **__: str(folder))
+    assert main(["pull", "me/tiny", str(tmp_path / "x")]) == 0
+    data = bytearray(blobs[name].read_bytes())
+    data[-1] ^= 1
+    blobs[name].write_bytes(data)
+    hub.fetch.cache_clear()
+    assert f"hf://me/tiny: {name} came damaged" in fails(capsys, "pull", "me/tiny", str(tmp_path / "y"))
+    assert not blobs[name].exists() and not (tmp_path / "y").exists()
+
+
 def test_a_damaged_model_is_neither_sent_nor_kept(fake, model, tmp_path, capsys):
     assert main(["push", str(model), "me/tiny"]) == 0
     for path in (fake.root / "me" / "tiny" / "model.safetensors", model / "model.safetensors"):
@@ -205,6 +268,24 @@ def test_a_card_says_its_license_in_the_hub_s_words(model):
         assert {k: about[k] for k in ("license", "license_name") if k in about} == names
     hostile = Card(name="x\n---\ny", license="a: [b", lineage=["---", "'"]).markdown(config)
     assert yaml.safe_load(hostile.split("\n---\n")[0])["lineage"] == ["---", "'"]
+
+
+def test_a_package_that_breaks_is_one_line(monkeypatch, tmp_path):
+    """Not only where it is missing: an optional package raises anything when it, or what it imports, does not fit."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, (raised, words) in enumerate(
+        [
+            ('raise RuntimeError("operator a::b\\ndoes not exist")', r"RuntimeError: operator a::b does not exist"),
+            ("import absent_of_all", "ModuleNotFoundError: No module named 'absent_of_all'"),
+            ("from json import none", "ImportError: cannot import name 'none'"),
+        ]
+    ):
+        (tmp_path / f"broken{number}.py").write_text(raised)
+        needed = rf"^it needs the package broken{number}, which cannot be imported \({words}"
+        with pytest.raises(ValueError, match=rf'{needed}.*"fewstep\[x\]"'):
+            optional(f"broken{number}", "it", "x")
+    with pytest.raises(ValueError, match="^it needs the package absent, which is not installed: pip"):
+        optional("absent.part", "it", "x")
 
 
 def test_the_package_is_asked_for(monkeypatch, model, capsys):

@@ -288,10 +288,21 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize(("name", "advice"), [("wandb", "log in with: wandb login"), ("trackio", "TRACKIO_DIR")])
+def test_a_service_that_fails_is_one_line(folder, monkeypatch, name, advice):
+    service = Service(name)
+    monkeypatch.setattr(service, "init", lambda **_: 1 // 0)
+    monkeypatch.setitem(sys.modules, name, service)
+    with pytest.raises(ValueError, match=rf"^--track {name} failed \(ZeroDivisionError: .*\); .*{advice}"):
+        open_trackers([name], folder, "teacher", {}, 0)
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_tracker_is_asked_for(folder, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=rf'--track {name} needs the package .*: pip install "fewstep\[{name}\]"'):
+    with pytest.raises(
+        ValueError, match=rf'--track {name} needs the package {name}, which .*: pip install "fewstep\[{name}\]"'
+    ):
         open_trackers([name], folder, "teacher", {}, 0)
 
 

@@ -16,6 +16,7 @@ import types
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -740,6 +741,11 @@ def test_hugging_face(tmp_path, dest, monkeypatch):
         ValueError, match=r"hf:who/what@absent: it cannot be loaded \(ValueError: Unknown split 'absent'\. Should"
     ):
         open_source("hf:who/what@absent")
+    for raised, advice in ((ConnectionError("gone"), "try again later"), (FileNotFoundError("no"), "hf auth login")):
+        hub.load_dataset = Mock(side_effect=raised)
+        with pytest.raises(ValueError, match=rf"it cannot be loaded \({type(raised).__name__}: .*{advice}"):
+            open_source("hf:who/what")
+    hub.load_dataset = load_dataset
     for wrong in ("", ":big", "who/what@", "a:b:c"):
         with pytest.raises(ValueError, match="expected hf:NAME, hf:NAME:CONFIGURATION"):
             open_source(f"hf:{wrong}")

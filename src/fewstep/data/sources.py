@@ -344,7 +344,9 @@ def unloaded(error: Exception) -> str:
     words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if offline():
         return f"it has not been fetched before, and offline it cannot be ({words})"
-    return (
-        f"it cannot be loaded ({words}); choose configuration and split by hf:NAME:CONFIGURATION@SPLIT; if it is private, "
-        "log in with: hf auth login"
+    advice = (
+        "choose configuration and split by hf:NAME:CONFIGURATION@SPLIT; if it is private, log in with: hf auth login"
     )
+    if isinstance(error, ConnectionError):
+        advice = "try again later; what was fetched before is there with --offline"
+    return f"it cannot be loaded ({words}); {advice}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,15 +72,16 @@ def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Host
     # its metadata hold the command as it was typed
     secret = any(public(word) != word for word in sys.argv)
     options = {"settings": package.Settings(x_disable_meta=True)} if secret else {}
-    run = package.init(
-        project=PROJECT,
-        name=name,
-        id=identifier(folder),
-        resume="allow",
-        dir=str(folder),
-        config=dict(config),
-        **options,
-    )
+    with begun("wandb", "log in with: wandb login, or keep it here with WANDB_MODE=offline"):
+        run = package.init(
+            project=PROJECT,
+            name=name,
+            id=identifier(folder),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+            **options,
+        )
     return Hosted(package, run)
 
 
@@ -87,7 +89,19 @@ def trackio(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Ho
     """trackio's local database; a run is known by its name there, hence the identifier in it."""
     package = load("trackio", "trackio")
     unique = f"{name}-{identifier(folder)}"
-    return Hosted(package, package.init(project=PROJECT, name=unique, resume="allow", config=dict(config)))
+    with begun("trackio", "its database is in the folder $TRACKIO_DIR"):
+        run = package.init(project=PROJECT, name=unique, resume="allow", config=dict(config))
+    return Hosted(package, run)
+
+
+@contextmanager
+def begun(tracker: str, advice: str) -> Iterator[None]:
+    """Whatever a service raises when a run begins there as a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:  # each service has its own
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(f"--track {tracker} failed ({type(error).__name__}: {words}); {advice}") from error
 
 
 TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
