@@ -83,6 +83,12 @@ def test_members_of_archives(capsys):
     assert SHOWN in out and not any(c in out for c in "\x1b\x07\u202e\x9b")
 
 
+def test_whatever_a_command_prints(denoiser, capsys):
+    checkpoint.save(denoiser, "model", Card())
+    assert main(["export", "model", f"{ESCAPES}.safetensors"]) == 0
+    assert capsys.readouterr().out.startswith(f"{SHOWN}.safetensors: ")
+
+
 def test_no_name_forges_a_line(capsys):
     archive("x.zip", "a.png", "bad\nfewstep: all is well\n.png")
     assert "\nfewstep" not in fails(capsys, "data", "check", "x.zip")
