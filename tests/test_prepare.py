@@ -372,7 +372,7 @@ def test_hostile_tars(tmp_path, dest):
     giant = tarfile.TarInfo("././@LongLink")
     giant.type, giant.size = tarfile.GNUTYPE_LONGNAME, 2**33
     (tmp_path / "giant.tar").write_bytes(giant.tobuf(tarfile.GNU_FORMAT))
-    refused(tmp_path / "giant.tar", dest, "a header of the tar", "8589934592 bytes are more than")
+    refused(tmp_path / "giant.tar", dest, "its headers are longer than those of any tar")
 
 
 # CIFAR-10

@@ -50,14 +50,20 @@ def too_slow(signum: int, frame: object) -> None:
     raise Slow(f"{what} seconds")
 
 
-def peak() -> float:
-    """The most memory that this program has had, in MiB; what `resource` tells may be of the one that started it."""
+def memory(key: str) -> float:
+    """MiB that this program has (VmRSS), or the most that it had since `forget_peak` (VmHWM)."""
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return int(status.partition(f"{key}:")[2].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 class Watch:
     """Notes what the code that runs under it does: code of the file, processes, sockets, changes outside of a folder.
+
+    taken: MiB that the last call took beyond what the process had.
 
     There is one for a process, since the hook cannot be taken away.
     """
@@ -65,6 +71,7 @@ class Watch:
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.seen: list[str] = []
+        self.taken = 0.0
         sys.addaudithook(self.hook)
         signal.signal(signal.SIGPROF, too_slow)
         signal.signal(signal.SIGALRM, too_slow)
@@ -98,8 +105,10 @@ class Watch:
 
     def failure(self, call: Callable[[Path], Any], folder: Path) -> tuple[str | None, bool]:
         """How a call on the files in `folder` failed, None if it did not; and whether it refused them."""
-        before, refused, what = peak(), False, None
+        refused, what = False, None
         self.seen.clear()
+        forget_peak()
+        before = memory("VmRSS")
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         self.folder = folder.resolve()
@@ -116,6 +125,7 @@ class Watch:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if what is None and self.seen:
             what = self.seen[0]
-        if what is None and before < MEBIBYTES < peak():
-            what = f"took the process to {peak():,.0f} MiB"
+        self.taken = memory("VmHWM") - before
+        if what is None and self.taken > MEBIBYTES:
+            what = f"took {self.taken:,.0f} MiB of memory"
         return what, refused

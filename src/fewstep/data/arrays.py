@@ -5,10 +5,8 @@ Untrusted: no pickle is read, no declared size is believed.
 
 from __future__ import annotations
 
-import lzma
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,20 +16,18 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.data.files import MAX_BYTES, Header, check_bytes, parse_array, read_exactly, read_header
+from fewstep.archives import DAMAGE, check_bytes, open_member, open_zip, read_member
+from fewstep.data.files import Header, parse_array, read_exactly, read_header
 from fewstep.files import regular
 
-RATIO = 100
-"""The most that a compressed array may unfold to, in its own size, beyond what any file may have."""
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays: ours, and those that NumPy gives, as the samples of ADM have them."""
-DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError)
 
 
 def array_names(path: Path) -> set[str]:
     """The arrays of an npz file."""
     try:
-        with zipfile.ZipFile(regular(path)) as archive:
+        with open_zip(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
     except DAMAGE as error:
         raise ValueError(f"{path}: damaged, or not what its name says; expected an npz file; {error}") from error
@@ -45,7 +41,7 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
             yield file
         return
     try:
-        with zipfile.ZipFile(regular(path)) as archive, archive.open(f"{name}.npy") as file:
+        with open_zip(path) as archive, open_member(archive, archive.getinfo(f"{name}.npy"), f"{path}[{name}]") as file:
             yield file
     except KeyError as error:
         raise ValueError(f"{path}: expected an array {name}; {error}") from error
@@ -60,13 +56,10 @@ def member(path: Path, name: str) -> NDArray[Any]:
         size = regular(path).stat().st_size
     else:
         try:
-            with zipfile.ZipFile(regular(path)) as archive:
+            with open_zip(path) as archive:
                 info = archive.getinfo(f"{name}.npy")
                 if info.compress_type != zipfile.ZIP_STORED:
-                    if info.file_size > max(MAX_BYTES, RATIO * info.compress_size):
-                        size = f"{info.file_size} bytes out of {info.compress_size}"
-                        raise ValueError(f"{where}: {size}: no images are so regular")
-                    return parse_array(archive.read(info), where)
+                    return parse_array(read_member(archive, info, where), where)
             size, start = info.file_size, data_offset(path, info)
         except KeyError as error:
             raise ValueError(f"{path}: expected an array {name}; {error}") from error

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fewstep.archives import check_json
 from fewstep.data.files import Files
 
 MAX_CLASSES = 2**20
@@ -50,7 +51,10 @@ def read_labels(files: Files) -> Labels | None:
     than one top-level folder makes classes of the sorted folder names.
     """
     if "dataset.json" in files:
-        return parse_labels(files.read("dataset.json"), files.names, f"{files.path}/dataset.json")
+        where = f"{files.path}/dataset.json"
+        if files.path.is_file():
+            check_json(files.signature("dataset.json")[0], files.path.stat().st_size, where)
+        return parse_labels(files.read("dataset.json"), files.names, where)
     return folder_labels(files.names, files.folders, str(files.path))
 
 
@@ -113,11 +117,11 @@ def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None
     if given and class_names is None and kinds == {"str"}:
         class_names = named_classes(given, where)
     width = {len(label) for label in given.values() if isinstance(label, list)}
+    known = None if class_names is None else {name: i for i, name in reversed([*enumerate(class_names)])}
     limit = len(class_names) if class_names is not None else width.pop() if len(width) == 1 else MAX_CLASSES
-    labels = {name: class_index(label, class_names, limit, f"{where}: {name}") for name, label in given.items()}
+    labels = {name: class_index(label, known, limit, f"{where}: {name}") for name, label in given.items()}
     # A subset keeps the classes of the whole.
-    known = class_names is not None or limit < MAX_CLASSES
-    num_classes = limit if known else max(labels.values(), default=-1) + 1
+    num_classes = limit if known is not None or limit < MAX_CLASSES else max(labels.values(), default=-1) + 1
     return Labels([labels[name] for name in names], num_classes, class_names)
 
 
@@ -129,12 +133,12 @@ def named_classes(given: dict[str, str], where: str) -> list[str]:
     return found
 
 
-def class_index(label: Any, class_names: Sequence[str] | None, limit: int, where: str) -> int:
-    """The class that a label names: an integer, one of `class_names`, or a list of zeros with a single one (one-hot)."""
-    if isinstance(label, str) and class_names is not None:
-        if label not in class_names:
+def class_index(label: Any, known: dict[str, int] | None, limit: int, where: str) -> int:
+    """The class that a label names: an integer, a name that is `known`, or a list of zeros with a single one (one-hot)."""
+    if isinstance(label, str) and known is not None:
+        if label not in known:
             raise LabelError(f"{where}: the class {label[:100]!r} is not in class_names")
-        return class_names.index(label)
+        return known[label]
     if isinstance(label, list):
         if len(label) != limit or label.count(1) != 1 or label.count(0) != limit - 1:
             raise LabelError(f"{where}: a class as a list is all zeros but for a single one; got {str(label)[:100]}")

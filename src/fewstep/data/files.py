@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fewstep.files import regular
+from fewstep.archives import check_bytes, open_zip, read_member
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
 EXTENSIONS = (
@@ -42,7 +42,6 @@ EXTENSIONS = (
     ".avif",
 )
 ORIENTATION = 0x0112
-MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 2**20
 
 
@@ -93,11 +92,6 @@ def check_name(name: str, where: str) -> None:
     """Refuse an archive's entry whose name leads out of a folder; harmless here, but the archive is hostile."""
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":" or "\0" in name:
         raise ValueError(f"{where}: the entry {name!r} points outside of the archive; do not use this file")
-
-
-def check_bytes(size: int, where: str) -> None:
-    if size > MAX_BYTES:
-        raise ValueError(f"{where}: {size} bytes are more than the {MAX_BYTES} that one file may have; remove it")
 
 
 def walked(path: Path) -> Iterator[str]:
@@ -161,7 +155,7 @@ class Zip:
     def zip(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
             try:
-                self._zip = zipfile.ZipFile(regular(self.path))
+                self._zip = open_zip(self.path)
             except (zipfile.BadZipFile, NotImplementedError) as error:
                 raise ValueError(
                     f"{self.path}: expected a zip; {error}; is it truncated, or another format?"
@@ -178,12 +172,7 @@ class Zip:
     def read(self, name: str) -> bytes:
         where = f"{self.path}/{name}"
         check_bytes(self._info[name].file_size, where)
-        try:
-            return self.zip.read(self._info[name])
-        except MemoryError:
-            raise
-        except Exception as error:  # a decompressor may raise anything on hostile bytes
-            raise ValueError(f"{where}: cannot be read from the zip: {error}; fetch or pack it again") from error
+        return read_member(self.zip, self._info[name], where)
 
     def signature(self, name: str) -> tuple[int, ...]:
         return (self._info[name].file_size, self._info[name].CRC)
@@ -287,10 +276,10 @@ def parse_array(data: bytes, where: str) -> NDArray[Any]:
     """The array of a `.npy`, whose data must be as long as its header says."""
     file = io.BytesIO(data)
     shape, dtype, order = read_header(file, where)
-    values = file.read()
-    if not values or len(values) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{where}: expected an array {dtype} {shape}, whole; got {len(values)} bytes of it")
-    return np.frombuffer(values, dtype).reshape(shape, order=order)
+    start = file.tell()
+    if start == len(data) or len(data) - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{where}: expected an array {dtype} {shape}, whole; got {len(data) - start} bytes of it")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
 
 def read_array(data: bytes, where: str) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.archives import check_json
 from fewstep.data.classes import parse_labels
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.files import Zip, array_header
@@ -52,7 +53,9 @@ class LatentData:
         self.shape = (channels // 2, *size)
         found = None
         if "dataset.json" in self._zip:
-            found = parse_labels(self._zip.read("dataset.json"), self.names, f"{path}/dataset.json")
+            data = self._zip.read("dataset.json")
+            check_json(len(data), path.stat().st_size, f"{path}/dataset.json")
+            found = parse_labels(data, self.names, f"{path}/dataset.json")
         self.labels = None if found is None else np.array(found.index, dtype=np.int64)
         self.num_classes = 0 if found is None else found.num_classes
 

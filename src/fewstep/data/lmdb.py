@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fewstep.data.files import check_bytes
+from fewstep.archives import check_bytes
 from fewstep.files import regular
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -80,7 +80,7 @@ def items(path: Path) -> Iterator[tuple[bytes, bytes]]:
 def walk(file: IO[bytes], path: Path) -> Iterator[Item]:
     """Every entry, found without its value. Raises ValueError where the file is damaged, also if it is too short."""
     tree = open_tree(file, path)
-    found = visited = 0
+    found = visited = size = 0
     stack = [(tree.root, 1)] if tree.root != EMPTY else []
     with named(path):
         while stack:
@@ -100,7 +100,10 @@ def walk(file: IO[bytes], path: Path) -> Iterator[Item]:
                 raise DamagedError(f"page {number} is neither a branch nor a leaf")
             for node in nodes:
                 found += 1
-                yield entry(tree, page, number, node)
+                size += (item := entry(tree, page, number, node)).size
+                if size > tree.pages * tree.page_size:
+                    raise DamagedError("its values lie upon each other")
+                yield item
         if found != tree.entries:
             raise DamagedError(f"it has {found} of {tree.entries} entries")
 
@@ -143,6 +146,8 @@ def header(page: bytes, number: int) -> int:
 def node_offsets(page: bytes) -> list[int]:
     (end,) = struct.unpack_from("<H", page, 12)
     nodes = [start for (start,) in struct.iter_unpack("<H", page[HEADER:end])]
+    if len(set(nodes)) < len(nodes):
+        raise DamagedError("a page has a node twice")
     if any(start < end for start in nodes):
         raise DamagedError("the nodes of a page lie outside of it")
     return nodes

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+READS = 1_000_000
+"""Pieces that a pickle may be read in, one or more for an instruction; the largest of CIFAR-10's have 100,000."""
 KEYS = {pickle.SETITEM[0]: slice(-2, -1), pickle.SETITEMS[0]: slice(0, None, 2), pickle.DICT[0]: slice(0, None, 2)}
 """Where on the stack an instruction finds the keys of a dictionary."""
 
@@ -23,6 +25,18 @@ def with_texts_as_keys(load: Callable[[Any], None], keys: slice) -> Callable[[An
         load(reader)
 
     return checked
+
+
+class Counted(io.BytesIO):
+    """The bytes of a pickle, which end in an error if it is a program of millions of instructions."""
+
+    left = READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it has more than {READS} instructions")
+        return super().read(size)
 
 
 def read_pickle(data: bytes, where: str) -> Any:
@@ -42,8 +56,12 @@ def read_pickle(data: bytes, where: str) -> Any:
 
         def __setstate__(self, state: object) -> None: ...
 
+    left = len(data)
+
     def encode(text: str, encoding: str) -> bytes:
-        assert encoding == "latin1"
+        nonlocal left
+        left -= len(text)
+        assert encoding == "latin1" and left >= 0
         return text.encode("latin1")
 
     allowed: dict[tuple[str, str], Any] = {
@@ -68,7 +86,7 @@ def read_pickle(data: bytes, where: str) -> Any:
             return allowed[module, name]
 
     try:
-        content = Reader(io.BytesIO(data), encoding="bytes").load()
+        content = Reader(Counted(data), encoding="bytes").load()
         assert isinstance(content, dict)
         return {k: v.array if isinstance(v, Array) else v for k, v in content.items()}
     except Exception as error:  # a hostile pickle can raise anything

@@ -8,13 +8,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import lzma
+import math
 import os
 import re
 import struct
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fewstep.archives import DAMAGE, PIECE, Xz, check_bytes, check_json, check_unfolded, read_all
 from fewstep.data import lmdb
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
@@ -30,7 +29,6 @@ from fewstep.data.convert import Entry
 from fewstep.data.files import (
     Files,
     Readable,
-    check_bytes,
     check_name,
     is_image,
     open_files,
@@ -93,15 +91,7 @@ def named(path: Path) -> Iterator[None]:
     """What the readers of containers raise on damage, as a ValueError that names the file."""
     try:
         yield
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        RuntimeError,  # a zip that is encrypted, or of a later version
-    ) as error:
+    except (tarfile.TarError, *DAMAGE) as error:
         raise ValueError(f"{path}: damaged, or not what its name says; {error}") from error
 
 
@@ -122,23 +112,38 @@ def from_files(files: Files, *, with_labels: bool = True) -> Source:
 
 
 class Bounded(io.BufferedIOBase):
-    """The file under a tar: a header may ask for any amount at once, and is refused."""
+    """The file under a tar: its size limits what it unfolds to, and what headers may be read of it.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.seek, self.tell = file, file.seek, file.tell
+    left: bytes of headers that may still be read.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.file, self.path, self.stored = file, path, path.stat().st_size
+        self.tell = file.tell
+        self.left = 2**25 + 8.0 * self.stored
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        check_unfolded(offset, self.stored, str(self.path))
+        return self.file.seek(offset, whence)
 
     def read(self, size: int | None = -1, /) -> bytes:
         assert size is not None
-        check_bytes(size, "a header of the tar")
-        return self.file.read(size)
+        self.left -= size
+        if size > PIECE or self.left < 0:
+            raise ValueError(f"{self.path}: its headers are longer than those of any tar; do not use this file")
+        data = self.file.read(size)
+        check_unfolded(self.file.tell(), self.stored, str(self.path))
+        return data
 
 
+ENTRIES = 20_000
+"""Of a tar that has a smaller share of them: an image takes 128 bytes or more, its header included."""
 TARS: dict[str, Callable[[Path], Any]] = {
     ".tar": lambda path: path.open("rb"),
     ".tar.gz": gzip.open,
     ".tgz": gzip.open,
     ".tar.bz2": bz2.open,
-    ".tar.xz": lzma.open,
+    ".tar.xz": Xz,
 }
 
 
@@ -146,9 +151,15 @@ TARS: dict[str, Callable[[Path], Any]] = {
 def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]]:
     """A tar and its members by name, in their order; ValueError if it is damaged or hostile."""
     opener = next(opener for end, opener in TARS.items() if path.name.lower().endswith(end))
-    with named(path), opener(path) as file, tarfile.open(fileobj=Bounded(file), mode="r:") as archive:
+    with (
+        named(path),
+        opener(path) as file,
+        tarfile.open(fileobj=(bounded := Bounded(file, path)), mode="r:") as archive,
+    ):
         members: dict[str, tarfile.TarInfo] = {}
-        for member in archive:
+        for n, member in enumerate(archive):
+            if n > max(ENTRIES, bounded.stored // 128):
+                raise ValueError(f"{path}: more than {n} entries in {bounded.stored} bytes; do not use this file")
             name = member.name.removeprefix("./")
             check_name(name, str(path))
             if name in members and not member.isdir():
@@ -158,18 +169,19 @@ def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.Ta
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise ValueError(f"{path}: damaged or cut off after {len(members)} entries; fetch it again")
+        bounded.left = math.inf
         yield archive, members
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         raise ValueError(
-            f"{where}: expected a regular file; it is a link or a device; extract the tar and pack the folder"
+            f"{where}: expected a regular file; it is a link, a device or sparse; extract the tar and pack the folder"
         )
     check_bytes(member.size, where)
     file = archive.extractfile(member)
     assert file is not None
-    return file.read()
+    return read_all(file.read)
 
 
 def from_tar(path: Path, *, with_labels: bool = True) -> Source:
@@ -182,6 +194,7 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
         if not with_labels:
             labels = None
         elif "dataset.json" in members:
+            check_json(members["dataset.json"].size, path.stat().st_size, where)
             labels = parse_labels(read_member(archive, members["dataset.json"], where), names, where)
         else:
             folders = top_folders(f"{n}/" if member.isdir() else n for n, member in members.items())
@@ -201,6 +214,10 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
     return Source(len(names), entries, class_names, ignored, described(labels, names))
 
 
+BATCH = 48 * 2**20
+"""Of a file of CIFAR-10, whose own have 31 MB."""
+
+
 def cifar10(path: Path) -> Source:
     """The 50,000 training images of CIFAR-10 (Krizhevsky, 2009), from its Python version."""
     where = f"{path}/cifar-10-batches-py"
@@ -210,6 +227,8 @@ def cifar10(path: Path) -> Source:
             name = f"cifar-10-batches-py/{name}"
             if name not in members:
                 raise ValueError(f"{path}: expected CIFAR-10; it has no {name}")
+            if members[name].size > BATCH:
+                raise ValueError(f"{path}/{name}: expected at most {BATCH} bytes; got {members[name].size}")
             return read_pickle(read_member(archive, members[name], f"{path}/{name}"), f"{path}/{name}")
 
         batches = [read(f"data_batch_{i}") for i in range(1, 6)]
@@ -251,6 +270,7 @@ def mnist(path: Path) -> Source:
             shape = header(images, path, 3)
         if shape != (n, 28, 28):
             raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
+        check_unfolded(n * 28 * 28, path.stat().st_size, str(path))
         labels = np.frombuffer(read_exactly(file, n, str(labels_path)), dtype=np.uint8)
 
     def entries() -> Iterator[Entry]:
