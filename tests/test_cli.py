@@ -204,7 +204,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
     ("command", "names"),
     [
         ("data pack", "[OPTIONS] SOURCE DEST"),
-        ("convert", "[-h] SOURCE OUT"),
+        ("convert", "[-h] [OPTIONS] SOURCE OUT"),
         ("compare", "TEACHER METHODS ..."),
         ("recipes", "[-h] [NAME]"),
     ],
@@ -415,7 +415,8 @@ def test_version_and_help_need_no_torch():
 def test_convert_sample_export(tmp_path, capsys):
     source = Path(__file__).parent / "golden" / "edm-ddpmpp-cond.pkl"
     out = tmp_path / "teacher"
-    assert main(["convert", str(source), str(out), "--offline"]) == 0
+    assert "say which it is: --kind teacher or --kind student" in fails(capsys, "convert", str(source), str(out))
+    assert main(["convert", str(source), str(out), "--kind", "teacher", "--offline"]) == 0
     shown = capsys.readouterr()
     assert "sha256 " in shown.out
     assert "EDMPrecond around SongUNet" in shown.out
@@ -440,17 +441,21 @@ def test_convert_sample_export(tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "holiday.jpg").write_bytes(b"")
-    assert "photos holds holiday.jpg, which would be lost" in fails(capsys, "convert", str(source), str(photos))
+    assert "photos holds holiday.jpg, which would be lost" in fails(
+        capsys, "convert", str(source), str(photos), "--kind", "teacher"
+    )
     assert os.listdir(photos) == ["holiday.jpg"]
-    assert "it is a file" in fails(capsys, "convert", str(source), str(photos / "holiday.jpg"))
-    assert main(["convert", str(source), str(out)]) == 0  # a model is replaced
+    assert "it is a file" in fails(capsys, "convert", str(source), str(photos / "holiday.jpg"), "--kind", "teacher")
+    assert main(["convert", str(source), str(out), "--kind", "teacher"]) == 0  # a model is replaced
     score = tmp_path / "score"
     capsys.readouterr()
     assert main(["convert", str(source.with_name("ncvsd-score.pkl")), str(score)]) == 0
     assert f"{score}: a fake score, for training alone\n" in capsys.readouterr().out
     hostile = tmp_path / "hostile.pkl"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "canary").encode() + b"'\ntR.")
-    assert "os" in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))
+    assert "instruction STRING" in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))
+    hostile.write_bytes(b"cos\nsystem\n(Vtouch " + str(tmp_path / "canary").encode() + b"\ntR.")
+    assert "hostile.pkl holds a os.system; " in fails(capsys, "convert", str(hostile), str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "canary").exists()
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from fewstep import checkpoint
 from fewstep.cli import main
-from fewstep.convert import Record, upstream
+from fewstep.convert import Record
+from fewstep.convert import snapshot as upstream
 from fewstep.data import codec
 from fewstep.data.codec import Pixels, StabilityVAE, ready, with_vae
 from fewstep.data.latents import LatentData, LatentStream

@@ -22,7 +22,7 @@ from fewstep.conditional import (
     pair_discriminator,
 )
 from fewstep.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
-from fewstep.convert.upstream import snapshot
+from fewstep.convert.snapshot import snapshot
 from fewstep.denoiser import Denoiser
 from fewstep.generation import Guidance, Plan, SeededNoise, default_plan, generate
 from fewstep.nets.adm import ADMConfig, ADMUNet

@@ -19,8 +19,8 @@ from fewstep.model_card import Card
 from fewstep.samplers import Ablation, churn, edm_sigmas, heun, last
 
 GOLDEN = Path(__file__).parent / "golden"
-STUDENTS = ("gdd", "ncvsd", "sida")
-NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl") if not p.stem.startswith(STUDENTS))
+OTHERS = ("gdd", "ncvsd", "sida", "snap")
+NAMES = sorted(p.stem for p in GOLDEN.glob("*.pkl") if not p.stem.startswith(OTHERS))
 
 
 def trajectory(denoiser: Denoiser, name: str, denoise: partial[Tensor], latents: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def trajectory(denoiser: Denoiser, name: str, denoise: partial[Tensor], latents:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trajectories(name):
-    denoiser, _ = convert(GOLDEN / f"{name}.pkl")
+    denoiser, _ = convert(GOLDEN / f"{name}.pkl", kind="teacher")
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = {k: torch.from_numpy(file[k]) for k in file.files}
     label = arrays["labels"].long() if denoiser.num_classes else None
@@ -114,7 +114,7 @@ GENERATED = {
 @pytest.mark.parametrize("name", [*GENERATED, "edm2-uncond", "ve-ncsnpp-uncond"])
 def test_a_seed_gives_the_image_of_the_published_generator(name):
     """Latents, class and noise of a seed, drawn where, in the order and in the precision of EDM or EDM2."""
-    denoiser, _ = convert(GOLDEN / f"{name}.pkl")
+    denoiser, _ = convert(GOLDEN / f"{name}.pkl", kind="teacher")
     denoiser.eval()
     seeds = [3, 7]
     expected = torch.stack([published_sampler(denoiser, seed, 12, CHURN, name.startswith("edm2")) for seed in seeds])
@@ -133,7 +133,7 @@ def test_a_seed_gives_the_image_of_the_published_generator(name):
 @pytest.mark.parametrize(("name", "steps"), [("edm2-cond", 32), ("edm-ddpmpp-cond", 18)])
 def test_models_are_sampled_as_their_authors_do(name, steps, tmp_path):
     """The command line's images, pixel by pixel: the number of steps by default, and churn by its published options."""
-    denoiser, _ = convert(GOLDEN / f"{name}.pkl")
+    denoiser, _ = convert(GOLDEN / f"{name}.pkl", kind="teacher")
     denoiser.eval()
     save(denoiser, tmp_path / "model", Card())
     options = [f"--{option}={value:g}" for option, value in CHURN.items()]

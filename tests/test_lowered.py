@@ -98,11 +98,11 @@ def test_a_copy_that_sampling_made_serves_in_training():
 
 def test_weights_of_edm2_are_normalised_once_and_again_after_a_write(monkeypatch):
     made, scaled = [], MPConv.scaled
-    monkeypatch.setattr(MPConv, "scaled", staticmethod(lambda w: made.append(0) or scaled(w)))
+    monkeypatch.setattr(MPConv, "scaled", lambda self, w: made.append(0) or scaled(self, w))
     layer, x = MPConv(4, 6, (3, 3)).requires_grad_(False), torch.randn(2, 4, 5, 5).to(LOW)
     for n, write in enumerate((lambda: None, lambda: layer.weight[0].mul_(3).add_(1), layer.project_), start=1):
         write()
-        expected = F.conv2d(x, scaled(layer.weight).to(LOW), padding=1)
+        expected = F.conv2d(x, scaled(layer, layer.weight).to(LOW), padding=1)
         assert torch.equal(layer(x), expected) and torch.equal(layer(x), expected) and len(made) == n
     layer.requires_grad_(True)(x).sum().backward()
     assert layer.weight.grad is not None and len(made) == 4

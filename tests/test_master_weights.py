@@ -36,7 +36,7 @@ class Noise:
 
 def half(name):
     """A network as published files hold it: every tensor in float16."""
-    return convert(GOLDEN / f"{name}.pkl")[0].half()
+    return convert(GOLDEN / f"{name}.pkl", kind="teacher")[0].half()
 
 
 def tensors(module):

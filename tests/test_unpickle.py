@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.convert.opcodes import Blob
+from fewstep.convert.opcodes import Blob, Global
 from fewstep.convert.unpickle import Record, UnsafePickle, read
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -131,55 +131,55 @@ def many(times: int, instruction: bytes) -> bytes:
     return pickle.EMPTY_LIST + pickle.MARK + instruction * times + pickle.APPENDS
 
 
+INERT = "is read as the name of what it would have called, or got"
+
+
 def hostile() -> dict[str, tuple[bytes, str | None]]:
-    """Name -> (file, what the refusal says, or None for a file that is odd and harmless)."""
+    """Name -> (file, what the refusal says, INERT, or None for a file that is odd and harmless)."""
     touch = f"touch {CANARY}"
     run = f"__import__('os').system({touch!r})"
     files: dict[str, tuple[bytes, str | None]] = {}
     for protocol in range(6):
         files[f"os.system, protocol {protocol}"] = (
             pickle.dumps(Call(os.system, touch), protocol),
-            "posix.system|nt.system",
+            INERT,
         )
     for function in (eval, exec, compile, __import__, getattr, open, input, map):
-        files[f"builtins.{function.__name__}"] = (
-            pickle.dumps(Call(function, run)),
-            rf"names (builtins|io|_io)\.{function.__name__}",
-        )
+        files[f"builtins.{function.__name__}"] = (pickle.dumps(Call(function, run)), INERT)
     chain = call(name("builtins", "getattr"), call(name("builtins", "__import__"), text("os")), text("system"))
     bare = {
-        "getattr chain": (call(chain, text(touch)), r"builtins\.getattr"),
+        "getattr chain": (call(chain, text(touch)), INERT),
         "functools.partial": (
             pickle.dumps(functools.partial(os.system, touch))[:-1],
-            r"functools\.partial|posix\.system",
+            INERT,
         ),
-        "operator.attrgetter": (call(name("operator", "attrgetter"), text("system")), r"operator\.attrgetter"),
-        "types.FunctionType": (call(name("types", "FunctionType")), r"types\.FunctionType"),
-        "runpy": (call(name("runpy", "_run_code"), text(run)), r"runpy\._run_code"),
-        "torch.load": (call(name("torch.serialization", "load"), text("x")), r"torch\.serialization\.load"),
-        "torch.hub": (call(name("torch.hub", "load"), text("x")), r"torch\.hub\.load"),
-        "numpy.load": (call(name("numpy", "load"), text("x")), r"numpy\.load"),
-        "a name with dots": (text("collections") + text("OrderedDict.fromkeys") + b"\x93", r"OrderedDict\.fromkeys"),
-        "globals of a known name": (name("torch._utils", "_rebuild_tensor_v2.__globals__"), "__globals__"),
-        "a subclass hook": (name("torch.nn.modules.container", "ModuleDict.__init_subclass__"), "__init_subclass__"),
-        "numpy.ndarray called": (call(name("numpy", "ndarray"), integer(2**40)), "called directly"),
+        "operator.attrgetter": (call(name("operator", "attrgetter"), text("system")), INERT),
+        "types.FunctionType": (call(name("types", "FunctionType")), INERT),
+        "runpy": (call(name("runpy", "_run_code"), text(run)), INERT),
+        "torch.load": (call(name("torch.serialization", "load"), text("x")), INERT),
+        "torch.hub": (call(name("torch.hub", "load"), text("x")), INERT),
+        "numpy.load": (call(name("numpy", "load"), text("x")), INERT),
+        "a name with dots": (text("collections") + text("OrderedDict.fromkeys") + b"\x93", INERT),
+        "globals of a known name": (name("torch._utils", "_rebuild_tensor_v2.__globals__"), INERT),
+        "a subclass hook": (name("torch.nn.modules.container", "ModuleDict.__init_subclass__"), INERT),
+        "numpy.ndarray called": (call(name("numpy", "ndarray"), integer(2**40)), INERT),
         # Calls of what a call returned, of texts, of memo entries
         "a called dict": (call(call(ORDERED), text(touch)), "expected a Global"),
         "a called text": (call(text("os.system"), text(touch)), "expected a Global"),
         "a called record": (
             name("torch.nn.modules.container", "ModuleDict") + b")\x81" + sequence(text(touch)) + pickle.REDUCE,
-            "expected a Global",
+            INERT,
         ),
         "a call without a tuple": (ORDERED + pickle.NONE + pickle.REDUCE, "expected a tuple"),
         "arguments of a container": (
             call(name("torch.nn.modules.container", "ModuleDict"), text("x")),
-            "with arguments",
+            INERT,
         ),
         "NEWOBJ of a function": (LOAD + sequence(text("x")) + pickle.NEWOBJ, "expected a Blob"),
-        "NEWOBJ_EX": (ORDERED + b")}" + pickle.NEWOBJ_EX, "NEWOBJ_EX"),
+        "NEWOBJ_EX": (name("os", "system") + b")}" + pickle.NEWOBJ_EX, INERT),
         # Protocol 0 and the registry of extensions
         "INST": (b"(" + text(touch) + b"ios\nsystem\n", "INST"),
-        "OBJ": (b"(" + name("os", "system") + text(touch) + b"o", r"os\.system"),
+        "OBJ": (b"(" + name("os", "system") + text(touch) + b"o", "OBJ"),
         "OBJ of a known name": (b"(" + ORDERED + b"o", "OBJ"),
         "EXT1": (b"\x82\x01", "EXT1"),
         "EXT2": (b"\x83\x01\x00", "EXT2"),
@@ -196,7 +196,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "BUILD of a tensor": (tensor((4,), (1,)) + mapping(text("data"), text("x")) + b"b", "state of a Tensor"),
         "BUILD with slots": (
             name("torch.nn.modules.container", "ModuleDict") + b")\x81" + sequence(b"}", b"}") + b"b",
-            "expected a dict",
+            INERT,
         ),
         "__setstate__, __reduce__ and __dict__ as attributes": (
             name("torch.nn.modules.container", "ModuleDict")
@@ -207,7 +207,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         ),
         "BUILD twice": (
             name("torch.nn.modules.container", "ModuleDict") + b")\x81" + mapping(text("a"), b"N") + b"b" + b"}b",
-            "state of a Record",
+            INERT,
         ),
         "__class__ of a dict": (call(ORDERED) + mapping(text("__class__"), text("x")) + b"b", None),
         # Sizes
@@ -254,8 +254,8 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "a text beyond the file": (op(pickle.BINUNICODE8, ("Q", 2**62)) + b"x", "truncated"),
         "bytes beyond the file": (op(pickle.BINBYTES8, ("Q", 2**63)) + b"x", "truncated"),
         "a bytearray beyond the file": (op(pickle.BYTEARRAY8, ("Q", 2**40)) + b"x", "truncated"),
-        "a long beyond the file": (op(pickle.LONG4, ("i", 2**31 - 1)), "at most 32"),
-        "a long of negative size": (op(pickle.LONG4, ("i", -1)), "at most 32"),
+        "a long beyond the file": (op(pickle.LONG4, ("i", 2**31 - 1)), "at most 255"),
+        "a long of negative size": (op(pickle.LONG4, ("i", -1)), "at most 255"),
         "an integer in a million digits": (b"I" + b"9" * 10**6 + b"\n", "does not end within 100"),
         "a name without end": (b"c" + b"a" * 10**6, "does not end within 200"),
         "a frame beyond the file": (op(pickle.FRAME, ("Q", 2**40)) + b"N", "frame of"),
@@ -263,9 +263,29 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "a memo entry far away": (b"N" + op(pickle.LONG_BINPUT, ("I", 2**32 - 1)), None),
         "a memo entry of 20 digits": (b"Np" + b"9" * 19 + b"\n", None),
         "a million instructions": (many(1_000_001, b"N"), "more than a million"),
+        "records in records": (
+            name("builtins", "getattr") + b"q\x00" + b"N" + b"q\x01" + (b"h\x00h\x01\x85Rq\x01" * 100_000),
+            INERT,
+        ),
+        "a record set up again and again": (
+            many(5000, sequence(text("a"), b"N"))
+            + b"q\x00"
+            + call(ORDERED, b"h\x00")
+            + b"q\x01"
+            + mapping(*(text(f"k{i}") + b"N" for i in range(5000)))
+            + b"q\x02"
+            + name("m", "C")
+            + b")\x81"
+            + b"h\x02b" * 1000,
+            "more than a million",
+        ),
+        "keys that collide": (
+            mapping(*(sequence(*(integer(-1 - (i >> k & 1)) for k in range(14))) + b"N" for i in range(2**14))),
+            None,
+        ),
         "a set of texts copied again and again": (
             many(5000, b"N") + b"q\x00" + many(5000, name("builtins", "set") + b"h\x00\x85R"),
-            "a key of type|more than a million",
+            "more than a million",
         ),
         "a dict copied again and again": (
             many(5000, sequence(text("a"), b"N")) + b"q\x00" + many(5000, ORDERED + b"h\x00\x85R"),
@@ -277,13 +297,13 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         ),
         # Shape of the data
         "2^200 laughs": (laughs(200), None),
-        "2^200 laughs as a key": (mapping(laughs(200), b"N"), "key of type tuple"),
-        "2^200 laughs in a set": (b"\x8f(" + laughs(200) + b"\x90", "key of type tuple"),
+        "2^200 laughs as a key": (mapping(laughs(200), b"N"), None),
+        "2^200 laughs in a set": (b"\x8f(" + laughs(200) + b"\x90", None),
         "a list in itself": (b"]q\x00h\x00a", None),
         "a dict in itself": (b"}q\x00" + text("a") + b"h\x00s", None),
         "100,000 lists in lists": (b"]" * 100_000 + b"a" * 99_999, None),
         "100,000 tuples in tuples": (b")" + b"\x85" * 100_000, None),
-        "a key of 2^200": (mapping(integer(2**200), b"N"), "key of type int"),
+        "a key of 2^200": (mapping(integer(2**200), b"N"), None),
         "an odd dict": (b"(Nd", "dict with 1"),
         "append to a dict": (b"}Na", "expected a list"),
         "set an item of a list": (b"]" + text("a") + b"Ns", "expected a dict"),
@@ -295,8 +315,8 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "a text that is no UTF-8": (b"X\x01\x00\x00\x00\xff", "malformed"),
         "a number that is none": (b"Fabc\n", "malformed number"),
         # NumPy
-        "an array of objects": (call(name("numpy", "dtype"), text("O8"), b"\x89", b"\x88"), "dtype 'O8'"),
-        "a void dtype": (call(name("numpy", "dtype"), text("V1000000"), b"\x89", b"\x88"), "dtype 'V1000000'"),
+        "an array of objects": (call(name("numpy", "dtype"), text("O8"), b"\x89", b"\x88"), INERT),
+        "a void dtype": (call(name("numpy", "dtype"), text("V1000000"), b"\x89", b"\x88"), INERT),
         "a dtype with fields": (
             call(name("numpy", "dtype"), text("f8")) + sequence(integer(3), laughs(3), b"N") + b"b",
             "little-endian",
@@ -347,7 +367,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         ),
         "a zip with a call": (
             archive({"a/data.pkl": pickle.dumps(Call(os.system, touch))}),
-            r"posix\.system|nt\.system",
+            INERT,
         ),
         "a zip without the storage": (archive({"a/data.pkl": four}), "missing from the archive"),
         "a zip with a short storage": (archive({"a/data.pkl": four, "a/data/0": bytes(15)}), "has 15 bytes"),
@@ -368,8 +388,8 @@ CORPUS = hostile()
 @pytest.mark.parametrize("case", CORPUS)
 def test_a_hostile_file_is_refused_by_what_it_does(case):
     data, says = CORPUS[case]
-    if says is None:
-        read(data)
+    if says in (None, INERT):
+        assert isinstance(read(data), Record | Global) or says is None
     else:
         with pytest.raises(UnsafePickle, match=says):
             read(data)
@@ -386,7 +406,7 @@ def test_the_canary_sings_for_the_standard_reader(tmp_path, monkeypatch):
 RUN = """
 import os, resource, sys
 import test_unpickle as t
-for benign in (b"N.", t.archive({"a/data.pkl": b"N."})):
+for benign in (b"N.", b"Va\\n.", t.archive({"a/data.pkl": b"N."})):
     t.read(benign)  # everything that is imported lazily is imported now
 events = []
 sys.addaudithook(lambda event, arguments: events.append(event))
@@ -398,9 +418,9 @@ for data, says in t.CORPUS.values():
     try:
         t.read(data)
     except t.UnsafePickle:
-        assert says is not None
+        assert says not in (None, t.INERT)
     else:
-        assert says is None
+        assert says in (None, t.INERT)
 sys.stdout.write(" ".join(sorted(set(events))))
 """
 
@@ -564,8 +584,8 @@ def test_damaged_files_are_read_or_refused_and_nothing_else():
 
 
 def test_the_file_is_named(tmp_path):
-    (tmp_path / "bad.pkl").write_bytes(pickle.dumps(os.system))
-    with pytest.raises(UnsafePickle, match=r"bad\.pkl: the pickle names \w+\.system"):
+    (tmp_path / "bad.pkl").write_bytes(b"N")
+    with pytest.raises(UnsafePickle, match=r"bad\.pkl: truncated at byte 1"):
         read(tmp_path / "bad.pkl")
 
 

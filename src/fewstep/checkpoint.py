@@ -244,7 +244,7 @@ def load(
                 where,
                 precondition=precondition,
                 levels=tuple(map(float, levels)) if levels else None,
-                uncertainty=Uncertainty(channels) if channels else None,
+                uncertainty=Uncertainty(channels, getattr(network, "normalizations", 1)) if channels else None,
                 codec=codec,
                 dtype=dtype,
             )

@@ -223,11 +223,12 @@ def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
 
 def shared(teacher: Denoiser) -> dict[str, Any]:
     head = teacher.uncertainty
+    channels = head.channels if isinstance(head, Uncertainty) else 128
     return {
         "precondition": teacher.precondition,
         "dtype": teacher.dtype,
         "codec": teacher.codec,
-        "uncertainty": Uncertainty(head.channels) if isinstance(head, Uncertainty) else Uncertainty(),
+        "uncertainty": Uncertainty(channels, getattr(teacher.net.config, "normalizations", 1)),
     }
 
 

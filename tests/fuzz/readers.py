@@ -253,7 +253,9 @@ def pickles() -> Iterator[Reader]:
     yield one("TorchScript", read_torchscript, script, "x.pt")
     smallest = min(GOLDEN.glob("*.pkl"), key=lambda p: p.stat().st_size)
     yield one("snapshot", load_snapshot, smallest.read_bytes(), "x.pkl")
-    yield one("convert", convert, (GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes(), "x.pkl")
+    yield one("hooks", convert, (GOLDEN / "snap-sida-edm2.pkl").read_bytes(), "x.pkl")
+    yield one("state", convert, (GOLDEN / "snap-edm-state.pt").read_bytes(), "training-state-000001.pt")
+    yield one("convert", partial(convert, kind="teacher"), (GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes(), "x.pkl")
 
 
 def records(folder: Path) -> Iterator[Reader]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -19,7 +19,6 @@ from fewstep.cli.arguments import parse_seeds, placed, shown, with_config
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
 from fewstep.files import OFFLINE
-from fewstep.foreign import public
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,44 +147,57 @@ def convert(
     source: Positional[str],
     out: Positional[Path],
     *,
+    kind: Literal["teacher", "student"] | None = None,
     levels: str | None = None,
+    network: str | None = None,
     vae: str | None = None,
 ) -> None:
-    """Turn an upstream snapshot pickle (EDM, EDM2, SiD, SiDA, GDD, NCVSD) into a model folder; nothing in it is run.
+    """Turn an upstream snapshot or training state (EDM, EDM2, STF, SiD, SiDA, GDD, NCVSD) into a model folder; nothing in it
+    is run.
 
     Args:
         source: path or http(s) address of the file.
         out: model folder to write.
+        kind: what the network is, for a file that does not tell, as SiD's students of EDM.
         levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
+        network: the network in a file of several, such as ema, net, G_ema, G, fake_score; the averaged one if left out.
         vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, to keep with the
             model; what the file names if left out.
     """
     from fewstep.checkpoint import Card, save
     from fewstep.conditional import ConditionalDenoiser
     from fewstep.convert import convert as read
-    from fewstep.convert import fetch
+    from fewstep.convert import fetch, file_name
     from fewstep.data.codec import with_vae
     from fewstep.hub import FILES
 
     outputs.new_folder(out, FILES, apart=[source], outside=[source])
-    path = fetch(source)
+    address = "://" in source
+    path = Path(source) if Path(source).is_dir() else fetch(source)
     given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
-    denoiser, origin = read(path, source=public(source).rsplit("/", 1)[-1] if "://" in source else None, levels=given)
+    denoiser, origin = read(path, source=source if address else None, levels=given, kind=kind, network=network)
     if vae is not None:
         denoiser.codec = with_vae(denoiser.codec, vae)
+    classes, where = " around ".join(origin["classes"]), origin["source"] if address else source
     print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
-    print(f"{' around '.join(origin['classes'])}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
-    method, lineage = " around ".join(origin["classes"]), [f"{source} (sha256 {origin['sha256']})"]
-    save(
-        denoiser, out, Card(name=Path(origin["source"]).stem, method=method, lineage=lineage, license=origin["license"])
-    )
+    print(f"{classes}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
+    for note in origin["notes"]:
+        print(f"  {note}")
+    fake_score = isinstance(denoiser, ConditionalDenoiser)
+    if not fake_score:
+        steps = ", ".join(f"{level:g}" for level in denoiser.levels or ())
+        print(
+            f"a student, which generates from sigma = {steps}" if denoiser.levels else "a denoiser of all noise levels"
+        )
+    lineage = [f"{where} (sha256 {origin['sha256']})"]
+    name = Path(file_name(source)).stem
+    save(denoiser, out, Card(name=name, method=classes, lineage=lineage, license=origin["license"]))
     print(f"License of the weights: {origin['license']}")
     if "no commercial use" in origin["license"]:
         print(
             "fewstep: warning: these weights, and students distilled from them, are not for commercial use",
             file=sys.stderr,
         )
-    fake_score = isinstance(denoiser, ConditionalDenoiser)
     print(
         f"{out}: {'a fake score, for training alone' if fake_score else f'next: fewstep sample {out} --grid grid.png'}"
     )

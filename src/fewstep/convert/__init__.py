@@ -1,16 +1,10 @@
 """Upstream networks in and out. Their files are programs; here they are read, never run."""
 
+from fewstep.convert.origin import file_name, weights_license
+from fewstep.convert.snapshot import Snapshot, load_snapshot
 from fewstep.convert.source import fetch
 from fewstep.convert.unpickle import Record, UnsafePickle, read
-from fewstep.convert.upstream import (
-    Snapshot,
-    convert,
-    load_snapshot,
-    to_denoiser,
-    to_discriminator,
-    upstream_state_dict,
-    weights_license,
-)
+from fewstep.convert.upstream import convert, to_denoiser, to_discriminator, upstream_state_dict
 
 __all__ = [
     "Record",
@@ -18,6 +12,7 @@ __all__ = [
     "UnsafePickle",
     "convert",
     "fetch",
+    "file_name",
     "load_snapshot",
     "read",
     "to_denoiser",

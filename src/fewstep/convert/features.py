@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fewstep import outputs
+from fewstep.convert.snapshot import MAX_DEPTH, state_dict
 from fewstep.convert.source import fetch
 from fewstep.convert.torchscript import is_torchscript, read_torchscript
 from fewstep.convert.unpickle import Record, read
-from fewstep.convert.upstream import MAX_DEPTH, state_dict
 from fewstep.files import read_tensors, sha256
 from fewstep.foreign import public
 from fewstep.metrics.networks.clip import CLIP

@@ -1,7 +1,7 @@
 """The stack machine of the pickle format, protocols 0 to 5, with nothing behind it.
 
 A pickle is a program. This machine lets it build numbers, texts, byte strings, lists, tuples, dicts and sets; whatever
-else it names, calls or sets up is put to a `Vocabulary`, which answers with inert values or refuses. Nothing is
+else it names, calls or sets up is put to a `Vocabulary`, which answers with inert values (`Record`) or refuses. Nothing is
 imported, looked up or called on behalf of the file. Every size is compared with what is left of the file before
 anything is allocated, and every instruction and copy is charged to a `Budget`, so that a file of n bytes costs O(n).
 """
@@ -12,8 +12,8 @@ import io
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -116,6 +116,19 @@ class Global:
     make: Callable[[tuple[object, ...]], object]
 
 
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object as it lies in the file: the names of its class or function, which was not looked up, and its attributes.
+
+    arguments: what the file would have called the class or function with.
+    """
+
+    module: str
+    class_name: str
+    state: dict[Any, object] = field(default_factory=dict, repr=False)
+    arguments: tuple[object, ...] = field(default=(), repr=False)
+
+
 class Vocabulary(Protocol):
     """What a pickle may name (`find`), set up in place (`build`) and refer to outside of itself (`persistent`)."""
 
@@ -125,10 +138,13 @@ class Vocabulary(Protocol):
 
 
 def hashable(key: object) -> object:
-    """Only texts and moderate integers are keys: the hash of a nested tuple can take exponential time."""
+    """Texts and moderate integers as they are; any other key as a record of its own, equal to nothing else.
+
+    The hash of a nested tuple can take exponential time, and tuples can be made to collide.
+    """
     if type(key) is str or (type(key) is int and abs(key) < 2**32):
         return key
-    raise UnsafePickle(f"a dict or set has a key of type {type(key).__name__}; texts and integers are read")
+    return Record("", "key", arguments=(key,))
 
 
 def expect(kind: type[T], value: object) -> T:
@@ -217,21 +233,15 @@ class Machine:
                 self.collect(lambda items: self.update({}, items))
             case pickle.FROZENSET:
                 self.collect(lambda items: frozenset(hashable(item) for item in items))
-            case pickle.APPEND:
-                item = pop()
-                expect(list, self.stack[-1]).append(item)
-            case pickle.APPENDS:
-                items = self.unmark()
-                expect(list, self.stack[-1]).extend(items)
+            case pickle.APPEND | pickle.APPENDS:
+                items = [pop()] if code == pickle.APPEND else self.unmark()
+                self.filled(list).extend(items)
             case pickle.ADDITEMS:
                 items = self.unmark()
-                expect(set, self.stack[-1]).update(hashable(item) for item in items)
-            case pickle.SETITEM:
-                value, key = pop(), pop()
-                self.update(expect(dict, self.stack[-1]), [key, value])
-            case pickle.SETITEMS:
-                items = self.unmark()
-                self.update(expect(dict, self.stack[-1]), items)
+                self.filled(set).update(hashable(item) for item in items)
+            case pickle.SETITEM | pickle.SETITEMS:
+                items = [pop(), pop()][::-1] if code == pickle.SETITEM else self.unmark()
+                self.update(self.filled(dict), items)
             # Stack and memo
             case pickle.MARK:
                 self.marks.append(self.stack)
@@ -270,20 +280,24 @@ class Machine:
                 name, module = expect(str, pop()), expect(str, pop())
                 push(self.vocabulary.find(module, name))
             case pickle.REDUCE | pickle.NEWOBJ:
-                arguments, function = expect(tuple, pop()), expect(Global, pop())
-                push(function.make(arguments))
+                arguments = expect(tuple, pop())
+                push(self.call(pop(), arguments))
+            case pickle.NEWOBJ_EX:
+                expect(dict, pop())  # arguments by name, which nothing that is made here has
+                arguments = expect(tuple, pop())
+                push(self.call(pop(), arguments))
             case pickle.BUILD:
                 state = pop()
                 self.vocabulary.build(self.stack[-1], state)
             case pickle.BINPERSID:
                 push(self.vocabulary.persistent(pop()))
             case _:
-                # INST, OBJ, NEWOBJ_EX, EXT1..4, PERSID, out-of-band buffers, texts of Python 2 in protocol 0, or no opcode at all
+                # INST, OBJ, EXT1..4, PERSID, out-of-band buffers, texts of Python 2 in protocol 0, or no opcode at all
                 raise UnsafePickle(f"instruction {NAMES.get(code, code)} at byte {stream.position - 1} is not executed")
 
     def long(self, size: int) -> int:
-        if size > 32:
-            raise UnsafePickle(f"an integer of {size} bytes at byte {self.stream.position}; at most 32 are read")
+        if size > 255:
+            raise UnsafePickle(f"an integer of {size} bytes at byte {self.stream.position}; at most 255 are read")
         return self.stream.number(size, signed=True)
 
     def parse(self, kind: Callable[[bytes], T], text: bytes) -> T:
@@ -291,6 +305,17 @@ class Machine:
             return kind(text)
         except ValueError as error:
             raise UnsafePickle(f"malformed number before byte {self.stream.position}") from error
+
+    def call(self, function: object, arguments: tuple[object, ...]) -> object:
+        """What a name of the vocabulary makes of the arguments; calling a record makes another one."""
+        if isinstance(function, Record):
+            return Record(function.module, function.class_name, arguments=arguments)
+        return expect(Global, function).make(arguments)
+
+    def filled(self, kind: type[T]) -> T:
+        """The container on top of the stack, to be added to. What is added to a record is dropped."""
+        target = self.stack[-1]
+        return kind() if isinstance(target, Record) else expect(kind, target)
 
     def unmark(self) -> list[object]:
         """The items since the last MARK."""

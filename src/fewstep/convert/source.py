@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import files
+from fewstep.convert.identify import is_page
 from fewstep.files import cache_folder, new_file
 from fewstep.foreign import public
 
@@ -99,6 +100,8 @@ def download(address: str, target: Path) -> None:
             size, digest = 0, hashlib.sha256()
             with partial.open("wb") as file:
                 while chunk := response.read(1 << 20):
+                    if not size and is_page(chunk[:1024]):
+                        raise OSError(f"{public(address)} answers with a web page; give the address of the file itself")
                     size += len(chunk)
                     if size > MAX_BYTES:
                         raise OSError(

@@ -9,18 +9,16 @@ from io import BytesIO
 from pathlib import Path
 
 from fewstep.convert.opcodes import Budget, Global, Machine, Stream, UnsafePickle, expect
-from fewstep.convert.unpickle import Record, Zipped, empty_record
+from fewstep.convert.unpickle import Record, Zipped
 from fewstep.files import regular
 
 LISTS = {f"build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
 
 
 class Script(Zipped):
-    """Within a TorchScript archive: also names of its own classes, which become records, and its lists."""
+    """Within a TorchScript archive: also its lists. Its own classes become records."""
 
     def find(self, module: str, name: str) -> object:
-        if module == "__torch__" or module.startswith("__torch__."):
-            return Global(f"{module}.{name}", empty_record(module, name))
         if module == "torch.jit._pickle" and (name in LISTS or name == "restore_type_tag"):
             return Global(f"{module}.{name}", first)
         return super().find(module, name)

@@ -66,10 +66,11 @@ class MPFourier(nn.Module):
 class MPConv(nn.Module):
     """A convolution, or a linear map if `kernel` is empty, with weights of unit norm per output and no bias (Eq. 66).
 
-    forced: whether training calls `project_` before each step.
+    forced: whether training calls `project_` before each step. normalizations: how often weights are normalised at each use.
     """
 
     forced = True
+    normalizations = 1
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -81,12 +82,13 @@ class MPConv(nn.Module):
         weight = lowered(self.weight, x, self.scaled) if gain is None else self.scaled(self.weight, gain).to(x.dtype)
         return F.linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
 
-    @staticmethod
-    def scaled(weight: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+    def scaled(self, weight: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         """Weights of unit norm per output times the gain, in at least float32."""
         weight = accurate(weight)
         gain = accurate(gain) if isinstance(gain, Tensor) else gain
-        return normalize(weight, tuple(range(1, weight.ndim))) * (gain / math.sqrt(weight[0].numel()))
+        for _ in range(self.normalizations):
+            weight = normalize(weight, tuple(range(1, weight.ndim)))
+        return weight * (gain / math.sqrt(weight[0].numel()))
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -108,7 +110,9 @@ class EDM2Config:
     model_channels; None for the first and the largest of `channel_mult`. num_blocks: residual blocks per resolution.
     attn_resolutions: where blocks attend, with heads of channels_per_head; narrower blocks do not. label_balance,
     concat_balance, res_balance, attn_balance: share t of the class, the skip connection, the residual branch, attention
-    in the sums. clip_act: bound of the activations.
+    in the sums. clip_act: bound of the activations, None for none. resample_filter: taps of the filter that halves and
+    doubles images. normalizations: how often weights are normalised at each use; more than once differs by the eps of
+    `normalize` alone, and is there for published networks that do so.
     """
 
     img_resolution: int
@@ -126,7 +130,9 @@ class EDM2Config:
     attn_balance: float = 0.3
     channels_per_head: int = 64
     dropout: float = 0.0
-    clip_act: float = 256.0
+    clip_act: float | None = 256.0
+    resample_filter: tuple[float, ...] = (1, 1)
+    normalizations: int = 1
 
     def __post_init__(self) -> None:
         check_halvings(self.img_resolution, len(self.channel_mult) - 1)
@@ -138,6 +144,17 @@ class EDM2Config:
     @property
     def emb_channels(self) -> int:
         return self.model_channels * (self.channel_mult_emb or max(self.channel_mult))
+
+
+def resample(x: Tensor, taps: tuple[float, ...], *, up: bool) -> Tensor:
+    """Images of twice or half the resolution, by a separable filter of an even number of taps."""
+    if taps == (1, 1):
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if up else F.avg_pool2d(x, 2)
+    row, padding, channels = x.new_tensor(taps) / sum(taps), (len(taps) - 1) // 2, x.shape[1]
+    kernel = row.outer(row).expand(channels, 1, -1, -1)
+    if up:
+        return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
+    return conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
 class MPBlock(Block):
@@ -171,10 +188,8 @@ class MPBlock(Block):
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
 
     def compute(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.down:
-            x = F.avg_pool2d(x, 2)
-        if self.up:
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.down or self.up:
+            x = resample(x, self.config.resample_filter, up=self.up)
         if self.encoder:
             x = normalize(self.shortcut(x), 1)
         h = self.conv_res0(mp_silu(x))
@@ -186,7 +201,8 @@ class MPBlock(Block):
         x = mp_sum(x, h, self.config.res_balance)
         if self.num_heads:
             x = mp_sum(x, self.attn_proj(self.attend(x)), self.config.attn_balance)
-        return x.clamp(-self.config.clip_act, self.config.clip_act)
+        bound = self.config.clip_act
+        return x if bound is None else x.clamp(-bound, bound)
 
     def shortcut(self, x: Tensor) -> Tensor:
         return x if self.conv_skip is None else self.conv_skip(x)
@@ -292,6 +308,9 @@ class EDM2UNet(MPEmbedding):
         self.enc = encoder(config)
         self.dec = decoder(config)
         self.out_conv = MPConv(config.model_channels * config.channel_mult[0], config.img_channels, (3, 3))
+        for module in self.modules():
+            if isinstance(module, MPConv):
+                module.normalizations = config.normalizations
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,). A new network returns zeros."""
@@ -309,11 +328,12 @@ class EDM2UNet(MPEmbedding):
 class Uncertainty(nn.Module):
     """The log-variance u(sigma) that weights the denoising loss (Karras et al., 2024, Eq. 21): c_noise (B,) -> (B,)."""
 
-    def __init__(self, channels: int = 128) -> None:
+    def __init__(self, channels: int = 128, normalizations: int = 1) -> None:
         super().__init__()
         self.channels = channels
         self.fourier = MPFourier(channels)
         self.linear = MPConv(channels, 1)
+        self.linear.normalizations = normalizations
 
     def forward(self, c_noise: Tensor) -> Tensor:
         return self.linear(self.fourier(c_noise)).flatten()

@@ -130,7 +130,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     The bits are dealt out in the order of `activations`, whatever that of `x`: with one channel it is a matter of chance.
     Compiled code has draws of its own, which are functions of torch's random stream, too.
     """
-    if not (p and training and x.is_cpu) or torch.compiler.is_compiling():
+    if not (0 < p < 1 and training and x.is_cpu) or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     # 0 and 1 in the place of the bits: for truth values the kernels of comparison and conversion are ten times slower
