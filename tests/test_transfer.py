@@ -30,7 +30,7 @@ def images(tmp_path):
 
 def training(images, ema=fs.HalfLife(1000), **options):
     """A run of the kind of `edm-ddpmpp-cond`, with other weights."""
-    config = convert(GOLDEN / "edm-ddpmpp-cond.pkl")[0].net.config
+    config = convert(GOLDEN / "edm-ddpmpp-cond.pkl", kind="teacher")[0].net.config
     torch.manual_seed(5)
     denoiser = fs.Denoiser(SongUNet(dataclasses.replace(config, **options)))
     method = fs.Pretraining(denoiser, fs.DenoisingLoss())
@@ -57,7 +57,7 @@ def same(a, b):
 
 def test_a_training_starts_from_an_upstream_file(images, tmp_path):
     path = GOLDEN / "edm-ddpmpp-cond.pkl"
-    source, _ = convert(path)
+    source, _ = convert(path, kind="teacher")
     run = training(images)
     assert len(same(player(run), source)) < len(source.state_dict()) / 2
     taken = fs.transfer(run, path)

@@ -1,6 +1,6 @@
 """Upstream networks in and out. Their files are programs; here they are read, never run."""
 
-from fewstep.convert.origin import file_name, weights_license
+from fewstep.convert.origin import clean, file_name, weights_license
 from fewstep.convert.snapshot import Snapshot, load_snapshot
 from fewstep.convert.source import fetch
 from fewstep.convert.unpickle import Record, UnsafePickle, read
@@ -10,6 +10,7 @@ __all__ = [
     "Record",
     "Snapshot",
     "UnsafePickle",
+    "clean",
     "convert",
     "fetch",
     "file_name",

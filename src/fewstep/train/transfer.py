@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fewstep import checkpoint, hub
-from fewstep.convert import convert, fetch
+from fewstep.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
 from fewstep.denoiser import Denoiser
 from fewstep.foreign import public
 from fewstep.model_card import UNSTATED, Card
@@ -64,9 +64,12 @@ def opened(source: str | Path) -> tuple[Denoiser, Card]:
     if hub.is_address(source) or Path(source).is_dir():
         return checkpoint.load(source), checkpoint.card(source)
     path = fetch(source)
-    denoiser, origin = convert(path, source=str(source) if "://" in str(source) else None)
-    name = Path(public(source).rsplit("/", 1)[-1]).stem
-    return denoiser, Card(name=name, lineage=[str(origin["source"])], license=str(origin["license"]))
+    found = load_snapshot(path)
+    # only weights are taken: whether a bare network is a teacher of EDM or a student of SiD makes no difference
+    denoiser = to_denoiser(found, kind=found.kind or "teacher", where=str(path))
+    origin = clean(str(source)) if "://" in str(source) else path.name
+    license = weights_license(origin, student=denoiser.levels is not None)
+    return denoiser, Card(name=Path(origin).stem, lineage=[origin], license=license)
 
 
 @torch.no_grad()
