@@ -171,7 +171,7 @@ def holders(folder: Path) -> list[Path]:
 
 def test_addresses_are_recorded_without_their_secrets(tmp_path, capsys):
     with server((GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes()) as address:
-        assert main(["convert", address, "model"]) == 0
+        assert main(["convert", address, "model", "--kind", "teacher"]) == 0
         run = recipes.teacher(until=64)
         with pytest.raises(ValueError, match="has no tensor|has the shape"):
             transfer(run, address)

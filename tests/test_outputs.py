@@ -40,7 +40,7 @@ FOLDERS = {
     "bench samplers": "bench samplers --out OUT",
 }
 MODELS = {
-    "convert": f"convert {GOLDEN / 'edm-ddpmpp-cond.pkl'} OUT",
+    "convert": f"convert --kind teacher {GOLDEN / 'edm-ddpmpp-cond.pkl'} OUT",
     "pull": "pull owner/name OUT",
 }
 """Folders that are replaced as a whole."""

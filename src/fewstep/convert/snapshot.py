@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.convert.identify import refuse_foreign
+from fewstep.convert.opcodes import Global
 from fewstep.convert.preconditions import PRECONDITIONS
 from fewstep.convert.unpickle import PERSISTENCE, Record, UnsafePickle, read
 from fewstep.data.codec import Codec, Pixels, StabilityVAE
@@ -186,7 +187,7 @@ def has_tensors(value: object) -> bool:
 def describe(outer: dict[Any, object]) -> str:
     value = outer.get("ema")
     if len(outer) == 1 and "ema" in outer and not isinstance(value, dict):
-        return f"it is a {type(value).__name__}"
+        return f"it is the name {value.name}" if isinstance(value, Global) else f"it is a {type(value).__name__}"
     return "its entries: " + (listed([str(key)[:40] for key in list(outer)[:10]]) or "none")
 
 
