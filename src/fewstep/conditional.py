@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, Features
+from fewstep.denoiser import USUAL, Denoiser, Features
+from fewstep.inputs import check_images
 from fewstep.nets.controlled import Controlled, without_dropout
 from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import Uncertainty
@@ -37,6 +38,14 @@ def seen(
     return encoder.encode(activations(c.input * x, dtype), c_noise, label)
 
 
+def check_observation(y: Any, x: Tensor) -> None:
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.device != x.device:
+        found = f"{tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else repr(y)
+        raise ValueError(
+            f"the observation y must have the shape of x, {tuple(x.shape)}; got {found} (x is on {x.device})"
+        )
+
+
 def given_observation(
     denoiser: Denoiser,
     x: Tensor,
@@ -46,8 +55,7 @@ def given_observation(
     given: Observation,
 ) -> Tensor:
     """The answer of a `Controlled` network; its preconditioning is that of (x, sigma)."""
-    if given.y.shape != x.shape:
-        raise ValueError(f"the observation must have the shape of x, {tuple(x.shape)}; got {tuple(given.y.shape)}")
+    check_observation(given.y, x)
     encoded = denoiser.encode(x, sigma, label, augment=augment)
     control = seen(denoiser.net.ctrl, denoiser.precondition, denoiser.dtype, *given, label)
     return denoiser.decode(encoded._replace(features=denoiser.net.merge(encoded.features, control)))
@@ -77,6 +85,11 @@ class ConditionalDenoiser(Denoiser):
         """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,), and the observation `given`."""
         if given is None:
             raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
+        if not torch.compiler.is_compiling():
+            self.check(x, sigma, label)
+            check_observation(given.y, x)
+            expand(given.sigma, x)
+            self.check_level(given.sigma, self.highest, "sigma_y")
         if self.fused:
             x, sigma = fuse(*given, x, sigma)
         return given_observation(self, x, sigma, label, augment, given)
@@ -149,10 +162,20 @@ class GenerativeDenoiser(Denoiser):
         augment: Tensor | None = None,
     ) -> Tensor:
         """The draw that belongs to the unit Gaussian `z`, of the shape of `y`; deterministic."""
+        if not torch.compiler.is_compiling():
+            check_images(y, self.shape, next(self.net.parameters(), None))
+            check_images(z, self.shape, y, "z")
+            expand(sigma_y, y)
+            self.check_level(sigma_y, max(self.sigma_init, USUAL))
         level = expand(sigma_y, y)
         raised = (1 + self.gamma) * level
         x = y + (raised**2 - level**2).sqrt() * z
         return given_observation(self, x, raised.flatten(), label, augment, Observation(y, sigma_y))
+
+    @property
+    def highest(self) -> float:
+        """Of the raised level that the network sees."""
+        return (1 + self.gamma) * max(self.sigma_init, USUAL)
 
     def centre(self, label: Tensor | None) -> Tensor | None:
         """The mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""

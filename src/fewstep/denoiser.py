@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.data.codec import Codec, Pixels
+from fewstep.inputs import check_guidance, check_images, check_label, highest
 from fewstep.nets.layers import activations
 from fewstep.noise import expand
 from fewstep.precondition import EDM, Precondition
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """`(x, sigma) -> x0`: a denoiser with label and guidance already bound."""
+
+USUAL = 152.2
+"""Highest noise level of EDM's samplers, those of the VP SDE (Karras et al., 2022, Table 1); for networks under its
+preconditioning, which has no bound.
+"""
+RAISED = 1.4143
+"""By how much EDM's stochastic sampler raises a level above its range, at most: sqrt(2)."""
 
 
 class Features(NamedTuple):
@@ -87,6 +97,7 @@ class Denoiser(nn.Module):
         self.levels = levels
         self.dtype = dtype
         self.codec = codec
+        self._warned: set[str] = set()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,6 +123,20 @@ class Denoiser(nn.Module):
         return self.precondition.sigma_max
 
     @property
+    def highest(self) -> float:
+        """The noise level up to which it was trained: a generator's first, else that of the preconditioning, or `USUAL` where
+        that has no bound.
+        """
+        if self.levels:
+            return self.levels[0]
+        return self.sigma_max if math.isfinite(self.sigma_max) else USUAL
+
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether it was trained to predict without a class: it has none, or hid them at times (`label_dropout`)."""
+        return not self.num_classes or getattr(getattr(self.net, "config", None), "label_dropout", 0.0) > 0
+
+    @property
     def sigma_data(self) -> float:
         return self.precondition.sigma_data
 
@@ -121,6 +146,10 @@ class Denoiser(nn.Module):
         """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,).
 
         label: class indices (B,), None for no class. augment: augmentation labels (B, n), None for no augmentation.
+
+        Raises ValueError for an argument of another shape, type or device, for noise levels that are not positive and finite,
+        and for classes that it does not have. Warns, once, of levels above `highest` and of a label without classes. Values
+        on GPUs are not looked at.
         """
         return self.decode(self.encode(x, sigma, label, augment=augment))
 
@@ -128,13 +157,36 @@ class Denoiser(nn.Module):
         self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, augment: Tensor | None = None
     ) -> Encoded:
         """The first half: features of the noisy image, for discriminators and control branches, and for `decode`."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"this denoiser takes images of shape {self.shape}; got a batch of shape {tuple(x.shape)}")
+        if not torch.compiler.is_compiling():
+            self.check(x, sigma, label)
         sigma = expand(sigma, x)
         c = self.precondition(sigma)
         # the embedding of the noise level is never rounded to less than float32
         c_noise = c.noise.flatten().to(torch.promote_types(self.dtype, torch.float32))
         return Encoded(x, sigma, self.net.encode(activations(c.input * x, self.dtype), c_noise, label, augment))
+
+    def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> None:
+        """Refuse an argument that is none, and warn, once for each model, of what it was not trained for."""
+        check_images(x, self.shape, next(self.net.parameters(), None))
+        expand(sigma, x)
+        self.check_level(sigma, self.highest)
+        if self.num_classes and label is not None:
+            check_label(label, len(x), self.num_classes, x.device)
+        elif label is not None:
+            self.warn("label has no effect: this model has no classes")
+
+    def check_level(self, sigma: float | Tensor, top: float, name: str = "sigma") -> None:
+        """Refuse noise levels that are none; warn of those above `top`, up to which it was trained, by more than `RAISED`."""
+        value = highest(sigma if isinstance(sigma, Tensor | Real) else torch.as_tensor(sigma), name)
+        if value > RAISED * top:
+            self.warn(f"{name}={value:g} is above {top:g}, up to which this model was trained: it extrapolates")
+
+    def warn(self, message: str) -> None:
+        """Warn once of each kind; nothing while it trains, when what it is called with is the method's."""
+        kind = message.partition("=")[0]
+        if not self.training and kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=2)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """The second half: the clean image, from what `encode` returned."""
@@ -169,8 +221,9 @@ def guided(
 
     With the same network without a label as guide it is classifier-free guidance (Ho & Salimans, 2022), with a weaker
     network autoguidance (Karras et al., 2024b), with the interval of Kynkaanniemi et al. (2024). The guide is evaluated
-    only if a sample of the batch needs it.
+    only if a sample of the batch needs it. Raises ValueError for a scale that is negative or not finite, or an empty interval.
     """
+    check_guidance(scale, interval)
     low, high = interval
     everywhere = low <= 0 and math.isinf(high)
 

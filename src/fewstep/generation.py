@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep import precision
-from fewstep.conditional import GenerativeDenoiser
+from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import ready
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import gather, rank, world_size
+from fewstep.inputs import check_guidance, told
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import Source
 from fewstep.noise import Noise
@@ -60,6 +61,11 @@ class Guidance:
     scale: float
     guide: Denoiser | None = None
     interval: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        check_guidance(self.scale, self.interval)
+        if self.guide is not None and not isinstance(self.guide, Denoiser):
+            raise ValueError(f"guide is a model, such as fs.load(path); got a {type(self.guide).__name__}")
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,21 @@ class Plan:
         if isinstance(denoiser, GenerativeDenoiser):
             raise ValueError("a generative denoiser draws images, of which there is no guided mean; leave guidance out")
         guide = self.guidance.guide
+        for name, model in {"model": denoiser, "guide": guide}.items():
+            if model is not None and (model.levels is not None or isinstance(model, ConditionalDenoiser)):
+                raise ValueError(
+                    f"guidance mixes predictions of the mean at every noise level, and the {name} is a generator or a fake "
+                    "score, which has none; leave guidance out, or give a teacher"
+                )
         if guide is None and not denoiser.num_classes:
             raise ValueError(
                 "classifier-free guidance needs a model with classes; give a weaker model as guide instead"
+            )
+        if guide is None and not denoiser.knows_no_class:
+            raise ValueError(
+                f"guidance {self.guidance.scale:g} by the model itself needs one that was trained without its class, too, and "
+                "this one was not (label_dropout 0 in its config.json): its prediction without a class means nothing. Give a "
+                "weaker or an unconditional model as guide (--guide FOLDER, Guidance(guide=...)), or leave guidance out"
             )
         if guide is not None and guide.shape != denoiser.shape:
             raise ValueError(f"the guide makes images of shape {guide.shape}, the model of {denoiser.shape}")
@@ -200,7 +218,7 @@ class BatchSize:
 
     def __init__(self, device: torch.device, given: int | None = None) -> None:
         if given is not None and given < 1:
-            raise ValueError(f"batch_size must be at least 1; got {given}")
+            raise ValueError(f"batch_size: images are made at least one at a time; got a batch of {given}")
         self.device, self.size = device, given or self.FIRST
         self.grows = given is None and device.type == "cuda"  # no CPU says when there will be no memory
         self.before = torch.cuda.memory_reserved(device) if self.grows else 0
@@ -256,9 +274,18 @@ def generate(
 
     label: a class for all images, or one for each seed (N,); None draws it from the seed. plan: how; `default_plan` if
     None. batch_size: images at a time; None for as many as fit, see `BatchSize`, remembered for this denoiser. tf32: see
-    `precision.tf32`. The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the
-    sampler's noise (float64, for EDM2's networks float32), so that they are those of EDM's and EDM2's generators on a CPU.
+    `precision.tf32`. Raises ValueError at once for what does not fit the model.
+
+    The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the sampler's noise
+    (float64, for EDM2's networks float32), so that they are those of EDM's and EDM2's generators on a CPU.
     """
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"denoiser is a model, such as fs.load(path); got a {type(denoiser).__name__}")
+    if isinstance(denoiser, ConditionalDenoiser):
+        raise ValueError("this model is a fake score of NCVSD, for training alone; it makes no images")
+    check_seeds(seeds)
+    if not isinstance(plan, Plan | None):
+        raise ValueError(f"plan is a Plan, such as default_plan(model, steps); got {plan!r}")
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
     plan.check(denoiser)
@@ -285,7 +312,7 @@ def images_of(
         z = noise.draw(denoiser.shape, torch.float32).to(device)
         classes = noise.classes(denoiser.num_classes).to(device) if denoiser.num_classes else None
         if label is not None:
-            chosen = torch.as_tensor(label).expand(len(seeds))
+            chosen = torch.as_tensor(label).long().expand(len(seeds))
             classes = chosen[list(places)].to(device)
         mean = denoiser.centre(classes) if isinstance(denoiser, GenerativeDenoiser) else None
         x0 = plan(*plan.bind(denoiser, classes, noise), noise, z, mean=mean)
@@ -342,15 +369,32 @@ def generated(
     return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)
 
 
-def check_label(denoiser: Denoiser, label: int | Tensor | None, n: int) -> None:
+def check_label(denoiser: Denoiser, label: Any, n: int) -> None:
+    """Refuse what is neither a class of the model nor one for each of `n` images."""
     if label is None:
         return
     if not denoiser.num_classes:
-        raise ValueError("this model has no classes; leave the label out")
-    values = torch.as_tensor(label)
+        raise ValueError(f"this model has no classes; leave the label out; got {told(label)}")
+    try:
+        values = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"label must be a class from 0 to {denoiser.num_classes - 1}; got {label!r}") from error
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
-        raise ValueError(f"expected one label or one for each of {n} seeds; got shape {tuple(values.shape)}")
-    if values.min() < 0 or values.max() >= denoiser.num_classes:
+        one_hot = "; of one-hot labels take argmax(1)" if values.shape == (n, denoiser.num_classes) else ""
+        raise ValueError(f"expected one label or one for each of {n} seeds; got shape {tuple(values.shape)}{one_hot}")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"label must be integers from 0 to {denoiser.num_classes - 1}; got {told(label)}")
+    if n and (values.min() < 0 or values.max() >= denoiser.num_classes):
         raise ValueError(
             f"labels of this model are 0 to {denoiser.num_classes - 1}; got {int(values.min())} to {int(values.max())}"
         )
+
+
+def check_seeds(seeds: Any) -> None:
+    """Refuse seeds that are no integers, or that would give the images of others."""
+    if not isinstance(seeds, Iterable) or not hasattr(seeds, "__len__") or isinstance(seeds, (str, bytes)):
+        raise ValueError(f"seeds is a sequence of integers, such as range(64); got {seeds!r}")
+    ends = (seeds[0], seeds[-1]) if isinstance(seeds, range) and seeds else seeds
+    for seed in ends:
+        if not hasattr(seed, "__index__") or not 0 <= seed < 2**32:
+            raise ValueError(f"seeds are integers from 0 to 2^32 - 1 = {2**32 - 1}; got {seed!r}")

@@ -24,7 +24,10 @@ def expand(sigma: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(sigma, Real):  # filled in on the device: copying a number there waits for it
         sigma = torch.full((), float(sigma), dtype=x.dtype, device=x.device)
     elif not isinstance(sigma, Tensor):
-        sigma = torch.as_tensor(sigma)
+        try:
+            sigma = torch.as_tensor(sigma)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"sigma must be a number or a tensor of shape ({len(x)},); got {sigma!r}") from error
     sigma = sigma.to(x, non_blocking=sigma.is_cpu)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
         raise ValueError(f"sigma must be a number or have shape ({len(x)},) to match x; got shape {tuple(sigma.shape)}")

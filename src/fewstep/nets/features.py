@@ -137,7 +137,7 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"a classifier needs images of {MIN_SIZE} pixels a side and two classes; got {shape} and {num_classes}"
             )
-        self.name = f"classifier of {num_classes} classes trained on the spot"
+        self.name, self.num_classes = f"classifier of {num_classes} classes trained on the spot", num_classes
         self.channels = tuple(width * 2**i for i in range(depth))
         self.stages = nn.ModuleList(stage(a, b) for a, b in pairwise((shape[0], *self.channels)))
         self.head = nn.Linear(self.channels[-1], num_classes)

@@ -108,6 +108,8 @@ class Trainer:
         copy_from_first(method.state_dict().values())  # new heads may have been drawn without a seed
         self.data = ReadAhead(data, self.micro_batch, self.micro_batch * world_size(), self.device)
         lay_out(self.method)
+        # labels are for networks that know classes
+        self.labelled = any(getattr(m, "num_classes", 0) for m in method.modules())
         self.nimg = self.steps = self.position = 0
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
         if still := [name for name, keys in moving.items() if not keys]:
@@ -173,6 +175,7 @@ class Trainer:
         with self.thawed(phase.player):
             for k in range(rank(), rounds, world_size()):
                 batch = self.data.batch(self.position + k * self.micro_batch)
+                batch = batch if self.labelled else batch._replace(label=None)
                 reseed(self.seed, self.steps, index, k)
                 loss, diagnostics = phase.loss(batch)
                 last = k + world_size() >= rounds
