@@ -14,6 +14,7 @@ import torch
 
 import fewstep as fs
 from fewstep.cli import main
+from fewstep.cli.arguments import parse_seeds
 from fewstep.conditional import Observation, conditional, generative
 from fewstep.denoiser import Denoiser, guided
 from fewstep.generation import Guidance, Plan, default_plan, generate
@@ -257,3 +258,49 @@ def test_what_is_fine_is_silent(denoiser):
         assert x0.isfinite().all()
         assert denoiser(X.half(), 1, LABEL).dtype == torch.float16
         assert denoiser(X[:0], 1.0, LABEL[:0]).shape == (0, 1, 8, 8)
+
+
+def test_methods_and_runs_name_what_is_not_theirs(denoiser, stream, tmp_path):
+    distil: Any = fs.distill.SiD
+    for make, complaint in (
+        (lambda: distil(tmp_path), "teacher is a model, such as fs.load.*; got a PosixPath"),
+        (lambda: distil(denoiser, generator="runs/sid"), "generator is a model, such as fs.load.*; got a str"),
+        (lambda: distil(denoiser, levels=2.5), r"levels is a tuple of decreasing noise levels.*; got 2.5"),
+        (lambda: distil(denoiser, levels=(0.8, 2.5)), r"decreasing noise levels above 0.*got \(0.8, 2.5\)"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            make()
+    method, adam = fs.distill.SiD(denoiser), fs.Adam(1e-4)
+    good: dict[str, Any] = {
+        "method": method,
+        "data": stream,
+        "optimizers": dict.fromkeys(("fake_score", "generator"), adam),
+    }
+    good |= {"batch_size": 4, "until": 8}
+    fs.Run(**good)
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"method": denoiser}, "method is a Method, such as .*; got a Denoiser"),
+        ({"data": "digits"}, "data is a stream, such as .*; got a str"),
+        ({"optimizers": {"generator": adam}}, "optimizers must name fake_score, generator; got generator"),
+        ({"optimizers": {}}, "optimizers must name fake_score, generator; got none"),
+        ({"batch_size": 4.0}, "batch_size must be an integer; got 4.0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"seed": -1}, "seed must not be negative; got -1"),
+    )
+    for changed, complaint in wrong:
+        with pytest.raises(ValueError, match=complaint):
+            fs.Run(**(good | changed))
+
+
+def test_samplers_take_tensors_of_levels(denoiser):
+    denoise = partial(denoiser, label=LABEL)
+    wrong: tuple[Any, ...] = ([80.0, 0.0], 18, None)
+    for sigmas in wrong:
+        with pytest.raises(ValueError, match=r"noise levels are a tensor \(n \+ 1,\)"):
+            list(fs.samplers.euler(denoise, X, sigmas))
+
+
+def test_a_seed_comes_once_in_a_command():
+    assert parse_seeds("1,0,2-4") == [1, 0, 2, 3, 4]
+    with pytest.raises(ValueError, match="--seeds 0-3,7,2: seed 2 comes twice"):
+        parse_seeds("0-3,7,2")

@@ -253,7 +253,8 @@ def test_networks_make_guided_images_that_depend_on_their_seed_only(
     name: str, sampler: Sampler, options: dict[str, Any]
 ) -> None:
     denoiser = tiny(name)
-    plan = Plan(sampler, karras_sigmas(2, sigma_min=0.1, sigma_max=5), options, Guidance(1.5))
+    guidance = Guidance(1.5, tiny(name, label_dim=0))
+    plan = Plan(sampler, karras_sigmas(2, sigma_min=0.1, sigma_max=5), options, guidance)
     both, alone = (np.stack(list(generate(denoiser, [3, 7], plan=plan, batch_size=n))).astype(int) for n in (2, 1))
     assert both.shape == (2, 8, 8, 3)
     assert np.abs(both[0] - both[1]).max() > 20

@@ -218,7 +218,8 @@ def load(
     """
     if not isinstance(path, (str, Path)):
         raise ValueError(f"path is a model folder, a run folder or hf://owner/name; got a {type(path).__name__}")
-    device, dtype = as_device(device), chosen_dtype(dtype)
+    device = as_device(device)
+    dtype = chosen_dtype(dtype, device)
     folder = model_folder(path)
     config = read_config(folder)
     where = folder / "config.json"

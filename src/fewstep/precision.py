@@ -21,12 +21,12 @@ PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 """Layers whose precision `lower` chooses."""
 
 
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this process's hardware computes in it (GPUs since 2020, CPUs with AVX512-BF16), else float32.
+def fast_dtype(place: torch.device | None = None) -> torch.dtype:
+    """bfloat16 where a device (this process's if None) computes in it: GPUs since 2020, CPUs with AVX512-BF16; else float32.
 
     Elsewhere it is emulated, a hundred times slower.
     """
-    kind = device().type
+    kind = (place or device()).type
     if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -46,13 +46,13 @@ DTYPES = {
 """In which networks can compute."""
 
 
-def chosen_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The precision of that name, one of `DTYPES`; auto is `fast_dtype`.
+def chosen_dtype(name: str | torch.dtype, place: torch.device | None = None) -> torch.dtype:
+    """The precision of that name, one of `DTYPES`; auto is `fast_dtype` on a device, or on this process's.
 
     Raises ValueError for another name, and for numbers in which no network computes.
     """
     if name == "auto":
-        return fast_dtype()
+        return fast_dtype(place)
     chosen = DTYPES.get(name) if isinstance(name, str) else name
     if chosen is None or chosen not in DTYPES.values():
         raise ValueError(f"dtype {name}: networks compute in auto, {', '.join(DTYPES)}")

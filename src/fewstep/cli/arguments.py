@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -33,6 +34,9 @@ def parse_seeds(text: str) -> list[int]:
                 f"at most {MOST_SEEDS:,} seeds go into one command; got {text!r}. Make the images in parts"
             )
         seeds.extend(range(low, high + 1))
+    if "," in text and len(set(seeds)) < len(seeds):
+        twice = next(a for a, b in pairwise(sorted(seeds)) if a == b)
+        raise ValueError(f"--seeds {text}: seed {twice} comes twice, and would make one image twice")
     return seeds
 
 

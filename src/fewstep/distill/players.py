@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +38,9 @@ def trainable(denoiser: D) -> D:
 
 
 def check_teacher(teacher: Denoiser) -> None:
-    """Refuse a generator, or a fake score of NCVSD, in the place of a teacher."""
+    """Refuse a generator, a fake score of NCVSD, or what is no model, in the place of a teacher."""
+    if not isinstance(teacher, Denoiser):
+        raise ValueError(f"teacher is a model, such as fs.load(path); got a {type(teacher).__name__}")
     if isinstance(teacher, ConditionalDenoiser):
         raise ValueError("the teacher must be an unconditional denoiser; this one, a fake score, needs an observation")
     if teacher.levels is not None:
@@ -52,6 +55,10 @@ def student(teacher: Denoiser, generator: Denoiser | None, levels: tuple[float, 
 
     Refuses a generator that makes other images than the teacher, or makes them from other noise levels.
     """
+    if not isinstance(levels, Sequence):
+        raise ValueError(f"levels is a tuple of decreasing noise levels, such as (2.5,); got {levels!r}")
+    if generator is not None and not isinstance(generator, Denoiser):
+        raise ValueError(f"generator is a model, such as fs.load(path); got a {type(generator).__name__}")
     if not levels or any(a <= b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
         raise ValueError(f"a generator needs decreasing noise levels above 0, such as (2.5,); got {levels}")
     if generator is not None:

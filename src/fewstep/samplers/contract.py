@@ -37,6 +37,8 @@ def steps(sigmas: Tensor, *, distinct: bool = False) -> Iterator[tuple[Tensor, T
 
     Levels rounded to those of a network may coincide; `distinct` refuses that, for formulas that divide by the step.
     """
+    if not isinstance(sigmas, Tensor):
+        raise ValueError(f"noise levels are a tensor (n + 1,), such as fs.karras_sigmas(18); got {sigmas!r}")
     values: list[float] = sigmas.flatten().tolist()
     if sigmas.ndim != 1 or len(values) < 2 or values[-1] != 0 or not all(a >= b for a, b in pairwise(values)):
         raise ValueError(f"noise levels must be (n + 1,) with n >= 1, decrease and end in 0; got {values}")

@@ -102,6 +102,12 @@ class Run:
     transfer: Transfer | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise ValueError(f"method is a Method, such as fs.distill.SiD(teacher); got a {type(self.method).__name__}")
+        if not hasattr(self.data, "data"):
+            raise ValueError(
+                f"data is a stream, such as fs.ImageStream(fs.images(path)); got a {type(self.data).__name__}"
+            )
         check_data(self.method, self.data)
         self.check()
 
@@ -111,8 +117,13 @@ class Run:
         optional = (("micro_batch", self.micro_batch), ("recompute", self.recompute))
         counts |= {k: v for k, v in optional if isinstance(v, int)}
         for name, value in counts.items():
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be an integer; got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        players = list(dict.fromkeys(phase.player for phase in self.method.phases))
+        if set(players) != set(self.optimizers):
+            raise ValueError(f"optimizers must name {', '.join(players)}; got {', '.join(self.optimizers) or 'none'}")
         if self.batch_size < world_size():
             raise ValueError(f"a batch of {self.batch_size} is too small for {world_size()} ranks; give each an image")
         for name, value in {
