@@ -52,7 +52,7 @@ def chosen_dtype(name: str | torch.dtype, place: torch.device | None = None) -> 
     Raises ValueError for another name, and for numbers in which no network computes.
     """
     if name == "auto":
-        return fast_dtype(place)
+        return fast_dtype() if place is None else fast_dtype(place)
     chosen = DTYPES.get(name) if isinstance(name, str) else name
     if chosen is None or chosen not in DTYPES.values():
         raise ValueError(f"dtype {name}: networks compute in auto, {', '.join(DTYPES)}")
