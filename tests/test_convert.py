@@ -284,7 +284,7 @@ class Server(BaseHTTPRequestHandler):
         if self.path == "/chunks":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n12345")
             return
-        self.send_response(200 if self.path != "/none.pkl" else 404)
+        self.send_response(404 if self.path.startswith("/none.pkl") else 200)
         self.send_header("Content-Length", "5" if self.path != "/half.pkl" else "9")
         self.end_headers()
         self.wfile.write(b"12345")
@@ -322,6 +322,7 @@ def test_a_download_happens_once(address, tmp_path, monkeypatch):
         ("half.pkl", "5 of 9"),
         ("none.pkl", "404"),
         ("page.pkl", "/page.pkl answers with a web page; give the address of the file itself"),
+        ("none.pkl?token=5ecret", r"/none\.pkl cannot be fetched: HTTP 404 Not Found; check the address"),
         ("away", "not on the web"),
         ("noise", "/noise cannot be fetched: .*noise"),
         ("chunks", "/chunks cannot be fetched: IncompleteRead"),

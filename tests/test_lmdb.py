@@ -90,12 +90,25 @@ def test_damage_anywhere_is_one_line_or_without_effect(tmp_path):
     assert set(outcomes) == {39, 40, True}
 
 
+def own_page() -> int:
+    """The first page that holds nothing but a value."""
+    data = GOLDEN.read_bytes()
+    pages = range(2, len(data) // 4096)
+    return next(n for n in pages if struct.unpack_from("<Q2xH", data, n * 4096) == (n, 4))
+
+
+def test_a_value_beyond_the_end_is_found_before_any_is_read(tmp_path):
+    own = struct.pack("<Q", own_page())
+    data = GOLDEN.read_bytes()
+    spots = [n for n in range(len(data)) if data.startswith(own, n) and n % 4096]  # not the page's own header
+    path = changed(tmp_path / "data.mdb", *[(n, struct.pack("<Q", len(data) // 4096 - 1)) for n in spots])
+    with pytest.raises(ValueError, match=rf"^{path}: damaged or cut off \(page {len(data) // 4096 - 1} is missing\)"):
+        count(path)
+
+
 def test_a_value_of_other_pages_is_refused(tmp_path):
     """The header of a value's own pages is looked at where the value is read."""
-    data = GOLDEN.read_bytes()
-    own = next(
-        n for n in range(len(data) // 4096) if struct.unpack_from("<QHH", data, n * 4096)[::2] == (n, 4) and n > 1
-    )
+    own = own_page()
     path = changed(tmp_path / "data.mdb", (own * 4096 + 10, b"\2"))
     assert count(path) == 39
     with pytest.raises(ValueError, match=rf"^{path}: damaged or cut off \(page {own} holds no value\)"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.files import new_folder, offline, optional, sha256
+from fewstep.foreign import public
 
 FILES = ("model.safetensors", "config.json", "README.md")
 ADDRESS = re.compile(r"(?:hf:/{1,2})?([\w][\w.-]*/[\w][\w.-]*)(?:@([\w][\w./-]*))?")
@@ -88,7 +89,7 @@ def what_failed(error: BaseException) -> str:
     status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]
     if status is not None:
         return f"the hub answers HTTP {status}; {ANSWERS.get(status, RETRY)}"
-    words = " ".join(str(chain[-1]).split())
+    words = public(" ".join(str(chain[-1]).split()))  # the hub's store has signed addresses
     return f"the hub cannot be reached, or breaks off ({type(chain[-1]).__name__}: {words[:200]}); {RETRY}"
 
 

@@ -114,13 +114,13 @@ def download(address: str, target: Path) -> None:
             stated = stated_sha256(response.headers) or redirects.announced
             if stated not in (None, digest.hexdigest()):
                 raise OSError(
-                    f"{address} came with the sha256 {digest.hexdigest()}; its server states {stated}; try again"
+                    f"{public(address)} came with the sha256 {digest.hexdigest()}; its server states {stated}; try again"
                 )
     except urllib.error.HTTPError as error:
         error.close()
         advice = ADVICE.get(error.code, "try again later, or give the path of a copy")
         reason = " ".join(str(error.reason).split())
-        raise OSError(f"{address} cannot be fetched: HTTP {error.code} {reason}; {advice}") from error
+        raise OSError(f"{public(address)} cannot be fetched: HTTP {error.code} {reason}; {advice}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise OSError(
             f"{public(address)} cannot be fetched: {public(error) or type(error).__name__}; or give the path of a copy"

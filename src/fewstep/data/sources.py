@@ -38,6 +38,7 @@ from fewstep.data.files import (
 )
 from fewstep.data.pickles import read_pickle
 from fewstep.files import offline, optional, regular
+from fewstep.foreign import public
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "
@@ -361,7 +362,7 @@ def hugging_face(address: str) -> Source:
 
 def unloaded(error: Exception) -> str:
     """Why a data set of the hub did not load, and what to do."""
-    words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    words = f"{type(error).__name__}: {public(' '.join(str(error).split()))[:300]}"
     if offline():
         return f"it has not been fetched before, and offline it cannot be ({words})"
     advice = (
