@@ -270,7 +270,7 @@ def test_hostile_torchscript_is_refused(small, tmp_path, monkeypatch):
         read_torchscript(tmp_path / "torn.pt")
 
 
-def test_references_of_every_kind(tmp_path):
+def test_references_of_every_kind(tmp_path, monkeypatch):
     law = {"mu": np.zeros(3), "sigma": np.eye(3)}
     (tmp_path / "img64.pkl").write_bytes(pickle.dumps({"num_images": 7, "fid": law, "fd_dinov2": law}))
     found = open_reference(tmp_path / "img64.pkl")
@@ -288,5 +288,9 @@ def test_references_of_every_kind(tmp_path):
     np.savez(tmp_path / "edm.npz", **law)
     assert open_reference(tmp_path / "edm.npz").moments["inception", "features"][0].shape == (3,)
     assert open_reference("digits").n == 1797
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    address = "https://example.org/edm/fid-refs/cifar10-32x32.npz?download=1"
+    (tmp_path / "edm.npz").rename(tmp_path / cache_name(address))  # fetched before
+    assert open_reference(address).name == "cifar10-32x32"
     with pytest.raises(ValueError, match="no such path"):
         open_reference(tmp_path / "nothing")

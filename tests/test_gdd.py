@@ -489,6 +489,7 @@ def test_published_configurations(module, places, backbones):
         run = find(f"{module}:{name}")(places / f"teacher{size}", places / f"images{size}.zip", weights="hub")
         assert [name for name, _ in backbones[-2:]] == [backbone, "tf_efficientnet_lite0"]
         assert (run.batch_size, run.until, run.seed, run.ema) == (batch, until, 42, HalfLife(half_life, 0.05))
+        assert run.until / run.snapshots == 250_000
         assert run.micro_batch == batch // 4  # of one of 4 GPUs, over which batch norm takes its statistics
         generator, judge = run.optimizers["generator"], run.optimizers["discriminator"]
         assert (generator.lr, generator.betas, generator.eps) == (lr, (0.0, 0.99), 1e-8)

@@ -277,6 +277,7 @@ def test_the_tables_of_the_papers(published, name):
     assert run.optimizers["fake_score"].lr == adam.lr
     assert (method.objective.noise, method.noise, method.levels) == (LogNormal(-1.2, 1.2), KarrasUniform(0.8), (2.5,))
     assert (method.loss_scale, run.ema.rampup, documented(name)) == (100, 0.05, True)
+    assert run.until / run.snapshots == 2.5e6
     if isinstance(method, SiDA):
         assert (method.disc_weight, method.gan_weight, method.gates) == (1, 0.01, (100_000, 200_000))
         assert (method.clip, method.average) == (1.0, "micro_batch")

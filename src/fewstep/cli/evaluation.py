@@ -52,7 +52,7 @@ def evaluate(
 
     Args:
         source: model or run folder; or images from any source of data pack, such as a folder, zip or npz, or digits.
-        reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl); or images, as source.
+        reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl), a file or its http(s) address; or images, as source.
         metrics: separated by commas: fid, sfid, kid, is, pr, dc (3 and 5 neighbours; pr5, dc3), clip_fid, and fd_, kd_,
             pr_, dc_ with an extractor, such as fd_dinov2 or fd_pixels; each with @ and a number of images, such as
             fid@50k; also fid50k_full, is50k, pr50k3_full.

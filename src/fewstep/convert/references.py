@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
+from fewstep.convert.source import fetch
 from fewstep.convert.unpickle import read
 from fewstep.data import images
 from fewstep.files import sha256
@@ -14,7 +17,9 @@ EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
 
 def open_reference(path: str | Path) -> Reference:
-    """A reference file, or images of any source; "digits" is the built-in set."""
+    """A reference file, by path or http(s) address, or images of any source; "digits" is the built-in set."""
+    if "://" in str(path):
+        return replace(open_reference(fetch(path)), name=PurePosixPath(urlsplit(str(path)).path).stem)
     if str(path) == "digits":
         return Reference.of(images("digits"))
     path = Path(path)
