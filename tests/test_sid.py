@@ -193,7 +193,7 @@ def test_labels_alone_are_enough(denoiser, tmp_path):
 
 def test_data_that_do_not_fit_are_refused_before_training(denoiser, data):
     def run(method, stream):
-        return Run(method, stream, {}, batch_size=4, until=8)
+        return Run(method, stream, dict.fromkeys(("fake_score", "generator"), Adam(1e-4)), batch_size=4, until=8)
 
     with pytest.raises(ValueError, match="SiDA learns from images; this data has labels alone"):
         run(SiDA(denoiser), LabelStream(LabelData(denoiser.shape, 10)))
