@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.fuzz import __doc__ as about
 from tests.fuzz.damage import content_like, disturbed, lay, mutated
 from tests.fuzz.readers import Reader, readers
-from tests.fuzz.watch import Watch, peak
+from tests.fuzz.watch import Watch, memory
 
 DRAWN = 4
 """One input in so many is of hypothesis' making; the others are mutations."""
@@ -143,7 +143,7 @@ def main() -> int:
     print(
         f"{sum(tally.inputs.values()):,} inputs to {len(tally.inputs)} readers, {sum(tally.refused.values()):,} refused, "
         f"{len(tally.failures)} kinds of failure, {time.monotonic() - began:.0f} s, "
-        f"peak memory {peak():,.0f} MiB, seed {options.seed}"
+        f"memory {memory('VmRSS'):,.0f} MiB at the end, seed {options.seed}"
     )
     return 1 if tally.failures else 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -183,6 +184,8 @@ def models(folder: Path) -> Iterator[Reader]:
     published = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(WIDTHS["vgg"])}
     stored = saved(lambda f: torch.save(published, f))
     yield one("published weights", partial(read_published, asset), stored, "x.pt")
+    tensors = safetensors.torch.save(published)
+    yield one("published weights, safetensors", partial(read_published, asset), tensors, "x.safetensors")
 
 
 def data_sets() -> Iterator[Reader]:
@@ -191,6 +194,7 @@ def data_sets() -> Iterator[Reader]:
     yield Reader("image folder", all_images, photos)
     yield one("image zip", all_images, archive(photos), "x.zip")
     yield one("deflated zip", all_images, archive(photos, zipfile.ZIP_DEFLATED), "x.zip")
+    yield Reader("LSUN", entries, {"data.mdb": (GOLDEN / "lsun.mdb").read_bytes()})
     kinds = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
     drawn = {f"a.{kind.lower()}": png((24, 24), kind, "RGB" if kind == "JPEG" else "L") for kind in kinds}
     yield Reader("data check", check, {**drawn, **photos}, tuple(drawn))
