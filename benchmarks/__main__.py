@@ -15,7 +15,10 @@ MACHINERY = ("__init__", "__main__", "measure", "networks", "reference")
 def known() -> dict[str, str]:
     """The benchmarks and the first lines of their descriptions; none of them is imported for it."""
     files = sorted(path for path in FOLDER.glob("*.py") if path.stem not in MACHINERY)
-    return {path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0] for path in files}
+    return {
+        path.stem: (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+        for path in files
+    }
 
 
 def main(argv: list[str]) -> None:

@@ -115,7 +115,7 @@ def of_a_rank(given: argparse.Namespace) -> None:
         barrier()
         ctypes.CDLL(None).malloc_trim(0)  # what is free already is no part of the state
         before = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         began = time.perf_counter()
         checkpoints.save(trainer.state_dict(), seconds=0.0)
         checkpoints.close()
@@ -138,5 +138,5 @@ def of_a_rank(given: argparse.Namespace) -> None:
 
 def memory(name: str) -> float:
     """An entry of this process's status, in MiB."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(lines[name].split()[0]) / 1024

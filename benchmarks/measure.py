@@ -148,12 +148,14 @@ def compared(
 
 def resident(kind: str) -> float:
     """Resident memory of this process in MiB: VmRSS, now, or VmHWM, the largest since `forget_peak`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(kind)
+    )
     return int(line.split()[1]) / 1024
 
 
 def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def in_fresh_process(name: str, *arguments: str) -> Any:

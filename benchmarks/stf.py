@@ -182,4 +182,4 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
         y_label="trace of the covariance, per pixel",
         log_x=True,
     )
-    given.out.write_text(chart)
+    given.out.write_text(chart, encoding="utf-8")

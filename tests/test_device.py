@@ -59,6 +59,7 @@ def test_gpus_by_number(two_gpus, monkeypatch):
     distributed.use("cpu")
     assert distributed.device() == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     distributed.use("cuda")
     assert distributed.device() == torch.device("cuda:1")

@@ -259,6 +259,7 @@ class Service(ModuleType):
 def test_services(folder, monkeypatch, name):
     service = Service(name)
     monkeypatch.setitem(sys.modules, name, service)
+    monkeypatch.setenv("WANDB_API_KEY", "0")
     for _ in range(2):
         (tracker,) = open_trackers([name, name], folder, "teacher", {"lr": 1}, 0)
         tracker.log(8, {"loss": 1.0})
@@ -274,6 +275,7 @@ def test_services(folder, monkeypatch, name):
 
 def test_wandb_records_no_secret_of_the_command(folder, monkeypatch):
     """Its metadata hold `sys.argv`."""
+    monkeypatch.setenv("WANDB_API_KEY", "0")
     monkeypatch.setitem(sys.modules, "wandb", service := Service("wandb"))
     for word, expected in (("https://h/x.pkl", None), ("https://h/x.pkl?token=5ecret", {"x_disable_meta": True})):
         monkeypatch.setattr(sys, "argv", ["fewstep", "train", f"--transfer={word}"])
@@ -291,6 +293,7 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
 @pytest.mark.parametrize(("name", "advice"), [("wandb", "log in with: wandb login"), ("trackio", "TRACKIO_DIR")])
 def test_a_service_that_fails_is_one_line(folder, monkeypatch, name, advice):
     service = Service(name)
+    monkeypatch.setenv("WANDB_API_KEY", "0")
     monkeypatch.setattr(service, "init", lambda **_: 1 // 0)
     monkeypatch.setitem(sys.modules, name, service)
     with pytest.raises(ValueError, match=rf"^--track {name} failed \(ZeroDivisionError: .*\); .*{advice}"):

@@ -188,6 +188,7 @@ def few(path):
 
 
 def test_what_ranks_do_not_share_is_the_first_rank_s(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["recipes"]) == 0
     assert capsys.readouterr().out == ""

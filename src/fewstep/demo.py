@@ -55,7 +55,8 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
         return
     write_report(out)
     print(f"Done in {time.monotonic() - began:.0f} s. Look at {out / 'report.html'}")
-    print(f"Models: {teacher} and {out / methods[0]}. Next: fewstep sample {out / methods[0]} --grid grid.png")
+    following = command_line(["sample", str(out / methods[0]), "--grid", "grid.png"])
+    print(f"Models: {teacher} and {out / methods[0]}. Next: {following}")
 
 
 def restorations(model: Path, out: Path, *, seed: int) -> None:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from fewstep.launch import launched
+
 T = TypeVar("T")
 
 GRACE = 3.0
@@ -58,7 +60,7 @@ def use(name: str | None) -> None:
             "--device mps: samplers and statistics compute in float64, which MPS lacks; use --device cpu. In Python, "
             'fs.load(path, device="mps") loads a model for code of your own'
         )
-    if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if chosen.index is not None and launched().world > 1:
         raise ValueError(
             f"--device {name}: torchrun gives each rank a GPU of its own; use --device cuda, or leave it out"
         )

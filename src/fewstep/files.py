@@ -238,17 +238,22 @@ def file_place(path: Path) -> Path:
 
 def writable(path: Path) -> Path:
     """The path, if a file can be written there; its folder is made."""
-    file_place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "the folder cannot be written to", str(path.parent))
+    try:
+        file_place(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "the folder cannot be written to", str(path.parent))
+    except OSError as error:
+        if cached(path):
+            error.strerror = f"{error.strerror}; set {CACHE} to a folder that can be written"
+        raise
     return path
 
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON: an infinite or undefined number is an error, not a word that other readers refuse."""
     with new_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str]) -> None:
@@ -295,11 +300,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{path} is damaged or no safetensors file, but {kind} ({error})") from error
 
 
+CACHE = "FEWSTEP_CACHE"
+"""Environment variable that says where the cache lies."""
+
+
 def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, else `fewstep` in $XDG_CACHE_HOME, else ~/.cache/fewstep."""
-    if chosen := os.environ.get("FEWSTEP_CACHE"):
+    """$FEWSTEP_CACHE, else `fewstep` in $XDG_CACHE_HOME, else ~/.cache/fewstep.
+
+    Raises ValueError for a user without a home folder, as in some containers.
+    """
+    if chosen := os.environ.get(CACHE):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fewstep"
+    try:
+        return Path.home() / ".cache" / "fewstep"
+    except RuntimeError as error:
+        raise ValueError(f"this user has no home folder for the cache; set {CACHE} to a folder") from error
+
+
+def cached(path: Path) -> bool:
+    """Whether a path lies in the cache."""
+    try:
+        return path.is_relative_to(cache_folder())
+    except ValueError:
+        return False
 
 
 OFFLINE = "FEWSTEP_OFFLINE"
@@ -338,7 +363,7 @@ def read_json(path: Path) -> Any:
     regular(path)
     try:
         with told_of(path):
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); restore it or remove it") from error
 

@@ -22,6 +22,7 @@ from fewstep.data.codec import ready
 from fewstep.denoiser import Denoise, Denoiser, guided
 from fewstep.distributed import gather, rank, world_size
 from fewstep.inputs import check_guidance, told
+from fewstep.memory import lacks_memory
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import Source
 from fewstep.noise import Noise
@@ -105,7 +106,7 @@ class Plan:
             options["mean"] = mean
         if self.guidance is not None:
             denoise = guided(denoise, weak, self.guidance.scale, interval=self.guidance.interval)
-        return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options))
+        return last(self.sampler(denoise, z.double() * self.sigmas[0], self.sigmas, **options), like=z)
 
     def bind(self, denoiser: Denoiser, label: Tensor | None, noise: Noise) -> tuple[Denoise, Denoise]:
         """The two predictions for images of these classes (B,): the model's, and what guidance steers away from. A model
@@ -249,13 +250,16 @@ def in_batches(
         try:
             images = make(batch)
             size.fits(len(batch))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
             if len(batch) == 1:
                 raise MemoryError(f"one image alone does not fit into the memory of {size.device}") from error
             images = None
         if images is None:  # outside of the handler, whose traceback holds the tensors
             size.too_large(len(batch))
-            torch.cuda.empty_cache()
+            if size.device.type == "cuda":
+                torch.cuda.empty_cache()
             continue
         yield from images
         start += len(batch)
@@ -361,7 +365,9 @@ def generated(
 
     drawn = "drawn from the seeds" if denoiser.num_classes else "none"
     given = label if isinstance(label, int) else "given for each seed"
-    protocol = {"seeds": show_seeds(seeds), **plan.describe(), "labels": drawn if label is None else given}
+    repeated = len(seeds) - len(set(seeds))
+    twice = {"repeated_seeds": repeated} if repeated else {}
+    protocol = {"seeds": show_seeds(seeds), **twice, **plan.describe(), "labels": drawn if label is None else given}
     protocol["precision"] = str(denoiser.dtype).removeprefix("torch.") + (", TF32" if tf32 else "")
     protocol["rounding"] = ROUNDING
     # metrics never compute in TF32, and the process has one setting

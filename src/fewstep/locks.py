@@ -61,7 +61,7 @@ def lock_file(path: Path) -> Iterator[bool]:
                 return
             remove_stale(path, theirs)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(mine, file)
         yield True
     finally:
@@ -90,7 +90,7 @@ def owner() -> dict[str, Any]:
 def read_owner(path: Path) -> dict[str, Any] | None:
     """The owner that a lock file names; None if it is gone, or just being written."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and type(found.get("pid")) is int else None
@@ -106,7 +106,7 @@ def alive(theirs: dict[str, Any]) -> bool:
 def boot() -> str | None:
     """The identifier of this start of the machine, if the system has one."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return None
 
@@ -114,7 +114,7 @@ def boot() -> str | None:
 def started(pid: int) -> str | None:
     """When a process began, in ticks of the system where it tells them; None if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         pass
     try:

@@ -7,7 +7,7 @@ optimizers, averages, counters and the random stream. Neither knows the other's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -90,9 +90,32 @@ class Phase:
     def name(self) -> str:
         return self.loss.__name__
 
+    def losses(self, batch: Batch) -> Loss:
+        """The loss of a batch. Raises ValueError, which says what a loss is, for anything else."""
+        found = self.loss(batch)
+        n = len(batch.image)
+        contract = f"the loss {self.name} must return a pair: the loss per sample ({n},), and a dict of what to log"
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(f"{contract}, as in (loss, {{}}); it returned {kind(found)}")
+        loss, logs = found
+        if not isinstance(loss, Tensor) or loss.shape != (n,):
+            raise ValueError(f"{contract}; its first is {kind(loss)}. Sum over pixels, not over the batch")
+        if not isinstance(logs, Mapping) or not all(isinstance(value, Tensor) for value in logs.values()):
+            raise ValueError(f"{contract}, tensors by name; its second is {kind(logs)}")
+        if not loss.requires_grad:
+            raise ValueError(
+                f"the loss {self.name} does not depend on the parameters of the {self.player}, which it moves"
+            )
+        return loss, dict(logs)
+
     def due(self, step: int, nimg: int) -> bool:
         """Whether the phase moves at this step, which begins at `nimg` images."""
         return step % self.every == 0 and self.start <= nimg < self.stop
+
+
+def kind(value: object) -> str:
+    """A value in an error: of a tensor its shape, else its type."""
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 class Method(nn.Module):
@@ -101,7 +124,8 @@ class Method(nn.Module):
     phases: in the order in which they move. product: the player that is averaged, evaluated and released. needs_images:
     whether it looks at the images of the data, or at their labels alone. copied: players that move and begin as copies of
     networks that were given, whose weights then decide the result. uneven: whether ranks evaluate networks in different
-    numbers, so that each must hold them whole.
+    numbers, so that each must hold them whole. every_level: whether the product denoises at all noise levels although there
+    is a teacher; else it is a generator, which carries its `levels`.
     """
 
     phases: tuple[Phase, ...]
@@ -109,6 +133,7 @@ class Method(nn.Module):
     needs_images: bool = True
     copied: tuple[str, ...] = ()
     uneven: bool = False
+    every_level: bool = False
 
     def settle(self, logs: dict[str, Tensor], images: int) -> None:
         """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.

@@ -82,7 +82,7 @@ def refuse_inputs(path: Path, apart: Iterable[Input], outside: Iterable[Input] =
 def mounted(path: Path) -> bool:
     """Whether something is mounted at a path; a file can be, too, as in containers."""
     try:
-        points = {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+        points = {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()}
     except OSError:  # not on Linux
         return os.path.ismount(path)
     return re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", str(path.resolve())) in points

@@ -32,6 +32,16 @@ def first_rank() -> bool:
     return rank() == 0
 
 
+LIVE: set[Progress] = set()
+"""What is shown as a bar on the terminal."""
+
+
+def stop() -> None:
+    """End all bars, before an error is written below them."""
+    for progress in list(LIVE):
+        progress.stop()
+
+
 class Progress:
     """Shows how far a task is, its rate, the time that remains, and its current figures, on standard error.
 
@@ -56,14 +66,22 @@ class Progress:
             columns = (text("{task.description}"), BarColumn(), text("{task.fields[state]}"))
             self.bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False)
             self.bar.start()
+            LIVE.add(self)
             self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, state="")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.visible and time.monotonic() - self.started > REFRESH_SECONDS:
+        if self.visible and time.monotonic() - self.started > REFRESH_SECONDS and self.done != self.begin:
             self.show()
+        elif self.bar:
+            self.bar.live.transient = True  # a bar without numbers says nothing
+        self.stop()
+
+    def stop(self) -> None:
+        """Let the bar end where it is, and the terminal be as it was."""
+        LIVE.discard(self)
         if self.bar:
             self.bar.stop()
 

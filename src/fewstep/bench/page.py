@@ -42,7 +42,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], *, order: Sequence[str]) ->
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Samplers</title>'
         f'<style>{STYLE}</style></head><body><h1>Samplers</h1><div class="charts">{figures}</div>{notes}</body></html>\n',
     )
-    print(f"{out / 'samplers.html'}\n\n{(out / 'samplers.md').read_text()}")
+    print(f"{out / 'samplers.html'}\n\n{(out / 'samplers.md').read_text(encoding='utf-8')}")
 
 
 def text(path: Path, content: str) -> None:

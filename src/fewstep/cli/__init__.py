@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -16,35 +17,97 @@ from typing import NoReturn
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on standard error and exit code 2, a warning is one line.
 
-    Of several ranks the one that fails says which it is and why, above its trace.
+    An error in a user's own Python file is one line, too, with file and line; `--debug`, in any place, shows the trace of
+    every error. Of several ranks the one that fails says which it is and why.
     """
-    from fewstep.cli.commands import run
-
     words = list(sys.argv[1:] if argv is None else argv)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    name = f"fewstep: rank {os.environ['RANK']}" if several else "fewstep"
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
+    name = "fewstep"
     try:
-        recorded(run)(words)
-        sys.stdout.flush()
+        streams()
+        name = speaker()
+        run(words)
+        return 0
     except BrokenPipeError:  # who reads has read enough, as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard()
         return 128 + signal.SIGPIPE
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"{name}: error: {shown(as_typed(told(error), words))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
+        stop_bars()
         print("fewstep: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if several:
-            print(f"{name}: {type(error).__name__}: {shown(error)}", file=sys.stderr, flush=True)
-        raise
+        stop_bars()
+        said = told(error)
+        if debug:
+            traceback.print_exc()
+        if said is None:  # a fault of this library, unless its cause is elsewhere
+            if name != "fewstep":
+                print(f"{name}: {type(error).__name__}: {shown(error)}", file=sys.stderr, flush=True)
+            raise
+        print(f"{name}: error: {shown(printable(as_typed(said, words), words))}", file=sys.stderr, flush=True)
+        return 2
     finally:
         warnings.formatwarning = format_before
-    return 0
+
+
+def run(words: list[str]) -> None:
+    """The command, and what it printed to the end: also where the parser ends the process after its help."""
+    from fewstep.cli import commands
+
+    try:
+        recorded(commands.run)(words)
+    finally:
+        flush()
+
+
+def stop_bars() -> None:
+    if "fewstep.progress" in sys.modules:
+        sys.modules["fewstep.progress"].stop()
+
+
+def streams() -> None:
+    """Refuse a closed standard output; what is written to a closed standard error is lost.
+
+    The next file that is opened would get the number of the closed one, and be written into.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; to discard what is printed, redirect it: >/dev/null")
+
+
+def flush() -> None:
+    """Bring to its reader what was printed; a disk that is full is an error of standard output."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard()
+        raise OSError(error.errno, error.strerror or "cannot be written", "standard output") from error
+
+
+def discard() -> None:
+    """Let what is left in the buffer of standard output go nowhere, so that the interpreter does not try again at its end."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return  # a notebook's, which is no file
+    empty = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(empty, number)
+    os.close(empty)
+
+
+def speaker() -> str:
+    """Who reports an error: the program, and of several ranks which one."""
+    from fewstep.launch import launched
+
+    rank, world = launched()
+    return f"fewstep: rank {rank}" if world > 1 else "fewstep"
 
 
 def terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -53,11 +116,38 @@ def terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def told(error: ValueError | OSError | MemoryError) -> str:
-    """What an error says; of one of the system the file, and what is wrong with it."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error) or "there is not enough memory"
+def told(error: Exception) -> str | None:
+    """What an error says to a user, in one line where it is not a list; None for one that is no mistake of a user's.
+
+    Of one of the system: the file, and what is wrong with it. Of a user's own file: the line, and the kind of the error.
+    """
+    from fewstep.memory import explained, lacks_memory
+    from fewstep.own import place
+
+    where, lacks = place(error), lacks_memory(error)
+    loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # Path.resolve, up to Python 3.12
+    if lacks and (type(error) is not MemoryError or not str(error)):
+        said = f"{explained(error)}; a smaller batch (--batch, --micro-batch) or fewer steps need less"
+    elif isinstance(error, FileExistsError) and error.filename is not None:
+        said = f"{error.filename}: expected a folder, or a name that is free; something else lies there"
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    elif isinstance(error, OSError) and error.strerror:  # of what has no name, such as standard output
+        said = f"{error.strerror[0].lower()}{error.strerror[1:]}"
+    else:
+        said = str(error)
+    if where is not None:
+        return f"{where}: {type(error).__name__}: {' '.join(said.split())} (--debug shows the whole trace)"
+    return said or type(error).__name__ if lacks or loop or isinstance(error, (ValueError, OSError)) else None
+
+
+def printable(message: str, words: Sequence[str]) -> str:
+    """A message in which what the user typed is escaped where it would break the line, or command the terminal."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if not value.isprintable():
+            message = message.replace(value, repr(value))
+    return message
 
 
 def as_typed(message: str, argv: Sequence[str]) -> str:

@@ -60,9 +60,9 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {error}") from error
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map options to values, one a line, such as 'lr: 0.001'")
     return values
@@ -162,6 +162,11 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
     _, _, common_args = paragraphs(common.__doc__ or "").partition("Args:")
     both.__doc__ = f"{head}Args:{mine_args.rstrip()}\n{common_args.strip(chr(10))}"
     return both
+
+
+def next_step(*words: object) -> str:
+    """A command for the user to go on with, as it can be pasted into a shell."""
+    return f"next: {command_line(list(map(str, words)))}"
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fewstep import outputs
 from fewstep.cli import data, evaluation, restoration, sharing, training
-from fewstep.cli.arguments import parse_seeds, placed, shown, with_config
+from fewstep.cli.arguments import next_step, parse_seeds, placed, shown, with_config
+from fewstep.cli.parsing import call
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
 from fewstep.files import OFFLINE
+from fewstep.launch import launched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,7 +201,7 @@ def convert(
             file=sys.stderr,
         )
     print(
-        f"{out}: {'a fake score, for training alone' if fake_score else f'next: fewstep sample {out} --grid grid.png'}"
+        f"{out}: {'a fake score, for training alone' if fake_score else next_step('sample', out, '--grid', 'grid.png')}"
     )
 
 
@@ -301,7 +303,11 @@ SHARED = {
 def overview() -> str:
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
-    more = ["fewstep COMMAND --help shows the options of one.", "--offline, with any of them: never touch the network."]
+    more = [
+        "fewstep COMMAND --help shows the options of one.",
+        "--offline, with any of them: never touch the network.",
+        "--debug, with any of them: the whole trace of an error.",
+    ]
     return "\n".join(["usage: fewstep COMMAND ...", "", *lines, "", *more])
 
 
@@ -329,6 +335,16 @@ def without_network() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def unknown(words: list[str], group: Sequence[str]) -> str:
+    """What to say of a command that there is not: those like it, else all."""
+    given = " ".join(words)
+    if group:
+        return f"expected one of {', '.join(f'fewstep {name}' for name in group)}; got {given!r}"
+    near = [*get_close_matches(given, COMMANDS, n=3), *get_close_matches(words[0], COMMANDS, n=3)]
+    there = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"there are {', '.join(COMMANDS)}"
+    return f"there is no command {(words[0] if near else given)!r}; {there}"
+
+
 def run(argv: list[str]) -> None:
     """Find the command, parse its options, call it. `--offline` goes with every command, in any place."""
     if "--offline" in argv:
@@ -351,16 +367,16 @@ def run(argv: list[str]) -> None:
             width = max(map(len, group))
             print("\n".join(f"fewstep {c:{width}}  {COMMANDS[c][1]}" for c in group))
             return
-        raise ValueError(f"there is no command {' '.join(argv[:2])!r}; there are {', '.join(COMMANDS)}")
+        raise ValueError(unknown(argv[:2], group))
     function, _ = COMMANDS[name]
-    if name not in SHARED and os.environ.get("RANK", "0") != "0":
+    if name not in SHARED and launched().rank:
         return
     try:
         if function is training.fit_recipe:
             training.fit_recipe(argv[words:], name)
         else:
             function = placed(function) if name in COMPUTING else function
-            tyro.cli(shown(function), args=with_config(argv[words:]), prog=f"fewstep {name}")
+            call(shown(function), with_config(argv[words:]), f"fewstep {name}")
     finally:
         if "fewstep.distributed" in sys.modules:  # the choice is this command's, not the process's
             sys.modules["fewstep.distributed"].use(None)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fewstep import outputs
+from fewstep.cli.arguments import next_step
 from fewstep.foreign import visible
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
@@ -110,7 +111,7 @@ def latents(
         ready(codec, device())
         n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
         if rank() == 0:
-            print(f"{dest}: latents of {n:,} images; next: fewstep recipes imagenet512:teacher")
+            print(f"{dest}: latents of {n:,} images; {next_step('recipes', 'imagenet512:teacher')}")
 
 
 def stats(data: Positional[str]) -> None:

@@ -124,10 +124,12 @@ def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[s
 
 def state_folder(*command: Any) -> Path:
     """Where the state of a command is kept while it runs."""
-    from fewstep.files import cache_folder
+    from fewstep.files import cache_folder, writable
 
     digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
-    return cache_folder() / "evaluations" / digest[:16]
+    folder = cache_folder() / "evaluations"
+    writable(folder / "state")  # that it can be kept is known before the work
+    return folder / digest[:16]
 
 
 def user_extractors(names: str | None) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def write_text(path: Path | None, text: str) -> None:
 
     if path is not None:
         with new_file(path) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
 
 
 def reference(

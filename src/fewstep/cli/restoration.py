@@ -189,7 +189,7 @@ def build(
 
     from fewstep import inverse
     from fewstep.inverse.adapters import operator_of
-    from fewstep.recipes import load_file
+    from fewstep.own import load_file
     from fewstep.restore import BLURS, TASKS
 
     known = task if task in TASKS else ""  # a user's operator has a name of its own

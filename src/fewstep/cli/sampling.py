@@ -214,7 +214,7 @@ class Sampling:
     def find(self) -> Callable[..., Any]:
         """The sampler by name: one of `fewstep.samplers`, or a function in a file."""
         from fewstep import samplers
-        from fewstep.recipes import load_file
+        from fewstep.own import load_file
 
         if self.sampler is None:
             if self.levels is not None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from fewstep.cli.arguments import next_step
+
 
 def push(
     model: Positional[Path],
@@ -70,4 +72,5 @@ def pull(repository: Positional[str], out: Positional[Path]) -> None:
 
     outputs.new_folder(out, hub.FILES)
     hub.pull(hub.parse(repository), out, load)
-    print(f"{out}: license of the weights: {card(out).license}; next: fewstep sample {out} --grid grid.png")
+    next_one = next_step("sample", out, "--grid", "grid.png")
+    print(f"{out}: license of the weights: {card(out).license}; {next_one}")

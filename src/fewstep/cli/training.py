@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from tyro.conf import Positional
 
-from fewstep.cli.arguments import command_line, joined, with_config
+from fewstep.cli.arguments import command_line, joined, next_step, with_config
+from fewstep.cli.parsing import call
 from fewstep.foreign import visible_output
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     if wanted != command:
         has = "a" if wanted == "distill" else "no"
         raise ValueError(f"{name} has {has} teacher; the command is: fewstep {wanted} {name}")
-    run, given = tyro.cli(joined(recipe, fitting), args=with_config(rest), prog=f"fewstep {command} {name}")
+    run, given = call(joined(recipe, fitting), with_config(rest), f"fewstep {command} {name}")
     if not isinstance(run, Run):
         raise ValueError(f"a recipe is a function that returns a Run; {name} returned {type(run).__name__}")
     run.command = command_line([command, *argv])
@@ -112,10 +112,8 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
                 print(taken)
         fit(run, given["out"], fresh=given["fresh"])
         if rank() == 0:
-            print(
-                f"{given['out']}: trained to {card(given['out']).nimg:,} images; next: fewstep sample {given['out']} "
-                "--grid grid.png"
-            )
+            next_one = next_step("sample", given["out"], "--grid", "grid.png")
+            print(f"{given['out']}: trained to {card(given['out']).nimg:,} images; {next_one}")
 
 
 def compare(
@@ -178,7 +176,7 @@ def recipes(name: Positional[str | None] = None, *, method: str | None = None) -
     from fewstep.recipes import recipes as all_recipes
 
     if name is not None:
-        tyro.cli(joined(find(name), fitting), args=["--help"], prog=f"fewstep train|distill {name}")
+        call(joined(find(name), fitting), ["--help"], f"fewstep train|distill {name}")
         return
     known = all_recipes()
     if method is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception
+from fewstep.own import load_file
 from fewstep.precision import lower, tf32
 
 Features = Mapping[str, Tensor]
@@ -145,15 +145,7 @@ def user(where: str) -> User:
     if not colon or not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"an extractor of your own is named as mine.py:features; got {where!r}")
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file}: expected a Python file with the function {name}; it is missing")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function: Any = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{file} has no function {name}; an extractor is a function of uint8 images (B, C, H, W)")
+    function = load_file(file, name)
     return User(
         cast("Callable[[Tensor], Tensor | Features]", function),
         name=name,

@@ -104,10 +104,16 @@ def extract(extractor: Extractor, images: Tensor) -> Features:
     """Features by part, each (B, D)."""
     found = extractor(images)
     parts = {"features": found} if isinstance(found, Tensor) else found
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"the extractor {extractor.name} must return a tensor (B, D), here ({len(images)}, D), or a dict of them; it "
+            f"returned a {type(found).__name__}"
+        )
     for name, values in parts.items():
-        if values.ndim != 2 or len(values) != len(images):
+        if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(images):
+            got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
             raise ValueError(
-                f"the extractor {extractor.name} must give {name} (B, D), here ({len(images)}, D); got {tuple(values.shape)}"
+                f"the extractor {extractor.name} must give {name} (B, D), here ({len(images)}, D); got {got}"
             )
     return parts
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from fewstep.own import functions, load_file
 
 Recipe = Callable[..., Any]
 
@@ -21,21 +21,12 @@ def modules() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def of_module(module: Any) -> dict[str, Recipe]:
-    """The public functions that a module defines."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    }
-
-
 def recipes() -> dict[str, Recipe]:
     """All recipes of the library by name, `module:function`."""
     return {
         f"{module}:{name}": recipe
         for module in modules()
-        for name, recipe in of_module(import_module(f"{__name__}.{module}")).items()
+        for name, recipe in functions(import_module(f"{__name__}.{module}")).items()
     }
 
 
@@ -53,18 +44,3 @@ def find(name: str) -> Recipe:
             "one of your own"
         )
     return known[name]
-
-
-def load_file(path: Path, function: str) -> Recipe:
-    """A function of a Python file, which is imported, that is: run."""
-    if not path.is_file():
-        raise ValueError(f"expected a Python file; {path} is missing")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    value = getattr(module, function, None)
-    if not callable(value):
-        raise ValueError(f"{path} has no function {function!r}; it has {', '.join(of_module(module)) or 'none'}")
-    return value

@@ -24,11 +24,23 @@ Sampler = Callable[..., Iterator[Tensor]]
 """`(denoise, x, sigmas, **options) -> Iterator[x]`."""
 
 
-def last(states: Iterable[Tensor]) -> Tensor:
-    """The final state of a sampler; the others are not kept."""
+def last(states: Iterable[Tensor], *, like: Tensor | None = None) -> Tensor:
+    """The final state of a sampler; the others are not kept. like: a tensor of the shape that it must have.
+
+    Raises ValueError for what no sampler is: a function that returns instead of yielding, or yields something else.
+    """
+    if not isinstance(states, Iterator):
+        raise ValueError(
+            "a sampler is a generator function, which yields the state x at every noise level (yield x); this one returned "
+            f"a {type(states).__name__}"
+        )
     kept = deque(states, maxlen=1)
     if not kept:
         raise ValueError("the sampler yielded no state; its schedule needs at least one step")
+    if not isinstance(kept[0], Tensor) or (like is not None and kept[0].shape != like.shape):
+        got = f"shape {tuple(kept[0].shape)}" if isinstance(kept[0], Tensor) else f"a {type(kept[0]).__name__}"
+        shape = "the state x, a tensor" if like is None else f"the state x of shape {tuple(like.shape)}"
+        raise ValueError(f"a sampler yields {shape}; this one yielded {got}")
     return kept[0]
 
 

@@ -23,7 +23,7 @@ class Lines:
         self.kept = [line for line in self.read() if line["nimg"] <= nimg]
         if path.exists() or self.kept:
             with new_file(path) as partial:
-                partial.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+                partial.write_text("".join(json.dumps(line) + "\n" for line in self.kept), encoding="utf-8")
 
     def read(self) -> list[dict[str, Any]]:
         lines = []
@@ -39,7 +39,7 @@ class Lines:
 
     def append(self, line: Mapping[str, Any]) -> None:
         self.kept.append(dict(line))
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 

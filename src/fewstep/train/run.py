@@ -44,6 +44,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distributed import barrier, device, rank, world_size
 from fewstep.files import read_json, write_json
 from fewstep.generation import gathered, generate
+from fewstep.memory import lacks_memory
 from fewstep.method import Method
 from fewstep.metrics.protocol import Result, parse_results
 from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
@@ -52,6 +53,7 @@ from fewstep.progress import Progress
 from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
 from fewstep.train.checkpoints import load as load_state
+from fewstep.train.contract import check_method
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.evaluation import Evaluation, keep_best
 from fewstep.train.identity import describe, differences, digest, environment
@@ -108,6 +110,7 @@ class Run:
             raise ValueError(
                 f"data is a stream, such as fs.ImageStream(fs.images(path)); got a {type(self.data).__name__}"
             )
+        check_method(self.method)
         check_data(self.method, self.data)
         self.check()
 
@@ -333,7 +336,9 @@ def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, 
                 begun = trainer.nimg
                 try:
                     logs = trainer.step()
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not lacks_memory(error):
+                        raise
                     raise MemoryError(
                         f"a step in micro-batches of {trainer.micro_batch} images does not fit into the memory of {device()}; "
                         "try --recompute light, then --recompute 1, then a smaller --micro-batch, if the recipe has it, in "

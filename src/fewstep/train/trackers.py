@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from fewstep.files import optional
 from fewstep.foreign import public
+from fewstep.launch import launched
 
 PROJECT = "fewstep"
+PACKAGES = {"tensorboard", "wandb", "trackio"}
+"""Trackers that are a package of their name."""
 
 
 class Tracker(Protocol):
@@ -117,8 +123,33 @@ def identifier(folder: Path) -> str:
 
 
 def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot begin, before anything is written: unknown ones, without their package or a login."""
     if unknown := [n for n in names if n not in TRACKERS]:
         raise ValueError(f"there is no tracker {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+    if launched().rank == 0:
+        for name in PACKAGES & set(names):
+            load(name, name)
+        if "wandb" in names and not wandb_ready():
+            raise ValueError(
+                "--track wandb is not logged in: run wandb login, set WANDB_API_KEY, or keep everything in the run's folder "
+                "with WANDB_MODE=offline"
+            )
+
+
+def wandb_ready() -> bool:
+    """Whether Weights & Biases would begin without a question: offline, with a key, or with a login in ~/.netrc."""
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
+        return True
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    for place in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if place and host and netrc(os.path.expanduser(place)).authenticators(host):
+                return True
+        except (OSError, NetrcParseError):
+            continue
+    return False
 
 
 def open_trackers(

@@ -177,7 +177,7 @@ class Trainer:
                 batch = self.data.batch(self.position + k * self.micro_batch)
                 batch = batch if self.labelled else batch._replace(label=None)
                 reseed(self.seed, self.steps, index, k)
-                loss, diagnostics = phase.loss(batch)
+                loss, diagnostics = phase.losses(batch)
                 last = k + world_size() >= rounds
                 with summed_over_ranks(params) if last else nullcontext():
                     scaler.scale(loss.sum() / self.batch_size).backward()

@@ -1,0 +1,23 @@
+"""When memory does not suffice: numpy says MemoryError, PyTorch a RuntimeError, on CPUs a plain one."""
+
+from __future__ import annotations
+
+import re
+
+PLAIN = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory|ALLOC_FAILED")
+"""What a RuntimeError says that has no type of its own."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that memory, of the machine or of a GPU, did not suffice."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # without torch, which a process may not have
+    return "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or PLAIN.search(str(error)) is not None
+
+
+def explained(error: BaseException) -> str:
+    """What there was no memory for, as far as the error says it."""
+    asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+    if asked:
+        return f"there is not enough memory: {int(asked[1]) / 2**30:,.1f} GiB could not be allocated"
+    first = str(error).strip().partition("\n")[0]
+    return f"there is not enough memory{first and f': {first}'}"
