@@ -13,9 +13,9 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     (
         *("locks", "files", "noise", "method", "distributed", "precision", "progress", "diagnostics"),
-        *("hub", "launch", "memory", "own", "foreign", "outputs"),
+        *("hub", "launch", "memory", "own", "foreign", "outputs", "archives"),
     ),
-    ("precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
+    ("inputs", "precondition", "denoiser", "conditional", "oracle", "nets", "data", "metrics", "model_card"),
     ("objectives", "samplers", "distill", "inverse"),
     ("checkpoint", "train", "convert", "generation", "restore", "restorations", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),
