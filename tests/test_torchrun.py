@@ -66,7 +66,9 @@ def test_a_rank_that_dies_is_named_and_a_restart_goes_on(tmp_path):
     )
     assert job.returncode == 1
     assert "failed (exitcode: -9) local_rank: 1" in job.stderr
-    first = job.stderr.index("fewstep: rank 1: RuntimeError: the cable was pulled")
+    line = next(i for i, row in enumerate(RECIPE.splitlines(), 1) if "the cable" in row)
+    first = job.stderr.index(f"recipe.py, line {line}, in batch: RuntimeError: the cable was pulled")
+    assert "fewstep: rank 1: error: " in job.stderr[:first]
     assert "Traceback" not in job.stderr[:first] and "[rank0]: Traceback" not in job.stderr
     _, cause = job.stderr.split("Root Cause")
     assert "rank      : 1 (local_rank: 1)" in cause and "RuntimeError: the cable was pulled" in cause
