@@ -13,7 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -135,6 +135,29 @@ def quadratic_labels(n: int) -> bytes:
     return json.dumps({"labels": labels, "class_names": names}).encode()
 
 
+def back_and_forth(n: int) -> bytes:
+    """A log of `n` lines that then goes one back and one forth as often."""
+    numbers = [*range(n), *[n - 2, n - 1] * (n // 2)]
+    return "".join(f'{{"nimg": {i}, "loss": 1}}\n' for i in numbers).encode()
+
+
+def script_of_modules(depth: int) -> bytes:
+    """A TorchScript archive of a module that holds another twice, which holds another twice, and so on."""
+    twice = b"(X\x01\0\0\0ah\x00X\x01\0\0\0bh\x00ub"
+    module = b"c__torch__.M\nM\n)\x81}"
+    data = b"\x80\x02" + module + b"(ubq\x00" + (module + twice + b"q\x00") * depth + b"."
+    return zipped({"x/data.pkl": data, "x/constants.pkl": b"\x80\x02)."}, zipfile.ZIP_STORED)
+
+
+def views(n: int) -> bytes:
+    """The weights of a network, each a view of one storage of 4 MB."""
+    import torch
+
+    whole = torch.zeros(1000, 1000)
+    torch.save({str(i): whole.t() for i in range(n)}, file := io.BytesIO())
+    return file.getvalue()
+
+
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "deflated member": ("x.zip", lambda: huge_member(zipfile.ZIP_DEFLATED)),
     "bzip2 member": ("x.zip", lambda: huge_member(zipfile.ZIP_BZIP2)),
@@ -164,15 +187,25 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "cifar-10-python.tar.gz",
         lambda: cifar10(data_batch_1=pickle.dumps({b"data": bytes(60 * MIB)}, 4)),
     ),
+    "log": ("log.jsonl", lambda: back_and_forth(100_000)),
+    "modules in modules": ("x.ts", lambda: script_of_modules(30)),
+    "views of one storage": ("x.pt", lambda: views(600)),
     "array": ("x.npz", lambda: zipped({"images.npy": array_file((300, 1024, 1024)) + bytes(300 * MIB)})),
 }
 
 
-def read_all() -> dict[str, Callable[[Path], object]]:
+def read_all() -> Mapping[str, Callable[[Path], object]]:
     """What reads the files of each name."""
+    from fewstep.convert.features import published_tensors
+    from fewstep.report.records import read_log
     from tests.fuzz.readers import all_images, entries
 
-    return {".zip": all_images, ".npz": all_images, ".gz": entries, ".bz2": entries, ".xz": entries}
+    def copied(path: Path) -> None:
+        for tensor in [tensor.contiguous() for tensor in published_tensors(path).values()]:
+            tensor.sum()
+
+    others = {".jsonl": read_log, ".ts": copied, ".pt": copied}
+    return others | {".zip": all_images, ".npz": all_images, ".gz": entries, ".bz2": entries, ".xz": entries}
 
 
 def main(folder: Path) -> dict[str, tuple[str | None, str, float]]:

@@ -26,6 +26,9 @@ SAYS = {
     "lists in CIFAR-10": "it has more than 1000000 instructions",
     "texts in CIFAR-10": "expected a dictionary of uint8 arrays and lists",
     "long file in CIFAR-10": "expected at most 50331648 bytes",
+    "log": "",
+    "modules in modules": "holds no weights",
+    "views of one storage": "the tensors overlap",
     "array": "bytes unfold to",
 }
 

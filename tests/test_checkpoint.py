@@ -11,6 +11,8 @@ from fewstep import checkpoint, hub
 from fewstep.checkpoint import Card
 from fewstep.denoiser import Denoiser
 from fewstep.files import write_tensors
+from fewstep.nets.extent import MEMORY_RATIO, OPERATIONS_RATIO, extent
+from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES
 from fewstep.nets.song import SongUNet, ncsnpp
 from fewstep.precondition import EDM, IDDPM, VE, VP
 
@@ -155,3 +157,80 @@ def test_a_file_that_cannot_grow_is_an_error_of_the_system(tmp_path):
             write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(4000)}, metadata={})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def rewritten(folder, change):
+    """A model folder whose tensors are changed."""
+    weights = folder / "model.safetensors"
+    save_file({name: change(tensor) for name, tensor in load_file(weights).items()}, weights)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.int32, "int32"),
+        (torch.complex64, "complex64"),
+        (torch.float8_e4m3fn, "float8_e4m3fn"),
+        (torch.bool, "bool"),
+    ],
+)
+def test_weights_of_types_without_arithmetic_are_refused(denoiser, tmp_path, dtype, name):
+    folder = rewritten(checkpoint.save(denoiser, tmp_path / "m"), lambda tensor: tensor.to(dtype))
+    with pytest.raises(ValueError, match=f"expected weights of float64, float32, float16, bfloat16; .* is {name} "):
+        checkpoint.load(folder)
+
+
+def test_empty_weights_are_refused(denoiser, tmp_path):
+    folder = rewritten(checkpoint.save(denoiser, tmp_path / "m"), lambda tensor: tensor.new_empty((0, *tensor.shape)))
+    with pytest.raises(ValueError, match=r"expected weights of .* is float32 \(0, "):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network__img_resolution": 2**15}, "the file declares a network that takes about .* MiB and"),
+        ({"network__img_resolution": 2**10, "network__attn_resolutions": [2**10]}, "takes about .* operations"),
+        ({"network__in_channels": 2**17, "network__img_resolution": 64}, "takes about .* MiB"),
+        ({"network__in_channels": 10**30}, "in_channels is out of any range"),
+        ({"network__attn_resolutions": [1] * 100}, "attn_resolutions is out of any range"),
+        ({"network__channel_mult": [1, "2"]}, "expected int; got '2'"),
+        ({"network__model_channels": 0}, "at least one pixel, channel and block"),
+        ({"network__dropout": float("nan")}, "expected float; got nan"),
+        ({"network__encoder_type": "other"}, "expected .*Literal.*; got 'other'"),
+        ({"precondition": {"kind": "IDDPM", "steps": 10**9}}, "iDDPM has 2 to 100000 steps; got 1000000000"),
+        ({"levels": [1.0] * 1001}, "expected at most 1000 levels > 0"),
+        ({"levels": [0.0]}, "expected at most 1000 levels > 0"),
+        ({"levels": [10**400]}, "there is no network of this configuration"),
+        ({"network": {"kind": "SongConfig", "x": [[0] * 1000] * 100}}, r"has no option x"),
+        ({"card__lineage": [1]}, r"the lineage of the card is a list of names; got \[1\]"),
+        ({"card__metrics": [{"metric": "fid"}]}, "expected metrics of the card with their value and n"),
+    ],
+)
+def test_what_loads_can_be_sampled(denoiser, tmp_path, change, message):
+    """No network is larger than its file can mean, and no entry of another type is found out later."""
+    checkpoint.save(denoiser, tmp_path / "m")
+    broken(tmp_path / "m", **change)
+    read = checkpoint.card if any(name.startswith("card") for name in change) else checkpoint.load
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "m")
+
+
+def test_every_published_network_is_far_from_the_bounds():
+    for config in (EDM_SIZES | EDM2_SIZES).values():
+        with torch.device("meta"):
+            state = checkpoint.NETWORKS[type(config)](config).state_dict()
+        memory, operations = extent(config)
+        size = sum(tensor.nbytes for tensor in state.values())
+        assert memory < MEMORY_RATIO * size / 500 and operations < OPERATIONS_RATIO * size / 70
+
+
+def test_a_model_outlives_its_file(denoiser, tmp_path):
+    """Weights that were a part of the file's map would end the process."""
+    weights = checkpoint.save(denoiser, tmp_path / "m") / "model.safetensors"
+    loaded = checkpoint.load(tmp_path / "m")
+    os.truncate(weights, 0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), denoiser.state_dict().values(), strict=True)
+    )

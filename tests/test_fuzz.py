@@ -23,6 +23,7 @@ from fewstep.data import images
 from fewstep.data.sources import open_source
 from fewstep.metrics.protocol import read_results
 from fewstep.report.page import write_report
+from fewstep.report.records import read_log
 from fewstep.train.log import Lines
 from fewstep.train.run import fit
 from tests.test_run import teacher_run
@@ -179,7 +180,7 @@ def test_entries_of_a_card_have_their_types(denoiser, tmp_path):
 
 def test_deep_options_are_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("[" * 500)
-    with pytest.raises(ValueError, match="not readable as YAML"):
+    with pytest.raises(ValueError, match="cannot be read as options"):
         read_yaml(tmp_path / "x.yaml")
 
 
@@ -205,3 +206,54 @@ def test_counters_of_a_checkpoint_are_numbers(tmp_path, capsys):
         newest.write_text(json.dumps(state | change))
         fit(teacher_run(until=8), tmp_path)  # from the checkpoint before
         assert "is damaged" in capsys.readouterr().err
+
+
+def test_values_of_options_that_refer_to_each_other_are_refused(tmp_path):
+    """Ten lines, a billion words; in the message of an error, too."""
+    anchors = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(10))
+    merged = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
+    )
+    for text in (anchors, merged, "? [a]\n: 1\n", "lr: [[[[1]]]]\n"):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ValueError, match="in line 1, the value of an option must be a number") as caught:
+            read_yaml(tmp_path / "x.yaml")
+        assert len(str(caught.value)) < 300
+    (tmp_path / "x.yaml").write_text("a: 1\n" * 2**14)
+    with pytest.raises(ValueError, match="longer than the 65536 characters"):
+        read_yaml(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("lr: &lr 0.001\nfake_lr: *lr\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"lr": 0.001, "fake_lr": 0.001}
+
+
+def nested(depth):
+    return json.loads('{"a":' * depth + "1" + "}" * depth)
+
+
+def test_numbers_and_depths_of_records_have_bounds(tmp_path):
+    row = {"metric": "fid", "value": 1.0, "n": 9, "protocol": {}}
+    for name, content in [
+        ("results.json", [{"model": "m", "fid": 1.0, "protocol": nested(900)}]),
+        ("a.json", [row | {"protocol": nested(900)}]),
+        ("run.json", {"identity": nested(900)}),
+    ]:
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"{name} is not readable as JSON .*more than 100 deep"):
+            write_report(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "a.json").write_text(json.dumps([row | {"value": 10**400}]))
+    with pytest.raises(ValueError, match="expected figures as fewstep eval writes them"):
+        write_report(tmp_path)
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "results.json").write_text(json.dumps([{"model": "m", "nfe": 10**400, "fid": 10**400, "kid": 1.0}]))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text(
+        f'{{"nimg": 1, "loss": 1{"0" * 400}}}\n{{"nimg": 1{"0" * 400}, "loss": 1}}\n{{"nimg": NaN, "loss": 1}}\n'
+        + '{"nimg": 2, "loss": 2}\n{"nimg": 3, "seconds": 1e999, "loss": 3, "x": '
+        + "[" * 900
+        + "]" * 900
+        + "}\n"
+    )
+    write_report(tmp_path)
+    log = read_log(tmp_path / "log.jsonl")
+    assert log.unreadable == 3 and log.curves["loss"].value.tolist() == [2.0]

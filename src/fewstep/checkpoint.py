@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep import hub
@@ -17,11 +16,12 @@ from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.data.codec import Pixels, StabilityVAE, with_vae
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import as_device
-from fewstep.files import new_folder, read_json, regular, write_json, write_tensors
+from fewstep.files import new_folder, read_json, read_tensors, write_json, write_tensors
 from fewstep.model_card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.extent import check_extent
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precision import chosen_dtype
 from fewstep.precondition import EDM, IDDPM, VE, VP, Boundary
@@ -38,6 +38,9 @@ OPTIONS: dict[type[Denoiser], dict[str, tuple[type, ...]]] = {
 }
 """What a denoiser of each class has beside the options of all, and of which types."""
 DENOISERS = {c.__name__: c for c in OPTIONS}
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_LEVELS = 1000
+"""Of a generator, each of which is an evaluation."""
 UNSAID = {"fused": False, "means": 0}
 """What the first folders do not say."""
 
@@ -67,28 +70,31 @@ def from_dict(values: Any, classes: tuple[type, ...], where: Path) -> Any:
         raise ValueError(f"{where}: expected one of {', '.join(known)}; got {kind!r}. A newer fewstep may know it")
     cls = known[kind]
     options = {k: v for k, v in values.items() if k != "kind"}
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := set(options) - set(fields):
+    hints = get_type_hints(cls)
+    if unknown := set(options) - field_names(cls):
         raise ValueError(
             f"{where}: {cls.__name__} has no option {', '.join(sorted(unknown))}; a newer fewstep may know it"
         )
     try:
-        return cls(**{k: restore(v, str(fields[k].type)) for k, v in options.items()})
+        return cls(**{k: restore(v, hints[k]) for k, v in options.items()})
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: {cls.__name__} cannot be made from {options}: {error}") from error
+        raise ValueError(f"{where}: {cls.__name__} cannot be made from {reprlib.repr(options)}: {error}") from error
 
 
-def restore(value: Any, annotation: str) -> Any:
-    """A JSON value as the type that a field is annotated with."""
-    if annotation.startswith("tuple"):
-        if not isinstance(value, list):
-            raise TypeError(f"expected a list; got {value!r}")
-        return tuple(value)
-    expected: dict[str, tuple[type, ...]] = {"float": (int, float, str), "int": (int,), "bool": (bool,)}
-    kinds = expected.get(annotation)
-    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and annotation != "bool")):
-        raise TypeError(f"expected {annotation}; got {value!r}")
-    return float(value) if annotation == "float" else value
+def restore(value: Any, hint: Any) -> Any:
+    """A JSON value as the type of a field: a number, text, one of several texts, a tuple of one type, or perhaps None."""
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(restore(item, kinds[0]) for item in value)
+    if get_origin(hint) is Literal and value in kinds:
+        return value
+    if type(None) in kinds:
+        return None if value is None else restore(value, kinds[0])
+    if hint is float and type(value) in (int, float, str) and not math.isnan(number := float(value)):
+        return number
+    if type(value) is hint and hint is not float:
+        return value
+    raise TypeError(f"expected {getattr(hint, '__name__', hint)}; got {reprlib.repr(value)}")
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,6 +184,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
+def is_metric(value: Any) -> bool:
+    """Whether an entry of a card is a result as `fewstep eval` writes it."""
+    named = isinstance(value, dict) and isinstance(value.get("metric"), str) and type(value.get("n")) is int
+    return named and type(value.get("value")) in (int, float) and isinstance(value.get("protocol", {}), dict)
+
+
 def card(path: str | Path) -> Card:
     """The card of a model folder; the name of a model on the hub is its address there."""
     values = read_config(path).get("card", {})
@@ -187,6 +199,10 @@ def card(path: str | Path) -> Card:
     empty = dataclasses.asdict(Card())
     if wrong := [name for name, value in values.items() if type(value) is not type(empty[name])]:
         raise ValueError(f"{where}: entries of the card are of another type than they should be: {', '.join(wrong)}")
+    if not all(type(name) is str for name in values.get("lineage", [])):
+        raise ValueError(f"{where}: the lineage of the card is a list of names; got {reprlib.repr(values['lineage'])}")
+    if bad := [metric for metric in values.get("metrics", []) if not is_metric(metric)]:
+        raise ValueError(f"{where}: expected metrics of the card with their value and n; got {reprlib.repr(bad[0])}")
     about = Card(**values)
     return dataclasses.replace(about, name=str(hub.parse(path))) if hub.is_address(path) else about
 
@@ -230,21 +246,17 @@ def load(
         codec = with_vae(codec, vae)
     levels, channels = config.get("levels"), config.get("uncertainty")
     weights = folder / "model.safetensors"
+    tensors, _ = read_tensors(weights, device=str(device))
+    check_tensors(tensors, weights)
     try:
-        tensors = load_file(regular(weights), device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{weights} is missing, truncated or corrupt ({error}); restore the folder from its source"
-        ) from error
-    try:
-        check_extent(network, len(tensors))
+        check_extent(network, tensors)
         with torch.device("meta"):
             denoiser = of_kind(
                 config.get("denoiser", {"kind": "Denoiser"}),
                 NETWORKS[type(network)](network),
                 where,
                 precondition=precondition,
-                levels=tuple(map(float, levels)) if levels else None,
+                levels=restored_levels(levels) if levels else None,
                 uncertainty=Uncertainty(channels, getattr(network, "normalizations", 1)) if channels else None,
                 codec=codec,
                 dtype=dtype,
@@ -257,14 +269,23 @@ def load(
     return denoiser.eval()
 
 
-def check_extent(config: Any, n_tensors: int) -> None:
-    """Refuse the configuration of a network that is far larger than its file, before it is built."""
-    width = config.model_channels * max(config.channel_mult) * (config.channel_mult_emb or 1)
-    if config.num_blocks * len(config.channel_mult) > n_tensors or width > 2**20:
-        raise ValueError(
-            f"the file declares {config.num_blocks} blocks at each of {len(config.channel_mult)} resolutions, up to "
-            f"{width} wide, and has {n_tensors} tensors"
-        )
+def check_tensors(tensors: dict[str, Tensor], where: Path) -> None:
+    """Refuse tensors that no network has: empty ones, and those of other types than torch computes networks in."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHTS or not tensor.numel():
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHTS)
+            raise ValueError(
+                f"{where}: expected weights of {kinds}; {name} is {str(tensor.dtype).removeprefix('torch.')} "
+                f"{tuple(tensor.shape)}"
+            )
+
+
+def restored_levels(levels: Any) -> tuple[float, ...]:
+    """The noise levels of a generator."""
+    result = restore(levels, tuple[float, ...])
+    if len(result) > MOST_LEVELS or not all(0 < level < math.inf for level in result):
+        raise ValueError(f"expected at most {MOST_LEVELS} levels > 0; got {reprlib.repr(levels)}")
+    return result
 
 
 def check(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:

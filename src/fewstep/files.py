@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -280,22 +280,28 @@ SIGNATURES = {
 """How files begin that are found under the name of another kind."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; ValueError names what else a file is."""
+def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; ValueError names what else a file is.
+
+    They are in memory of their own: as parts of a file that is mapped, they would end the process if it is cut off.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(regular(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        with safe_open(regular(path), framework="pt", device=device) as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file") from error
         with path.open("rb") as file:
-            start = file.read(32).lstrip()
+            start = file.read(32)
+        if start[8:9] == b"{":
+            raise ValueError(f"{path} is truncated or corrupt ({error}); restore it from its source") from error
         kind = (
             "empty"
-            if not start
-            else next(kind for signature, kind in SIGNATURES.items() if start.startswith(signature))
+            if not start.strip()
+            else next(kind for signature, kind in SIGNATURES.items() if start.lstrip().startswith(signature))
         )
         raise ValueError(f"{path} is damaged or no safetensors file, but {kind} ({error})") from error
 
@@ -359,11 +365,29 @@ def regular(path: Path) -> Path:
     return path
 
 
+DEEPEST = 100
+"""Of values within values in JSON: what goes through them calls itself, which has a limit of its own."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError if it is not valid, or nested too deeply."""
+    level = [value := json.loads(text)]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in parts(outer)]
+        if not level:
+            return value
+    raise ValueError(f"it has values within values, more than {DEEPEST} deep")
+
+
+def parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def read_json(path: Path) -> Any:
     regular(path)
     try:
         with told_of(path):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); restore it or remove it") from error
 

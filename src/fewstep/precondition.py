@@ -132,6 +132,10 @@ class VE:
         return sigma
 
 
+MOST_STEPS = 100_000
+"""Of iDDPM, whose levels come one from another; published are 1000 and 4000."""
+
+
 @dataclass(frozen=True)
 class IDDPM:
     """Improved DDPM (Nichol & Dhariwal, 2021): F predicts the noise at one of `steps` discrete levels.
@@ -145,6 +149,10 @@ class IDDPM:
     c2: float = 0.008
     steps: int = 1000
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"iDDPM has 2 to {MOST_STEPS} steps; got {self.steps}")
 
     @cached_property
     def levels(self) -> Tensor:

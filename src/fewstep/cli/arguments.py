@@ -40,6 +40,10 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+MOST_YAML = 2**16
+"""Characters of a file of options."""
+
+
 def with_config(argv: Sequence[str]) -> list[str]:
     """Replace `--config FILE` by the options in that YAML file, put first: of an option given twice the last counts."""
     rest: list[str] = []
@@ -60,12 +64,21 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:  # which may be a pipe
+            text = file.read(MOST_YAML + 1)
+        if len(text) > MOST_YAML:
+            raise ValueError(f"it is longer than the {MOST_YAML} characters that options may have")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError("it must map options to values, one a line, such as 'lr: 0.001'")
+        for key, value in node.value:  # before they are made: values that refer to each other can be of any size
+            if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
+                line = key.start_mark.line + 1
+                raise ValueError(f"in line {line}, the value of an option must be a number, a word or true/false")
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must map options to values, one a line, such as 'lr: 0.001'")
-    return values
+        raise ValueError(f"{path} cannot be read as options: {' '.join(str(error).split())}") from error
 
 
 def flags(values: Mapping[str, Any], where: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep import outputs
-from fewstep.convert.snapshot import MAX_DEPTH, state_dict
+from fewstep.convert.snapshot import MAX_DEPTH, apart, state_dict
 from fewstep.convert.source import fetch
 from fewstep.convert.torchscript import is_torchscript, read_torchscript
 from fewstep.convert.unpickle import Record, read
@@ -59,7 +59,7 @@ def published_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         found = {name: tensor for name, tensor in read_tensors(path)[0].items() if tensor.is_floating_point()}
     elif is_torchscript(path):
-        found = dict(script_tensors(read_torchscript(path), "", MAX_DEPTH))
+        found = dict(script_tensors(read_torchscript(path), "", MAX_DEPTH, set()))
     else:
         content = read(path)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
@@ -72,17 +72,22 @@ def published_tensors(path: Path) -> dict[str, Tensor]:
             found = {}
     if not found:
         raise ValueError(f"{path} holds no weights; expected a state dict, a TorchScript archive or NVIDIA's pickle")
-    return found
+    try:
+        return apart(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def script_tensors(record: Record, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def script_tensors(record: Record, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """A module may be named again and again; it is walked once."""
     if depth == 0:
         raise ValueError(f"modules are nested more than {MAX_DEPTH} deep at {prefix[:80]}; no network needs that")
     for name, value in record.state.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             yield f"{prefix}{name}", value
-        elif isinstance(value, Record):
-            yield from script_tensors(value, f"{prefix}{name}.", depth - 1)
+        elif isinstance(value, Record) and id(value) not in seen:
+            seen.add(id(value))
+            yield from script_tensors(value, f"{prefix}{name}.", depth - 1, seen)
 
 
 def inception(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -251,10 +251,14 @@ def codec(encoder: object, where: str) -> Codec:
 
 def state_dict(record: Record) -> dict[str, Tensor]:
     """The tensors of an `nn.Module` by dotted name: parameters, persistent buffers, submodules, in the file's order."""
-    state = dict(tensors(record, "", set(), MAX_DEPTH))
+    return apart(dict(tensors(record, "", set(), MAX_DEPTH)))
+
+
+def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; ValueError if they overlap, for each would take memory of its own where it is copied."""
     stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
     if sum(t.numel() * t.element_size() for t in state.values()) > sum(stored.values()):
-        raise ValueError("the tensors of the network overlap: together they are larger than the data of the file")
+        raise ValueError("the tensors overlap: together they are larger than the data of the file")
     return state
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from fewstep.checkpoint import check, check_extent
+from fewstep.checkpoint import check
 from fewstep.conditional import ConditionalDenoiser, ConditionalDiscriminator, GenerativeDenoiser
 from fewstep.convert.origin import clean, hint, published_teacher, weights_license
 from fewstep.convert.preconditions import PRECONDITIONS, edm2, is_number, number
@@ -27,6 +27,7 @@ from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.extent import check_extent
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.precondition import IDDPM
 
@@ -113,7 +114,7 @@ def to_denoiser(
         del state["u"]
     head = state.get("uncertainty.fourier.freqs")
     with torch.device("meta"):
-        net = build(snapshot, len(state))
+        net = build(snapshot, state)
         uncertainty = Uncertainty(head.numel(), snapshot.normalizations) if head is not None else None
         options: dict[str, Any] = {"precondition": precondition, "uncertainty": uncertainty, "codec": snapshot.codec}
         if snapshot.class_name == "GenerativeDenoiser":
@@ -131,7 +132,7 @@ def to_denoiser(
     return denoiser.eval()
 
 
-def build(snapshot: Snapshot, n_tensors: int) -> Any:
+def build(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
     """The U-Net of a snapshot, whole, with new weights."""
     config, network = BUILT[snapshot.network]
     options = snapshot.options
@@ -141,7 +142,7 @@ def build(snapshot: Snapshot, n_tensors: int) -> Any:
             raise ValueError(f"{wrong[0]} of the network is a {type(options[wrong[0]]).__name__} where bool belongs")
         options = {k: v for k, v in options.items() if k not in TRAINED_WITH}
         options |= {"normalizations": snapshot.normalizations} if snapshot.normalizations > 1 else {}
-    return network(configure(config, options, n_tensors))
+    return network(configure(config, options, state))
 
 
 def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> ConditionalDiscriminator:
@@ -150,7 +151,7 @@ def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> Conditio
         raise ValueError(f"{where} holds a {snapshot.class_name}, not NCVSD's discriminator; read it with to_denoiser")
     state = {rename(name, ""): tensor.contiguous() for name, tensor in snapshot.state.items()}
     with torch.device("meta"):
-        net = PairDiscriminator(build(snapshot, len(state)))
+        net = PairDiscriminator(build(snapshot, state))
     result = ConditionalDiscriminator(net, precondition=edm2(snapshot))
     check(result.state_dict(), state, Path(where))
     result.load_state_dict(state, assign=True)
@@ -192,7 +193,7 @@ def upstream_state_dict(model: Denoiser | ConditionalDiscriminator) -> dict[str,
     return state
 
 
-def configure(kind: type, options: dict[str, object], n_tensors: int) -> Any:
+def configure(kind: type, options: dict[str, object], state: dict[str, Tensor]) -> Any:
     """The frozen configuration for constructor arguments of a file, bounded by the number of tensors that it has."""
     hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
     if unknown := [str(name)[:40] for name in options if name not in known]:
@@ -200,7 +201,7 @@ def configure(kind: type, options: dict[str, object], n_tensors: int) -> Any:
     if "img_resolution" not in options:
         raise ValueError("the file does not say the resolution of its network")
     config = kind(**{name: option(name, value, hints[name]) for name, value in options.items()})
-    check_extent(config, n_tensors)
+    check_extent(config, state)
     return config
 
 

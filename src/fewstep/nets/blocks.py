@@ -166,7 +166,7 @@ class UNetBlock(Block):
         dropout: float = 0.0,
         skip_scale: float = 1.0,
         eps: float = 1e-5,
-        resample_filter: tuple[int, ...] = (1, 1),
+        resample_filter: tuple[float, ...] = (1, 1),
         resample_proj: bool = False,
         adaptive_scale: bool = True,
         init: Init = Init(),

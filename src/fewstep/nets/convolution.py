@@ -88,7 +88,7 @@ class Conv2d(nn.Module):
         bias: bool = True,
         up: bool = False,
         down: bool = False,
-        resample_filter: tuple[int, ...] = (1, 1),
+        resample_filter: tuple[float, ...] = (1, 1),
         fused_resample: bool = False,
         init: Init = Init(),
     ) -> None:

@@ -54,7 +54,7 @@ class SongConfig:
     channel_mult_noise: int = 1
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[int, ...] = (1, 1)
+    resample_filter: tuple[float, ...] = (1, 1)
 
     def __post_init__(self) -> None:
         check_halvings(self.img_resolution, len(self.channel_mult) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.files import kind, listed, read_json, regular
+from fewstep.files import kind, listed, parse_json, read_json, regular
 
 DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
 EFFORT = ("images_per_second", "training_images", "training_seconds")
@@ -102,7 +102,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number, and not an integer beyond all floats."""
+    return isinstance(value, float) or (isinstance(value, int) and type(value) is not bool and abs(value) < 2**1023)
 
 
 def figure_of(value: object) -> float | None:
@@ -168,17 +169,17 @@ def read_log(path: Path) -> Log:
     unreadable = repeated = 0
     for line in regular(path).read_bytes().splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or not is_number(record.get("nimg")):
+        if not isinstance(record, dict) or not is_number(nimg := record.get("nimg")) or not math.isfinite(nimg):
             unreadable += bool(line.strip())
             continue
         # A resumed run starts over from its checkpoint: what was logged beyond it is not part of its history.
-        if records and record["nimg"] < records[-1]["nimg"]:
-            kept = [r for r in records if r["nimg"] < record["nimg"]]
-            repeated += len(records) - len(kept)
-            records = kept
+        if records and nimg < records[-1]["nimg"]:
+            while records and records[-1]["nimg"] >= nimg:
+                records.pop()
+                repeated += 1
         records.append(record)
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
