@@ -147,15 +147,16 @@ def test_files_of_options(tmp_path, monkeypatch, line):
         "": "must map options to values",
         "- 1": "must map options to values",
         "a:\n  b: 1": "option 'a' must be a number, a word or true/false",
-        "? [a]\n: 1": "is not readable as YAML: while constructing a mapping",
-        "a: !!python/object:os.system {}": "could not determine a constructor",
+        "? [a]\n: 1": "option in line 1 must be a number, a word or true/false",
+        "a: !!python/object:os.system {}": "option 'a' must be a number, a word or true/false",
+        "a: !!python/name:os.system x": "could not determine a constructor",
         "untill: 5": "has no option --untill; did you mean --until",
         "until: 2024-01-01": "must be a number, a word or true/false",
     }.items():
         Path("x.yaml").write_text(text)
         assert said in line("train", "digits:teacher", "--out", "r", "--config", "x.yaml")
     Path("x.yaml").write_bytes(b"a: \xff")
-    assert "is not readable as YAML" in line("train", "digits:teacher", "--out", "r", "--config", "x.yaml")
+    assert "cannot be read as options" in line("train", "digits:teacher", "--out", "r", "--config", "x.yaml")
     Path("loop").symlink_to("loop")
     assert "loop" in line("report", "loop")
     assert "loop" in line("train", "digits:teacher", "--out", "r", "--config", "loop")

@@ -74,8 +74,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
             raise ValueError("it must map options to values, one a line, such as 'lr: 0.001'")
         for key, value in node.value:  # before they are made: values that refer to each other can be of any size
             if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
-                line = key.start_mark.line + 1
-                raise ValueError(f"in line {line}, the value of an option must be a number, a word or true/false")
+                name = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"in line {key.start_mark.line + 1}"
+                raise ValueError(f"option {name} must be a number, a word or true/false")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as options: {' '.join(str(error).split())}") from error
