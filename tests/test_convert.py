@@ -284,8 +284,18 @@ class Server(BaseHTTPRequestHandler):
         if self.path == "/chunks":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n12345")
             return
+        if self.path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"12345")
+            return
+        if self.path == "/file":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd")
+            self.end_headers()
+            return
         self.send_response(404 if self.path.startswith("/none.pkl") else 200)
-        self.send_header("Content-Length", "5" if self.path != "/half.pkl" else "9")
+        self.send_header("Content-Length", {"/half.pkl": "9", "/long": "3"}.get(self.path, "5"))
         self.end_headers()
         self.wfile.write(b"12345")
 
@@ -324,6 +334,9 @@ def test_a_download_happens_once(address, tmp_path, monkeypatch):
         ("page.pkl", "/page.pkl answers with a web page; give the address of the file itself"),
         ("none.pkl?token=5ecret", r"/none\.pkl cannot be fetched: HTTP 404 Not Found; check the address"),
         ("away", "not on the web"),
+        ("file", "Redirection to url 'file:///etc/passwd' is not allowed"),
+        ("endless", "/endless does not say how long it is, so that a part would pass for the whole"),
+        ("long", "/long goes on after the 3 bytes that it declares"),
         ("noise", "/noise cannot be fetched: .*noise"),
         ("chunks", "/chunks cannot be fetched: IncompleteRead"),
         ("a b", "/a b cannot be fetched: URL can't contain"),
@@ -333,6 +346,25 @@ def test_a_failed_download_leaves_nothing(address, tmp_path, path, error):
     with pytest.raises((OSError, ValueError), match=error):
         fetch(f"{address}/{path}", cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_downloads_have_limits(address, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr("fewstep.convert.source.time.monotonic", lambda: next(clock))
+    monkeypatch.setenv("FEWSTEP_DOWNLOAD_HOURS", "0.5")
+    with pytest.raises(OSError, match=r"takes longer than 0\.5 hours; set FEWSTEP_DOWNLOAD_HOURS"):
+        fetch(f"{address}/edm.pkl", cache=tmp_path)
+    monkeypatch.setenv("FEWSTEP_DOWNLOAD_HOURS", "2")
+    monkeypatch.setenv("FEWSTEP_DOWNLOAD_GIB", "4e-9")
+    with pytest.raises(OSError, match=r"larger than 4e-09 GiB; set FEWSTEP_DOWNLOAD_GIB"):
+        fetch(f"{address}/edm.pkl", cache=tmp_path)
+    for text in ("none", "0", "nan", "-1"):
+        monkeypatch.setenv("FEWSTEP_DOWNLOAD_GIB", text)
+        with pytest.raises(ValueError, match=f"FEWSTEP_DOWNLOAD_GIB is a number above 0; got '{text}'"):
+            fetch(f"{address}/edm.pkl", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("FEWSTEP_DOWNLOAD_GIB", "inf")
+    assert fetch(f"{address}/edm.pkl", cache=tmp_path).read_bytes() == b"12345"
 
 
 def test_what_is_not_fetched(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import math
 import os
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from fewstep.convert.identify import is_page
 from fewstep.files import cache_folder, new_file
 from fewstep.foreign import public
 
-MAX_BYTES = 32 * 2**30
-"""Of a download; the largest published network has 3 GB."""
+LIMITS = {"FEWSTEP_DOWNLOAD_GIB": 32.0, "FEWSTEP_DOWNLOAD_HOURS": 6.0}
+"""Of one download, in size and in time, by the environment variables that change them; published networks have 6 GB at most."""
 TIMEOUT = 20
 """Seconds without an answer after which a server counts as unreachable."""
+PIECE = 2**20
+BY_HAND = "download it by hand and give the path of the copy"
 HUB = "https://huggingface.co/"
 LOGIN = "it needs a login or consent; download it by hand in a browser and give the path of the copy"
 ADVICE = {401: LOGIN, 403: LOGIN, 404: "check the address, or give the path of a copy"}
@@ -90,28 +95,64 @@ def stated_sha256(headers: Any) -> str | None:
     return match[1] if match else None
 
 
+def limit(name: str) -> float:
+    """The limit that an environment variable sets, or that of `LIMITS`."""
+    text = os.environ.get(name) or str(LIMITS[name])
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise ValueError(f"{name} is a number above 0; got {text!r}")
+    return value
+
+
+def body(response: http.client.HTTPResponse, address: str, *, hashed: bool) -> Iterator[bytes]:
+    """The body of an answer, in pieces; OSError if it is not as long as declared, or beyond the limits.
+
+    Its end must be told from an interruption: by its length, by the last of its chunks, or because its hash is known.
+    """
+    declared, size = response.length, 0
+    most, hours = limit("FEWSTEP_DOWNLOAD_GIB"), limit("FEWSTEP_DOWNLOAD_HOURS")
+    end = time.monotonic() + 3600 * hours
+    while piece := response.read1(PIECE):
+        yield piece
+        size += len(piece)
+        if declared is None and not response.chunked and not hashed:
+            raise OSError(f"{address} does not say how long it is, so that a part would pass for the whole; {BY_HAND}")
+        if max(size, declared or 0) > most * 2**30:
+            raise OSError(f"{address} is larger than {most:g} GiB; set FEWSTEP_DOWNLOAD_GIB if it is meant")
+        if time.monotonic() > end:
+            raise OSError(f"{address} takes longer than {hours:g} hours; set FEWSTEP_DOWNLOAD_HOURS, or {BY_HAND}")
+    if declared is not None and size < declared:
+        raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
+    if declared is not None and goes_on(response):
+        raise OSError(f"{address} goes on after the {declared} bytes that it declares; {BY_HAND}")
+
+
+def goes_on(response: http.client.HTTPResponse) -> bool:
+    """Whether a server sends more than it declared. It was asked to close the connection; one that does not sends no more."""
+    response.length = 1
+    try:
+        return bool(response.read1(1))
+    except (TimeoutError, ConnectionError):
+        return False
+
+
 def download(address: str, target: Path) -> None:
     """Download to a temporary name, check the length and the SHA-256 that the server declared, and rename."""
     redirects = WebOnly()
     opener = urllib.request.build_opener(redirects)
     try:
         with opener.open(address, timeout=TIMEOUT) as response, new_file(target) as partial:
-            declared = int(response.headers.get("Content-Length") or -1)
-            size, digest = 0, hashlib.sha256()
-            with partial.open("wb") as file:
-                while chunk := response.read(1 << 20):
-                    if not size and is_page(chunk[:1024]):
-                        raise OSError(f"{public(address)} answers with a web page; give the address of the file itself")
-                    size += len(chunk)
-                    if size > MAX_BYTES:
-                        raise OSError(
-                            f"{public(address)} is larger than {MAX_BYTES >> 30} GB; download it by hand if it is meant"
-                        )
-                    digest.update(chunk)
-                    file.write(chunk)
-            if declared not in (-1, size):
-                raise OSError(f"{public(address)} broke off after {size} of {declared} bytes; try again")
             stated = stated_sha256(response.headers) or redirects.announced
+            digest, head = hashlib.sha256(), b""
+            with partial.open("wb") as file:
+                for piece in body(response, public(address), hashed=stated is not None):
+                    if len(head) < 1024 and is_page(head := (head + piece)[:1024]):
+                        raise OSError(f"{public(address)} answers with a web page; give the address of the file itself")
+                    digest.update(piece)
+                    file.write(piece)
             if stated not in (None, digest.hexdigest()):
                 raise OSError(
                     f"{public(address)} came with the sha256 {digest.hexdigest()}; its server states {stated}; try again"
