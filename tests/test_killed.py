@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import re
 import signal
 import subprocess
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.endurance import commands
 
 SECONDS = 120.0
 """How long anything may take before a test gives up."""
@@ -69,3 +73,37 @@ def test_pack_takes_its_processes_with_it(tmp_path, kind):
     job = start("data pack x.npz x.zip", tmp_path)
     job.communicate(timeout=SECONDS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npz", "x.zip"]
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    commands.world(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", commands.COMMANDS)
+def test_a_command_loses_nothing(two_versions, kind):
+    """Killed at one of its changes of files, and on a disk that is full at another; `make endurance` tries many."""
+    moments = random.Random(kind)
+    trial = commands.Trial(two_versions, kind)
+    for fault in (0, errno.ENOSPC):
+        trial.faulty(moments.randint(0, 6), fault)
+    trial.clear()
+
+
+def test_a_fault_that_loses_something_is_found(two_versions, monkeypatch):
+    """As a writer would be that removes what is there before it writes."""
+    trial = commands.Trial(two_versions, "export")
+    (trial.folder / "out.safetensors").unlink()
+    with pytest.raises(AssertionError, match=r"lost \['out.safetensors'\]"):
+        trial.check("removed")
+    trial.before()
+    (trial.folder / "out.safetensors").write_bytes(b"half")
+    with pytest.raises(AssertionError, match=r"torn \['out.safetensors'\]"):
+        trial.check("torn")
+    trial.before()
+    (trial.folder / ".out-left").write_text("")
+    with pytest.raises(AssertionError, match=r"the same command again leaves \['.out-left'\]"):
+        trial.check("left")
+    trial.clear()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fewstep import checkpoint
-from fewstep.data import ImageStream, digits
+from fewstep.data import ImageData, ImageStream, digits
 from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, SiD, SiDA
 from fewstep.files import sha256
@@ -29,6 +29,7 @@ from fewstep.train.run import Run, claimed, fit
 from fewstep.train.trainer import Trainer
 from tests import endurance
 from tests.conftest import tiny_net
+from tests.faults import with_fault
 from tests.test_gdd import projected
 
 ADAM = Adam(2e-3)
@@ -323,10 +324,89 @@ def test_another_configuration_is_refused(tmp_path):
     (tmp_path / "run" / "report.html").write_text("of the run that was")
     fit(teacher_run(until=8, batch_size=4), tmp_path / "run", fresh=True)
     fit(teacher_run(until=16, batch_size=4), tmp_path / "run")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no run"):
-        fit(teacher_run(), tmp_path / "full")
+
+
+def test_other_files_do_not_block_a_run(tmp_path):
+    for name in ("slurm-1.out", ".DS_Store", ".run.json.partial-123"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".run.json.partial-0123abcd").mkdir()
+    fit(teacher_run(until=8), tmp_path)
+    assert {"slurm-1.out", ".DS_Store"} <= {p.name for p in tmp_path.iterdir()}
+    assert not [*tmp_path.glob(".run.json*")]
+    checkpoint.save(Denoiser(tiny_net()), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"holds a model \(config.json\); choose another folder"):
+        fit(teacher_run(until=8), tmp_path / "model")
+
+
+def test_a_damaged_record_is_removed_as_advised(tmp_path, capsys):
+    fit(teacher_run(until=24), tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json is not readable as JSON .*; restore it or remove it"):
+        fit(teacher_run(), tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"has snapshots and no run.json, so it may be no run; --fresh does not"):
+        fit(teacher_run(), tmp_path / "run", fresh=True)
+    fit(teacher_run(), tmp_path / "run")
+    assert "has no run.json; going on with its snapshots, checkpoints, samples, log.jsonl" in capsys.readouterr().err
+    fit(teacher_run(), tmp_path / "whole")
+    assert_same(final(tmp_path / "run"), final(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("fault", [0, errno.EIO, errno.ENOSPC])
+def test_a_fault_at_any_moment_of_a_short_run(tmp_path, fault):
+    """Every change of files in turn, the very first ones too, is where the process dies or the call fails."""
+    fit(teacher_run(until=8), tmp_path / "whole")
+    moments = random.Random(fault)
+    for i, number in enumerate([0, 1, 2, 3, *sorted(moments.sample(range(4, 60), 5))]):
+        folder = tmp_path / str(i)
+        with_fault(lambda folder=folder: fit(teacher_run(until=8), folder), number, fault)
+        fit(teacher_run(until=8), folder)
+        assert_same(final(folder), final(tmp_path / "whole"))
+        assert not [p for p in folder.rglob("*") if "partial" in p.name or ".old-" in p.name]
+
+
+def test_a_run_whose_folder_is_removed_ends(tmp_path, monkeypatch):
+    """In one line, and without making the folder again."""
+    for moment in (16, 24):
+        step, folder = Trainer.step, tmp_path / f"run{moment}"
+
+        def removed(trainer, step=step, moment=moment, folder=folder):
+            while trainer.nimg == moment and folder.exists():  # it is written to at the same time
+                shutil.rmtree(folder, ignore_errors=True)
+            return step(trainer)
+
+        monkeypatch.setattr(Trainer, "step", removed)
+        with pytest.raises(ValueError, match="was removed or replaced while this run trained in it; start it again"):
+            fit(teacher_run(checkpoint_seconds=0.0 if moment == 16 else 1e9), folder)
+        monkeypatch.undo()
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_run_where_the_file_system_has_no_locks(tmp_path, monkeypatch, capsys, code):
+    def missing(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with claimed(tmp_path / "run"), pytest.raises(ValueError, match=r"another process trains in .* remove .*\.lock"):
+        fit(teacher_run(), tmp_path / "run")
+    assert "has no locks" in capsys.readouterr().err
+    fit(teacher_run(until=8), tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_data_of_another_name_are_the_same_data(tmp_path):
+    def run(until: int, name: str, shift: int = 0) -> Run:
+        images = np.random.default_rng(shift).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+        torch.manual_seed(0)
+        method = Pretraining(Denoiser(tiny_net(label_dim=0)), DenoisingLoss())
+        return Run(method, ImageStream(ImageData(images, name=name)), {"denoiser": ADAM}, batch_size=8, until=until)
+
+    fit(run(8, "photos"), tmp_path / "run")
+    fit(run(16, "photos-renamed"), tmp_path / "run")
+    assert [int(p.name) for p in saved(tmp_path / "run")][-1] == 16
+    with pytest.raises(ValueError, match=r"belongs to another configuration: data\.sha256 was"):
+        fit(run(24, "photos", shift=1), tmp_path / "run")
 
 
 def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,20 @@ def recover(path: Path) -> None:
                 remove(old)
             else:
                 os.rename(old, path)
+
+
+def tidy(folder: Path) -> None:
+    """Clear a folder and those in it of what killed processes left, and finish their exchanges."""
+    for place, names, _ in os.walk(folder):
+        clear(Path(place))
+        for name in names:
+            if match := re.fullmatch(r"\.(.+)\.old-\w+", name):
+                recover(Path(place, match[1]))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """The path, then the same with -1, -2, ... at its end."""
+    return (path.with_name(f"{path.name}-{i}") if i else path for i in count())
 
 
 def listed(names: Sequence[str]) -> str:

@@ -16,9 +16,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as Written
 
 from fewstep.distributed import rank, world_size
-from fewstep.files import read_json, remove, sha256, sync, write_json, write_tensors
+from fewstep.files import numbered, read_json, remove, sha256, sync, write_tensors
 from fewstep.train.strategies import on_cpu, part
 
 KEPT = 3
@@ -100,10 +99,12 @@ class Checkpoints:
             if rank() == 0:
                 if missing := [name for name in writer.hashes if not (partial / name).exists()]:
                     raise FileNotFoundError(f"{missing[0]} of another rank is not there; all must share the folder")
-                write_json(partial / "state.json", {**about, "shards": writer.hashes})
+                state = json.dumps({**about, "shards": writer.hashes}, indent=2, allow_nan=False)
+                (partial / "state.json").write_text(state)  # which makes no folder that was removed again
+                sync(partial / "state.json")
                 sync(partial)
                 if place.exists():  # damaged, else training would have begun there
-                    place.rename(next(p for p in aside(place) if not p.exists()))
+                    place.rename(next(p for p in numbered(place.with_name(f"{place.name}.damaged")) if not p.exists()))
                 partial.rename(place)
                 sync(self.folder)
                 self.verified[place] = signature(place)
@@ -230,6 +231,10 @@ class Writer(HuggingFaceStorageWriter):
         self.folder = folder
         self.hashes: dict[str, str] = {}
 
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The folder is there, and must not be made again if it was removed."""
+        return plan
+
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Written[list[WriteResult]]:
         results: Written[list[WriteResult]] = Written()
         items = {item.index.fqn: item for item in plan.items}
@@ -252,11 +257,6 @@ class Writer(HuggingFaceStorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         self.hashes = dict(sorted({r.storage_data for some in results for r in some}))  # pyright: ignore[reportArgumentType]
-
-
-def aside(path: Path) -> Iterator[Path]:
-    """Names for a damaged checkpoint."""
-    return (path.with_name(f"{path.name}.damaged" + (f"-{i}" if i else "")) for i in count())
 
 
 def signature(path: Path) -> list[tuple[str, int, int, int]]:

@@ -21,6 +21,7 @@ from fewstep.metrics.catalog import parse
 from fewstep.metrics.protocol import Result, differences
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images
+from fewstep.train.preemption import Watch
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Evaluation:
         """Whether a step from `before` to `nimg` images crosses a multiple of `every`."""
         return before // self.every < nimg // self.every
 
-    def prepare(self, data: Any) -> Callable[[Denoiser], list[Result]]:
-        """A function that measures a denoiser. Networks and statistics of the reference are got here, once.
+    def prepare(self, data: Any) -> Callable[[Denoiser, Watch], list[Result]]:
+        """A function that measures a denoiser, whose images pass through a `Watch`. Networks and statistics of the reference
+        are got here, once.
 
         data: the training images, if there is no other reference.
         """
@@ -63,8 +65,10 @@ class Evaluation:
         if not isinstance(reference, Reference):
             reference = metrics.make_reference(reference, options)
 
-        def measure(denoiser: Denoiser) -> list[Result]:
-            return metrics.evaluate(generated(denoiser, range(self.n), batch_size=self.batch_size), reference, options)
+        def measure(denoiser: Denoiser, watch: Watch) -> list[Result]:
+            images = generated(denoiser, range(self.n), batch_size=self.batch_size)
+            watched = dataclasses.replace(images, make=lambda start: watch(images.make(start)))
+            return metrics.evaluate(watched, reference, options)
 
         return measure
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,60 @@ import torch
 
 from fewstep import checkpoint
 from fewstep.diagnostics import LEVELS
-from fewstep.files import file_place, new_file, regular
+from fewstep.files import file_place, new_file, numbered, regular
 
 
 class Lines:
-    """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped."""
+    """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped.
 
-    def __init__(self, path: Path, nimg: int) -> None:
+    What is damaged is left out, and the file as it was kept beside it; a last line that a kill has torn is written again.
+    check: of a line, beside its `nimg`; raises ValueError.
+    """
+
+    def __init__(self, path: Path, nimg: int, check: Callable[[dict[str, Any]], object] = lambda line: None) -> None:
         self.path = file_place(path)
-        self.kept = [line for line in self.read() if line["nimg"] <= nimg]
-        if path.exists() or self.kept:
-            with new_file(path) as partial:
-                partial.write_text("".join(json.dumps(line) + "\n" for line in self.kept), encoding="utf-8")
+        content = regular(path).read_bytes() if path.exists() else b""
+        *whole, last = content.split(b"\n")
+        lines = [parsed(text, check) for text in whole]
+        if damaged := sum(line is None for line in lines):
+            copy = next(p for p in numbered(path.with_name(f"{path.name}.damaged")) if not p.exists())
+            with new_file(copy) as partial:
+                partial.write_bytes(content)
+            counted = "line that is" if damaged == 1 else "lines that are"
+            print(f"warning: {path} has {damaged} {counted} damaged and left out; as it was: {copy}", file=sys.stderr)
+        self.kept = [line for line in (*lines, parsed(last, check)) if line is not None and line["nimg"] <= nimg]
+        if path.exists() and content != self.text():
+            self.rewrite()
 
-    def read(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in regular(self.path).read_bytes().splitlines() if self.path.exists() else []:
-            try:
-                line = json.loads(text)
-                if not isinstance(line["nimg"], int):
-                    break
-            except (ValueError, LookupError, TypeError, RecursionError):  # torn by a kill; it is written again
-                break
-            lines.append(line)
-        return lines
+    def text(self) -> bytes:
+        return "".join(json.dumps(line) + "\n" for line in self.kept).encode()
+
+    def rewrite(self) -> None:
+        with new_file(self.path) as partial:
+            partial.write_bytes(self.text())
 
     def append(self, line: Mapping[str, Any]) -> None:
         self.kept.append(dict(line))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def amend(self, nimg: int, more: Mapping[str, Any]) -> None:
+        """Add entries to the last line, if it is of this number of images."""
+        if self.kept and self.kept[-1]["nimg"] == nimg:
+            self.kept[-1] |= more
+            self.rewrite()
+
+
+def parsed(text: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:
+    """A line; None if it is damaged."""
+    try:
+        line = json.loads(text)
+        if type(line) is not dict or type(line["nimg"]) is not int:
+            return None
+        check(line)
+        return line
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 class Log:

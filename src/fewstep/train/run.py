@@ -13,24 +13,13 @@ samples/       grids of fixed seeds
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
-import os
-import resource
-import shutil
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import nn
 
 from fewstep import checkpoint
@@ -41,27 +30,23 @@ from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import barrier, device, rank, world_size
-from fewstep.files import read_json, write_json
-from fewstep.generation import gathered, generate
-from fewstep.memory import lacks_memory
+from fewstep.distributed import device, world_size
+from fewstep.files import read_json
 from fewstep.method import Method
-from fewstep.metrics.protocol import Result, parse_results
 from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
-from fewstep.progress import Progress
-from fewstep.report.grid import grid, save_png
 from fewstep.train.checkpoints import KEPT, Checkpoints
 from fewstep.train.checkpoints import load as load_state
 from fewstep.train.contract import check_method
 from fewstep.train.ema import HalfLife, Profile
-from fewstep.train.evaluation import Evaluation, keep_best
-from fewstep.train.identity import describe, differences, digest, environment
-from fewstep.train.log import Lines, Log
+from fewstep.train.evaluation import Evaluation
+from fewstep.train.folder import RECORD, claimed, open_folder
+from fewstep.train.identity import describe, digest
+from fewstep.train.loop import Loop
 from fewstep.train.optim import Adam
-from fewstep.train.preemption import Preempted, stop_signals
+from fewstep.train.snapshots import images_of_grid
 from fewstep.train.strategies import STRATEGIES
-from fewstep.train.trackers import check_trackers, open_trackers
+from fewstep.train.trackers import check_trackers
 from fewstep.train.trainer import Trainer
 from fewstep.train.transfer import Transfer
 
@@ -153,7 +138,7 @@ class Run:
         return {name: digest(self.method.get_submodule(name)) for name in (*lasting, *self.method.copied)}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights: a resumed run must have the same."""
+        """What decides the weights: a resumed run must have the same. micro_batch: None if it follows from the ranks."""
         return {
             "method": describe(self.method),
             "given": self.given,
@@ -163,7 +148,7 @@ class Run:
             "stream": {"seed": self.data.seed, "flip": self.data.flip},
             "optimizers": {name: describe(o) for name, o in self.optimizers.items()},
             "batch_size": self.batch_size,
-            "micro_batch": self.micro_batch or self.batch_size // world_size(),
+            "micro_batch": self.micro_batch,
             "ema": describe(self.ema),
             "seed": self.seed,
             **({"tf32": True} if self.tf32 else {}),
@@ -207,64 +192,6 @@ def check_data(method: Method, stream: ImageStream | LatentStream | LabelStream)
             )
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder, made if it is not there, is this process's for the block; another run in it is refused meanwhile."""
-    if rank() != 0:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process trains in {folder} at this moment; wait for it, stop it, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def open_folder(run: Run, folder: Path, *, fresh: bool) -> None:
-    """Make the run's folder, or find that it is this run's."""
-    record = folder / "run.json"
-    if rank() == 0:
-        replaced = fresh and record.exists()
-        if replaced:
-            for name in ("snapshots", "averages", "checkpoints", "samples", "best", "posthoc", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("log.jsonl", "metrics.jsonl", "best.json", "run.json"):
-                (folder / name).unlink(missing_ok=True)
-        identity = json.loads(json.dumps(run.identity(), allow_nan=False))
-        if record.exists():
-            theirs = read_json(record)
-            known = theirs.get("identity") if isinstance(theirs, dict) else None
-            if run.micro_batch is None and isinstance(known, dict):  # the number of ranks may be another one now
-                identity["micro_batch"] = known.get("micro_batch")
-            found = differences(identity, known)
-            if found:
-                raise ValueError(
-                    f"{folder} belongs to another configuration: {'; '.join(found[:5])}"
-                    + ("" if len(found) <= 5 else f"; and {len(found) - 5} more")
-                    + ". Choose another folder, or start over with --fresh (fresh=True)"
-                )
-        elif any(folder.iterdir()) and not replaced:
-            raise ValueError(f"{folder} is not empty and holds no run (run.json); choose another folder")
-        else:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            about: dict[str, Any] = {
-                "name": run.name,
-                "command": run.command,
-                "started": started,
-                "until": run.until,
-                "transfer": None if run.transfer is None else dataclasses.asdict(run.transfer),
-            }
-            write_json(record, about | environment() | {"identity": identity})
-    barrier()
-
-
 def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     """Train until `run.until` images, in `folder`; returns the averaged product.
 
@@ -277,8 +204,9 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     product = run.method.get_submodule(run.method.product)
     if isinstance(product, Denoiser):  # of which every snapshot has images
         ready(product.codec, device())
-    with claimed(folder):
-        open_folder(run, folder, fresh=fresh)
+    with claimed(folder) as check:
+        open_folder(folder, run.identity(), about(run), fresh=fresh)
+        check()
         if run.compile:
             compile_blocks(run.method)
         if run.recompute is not None:
@@ -288,7 +216,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             run.data,
             run.optimizers,
             batch_size=run.batch_size,
-            micro_batch=read_json(folder / "run.json")["identity"]["micro_batch"],
+            micro_batch=read_json(folder / RECORD)["identity"]["micro_batch"],
             ema=run.ema,
             seed=run.seed,
             tf32=run.tf32,
@@ -296,7 +224,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
             strategies={name: STRATEGIES[run.strategy]() for name in large(run.method)},
         )
         with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
-            before, newest = 0.0, checkpoints.newest()
+            seconds, newest = 0.0, checkpoints.newest()
             if newest is not None:
                 state = load_state(newest, trainer.layout())
                 try:
@@ -305,152 +233,22 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
                     raise ValueError(
                         f"{newest} holds no state of this run ({str(error)[:200]}); remove it, and the one before is used"
                     ) from error
-                before = state["seconds"]
-            if trainer.nimg < run.until:
-                advance(run, trainer, folder, checkpoints, before)
+                seconds = state["seconds"]
+            Loop(run, trainer, folder, checkpoints, seconds).train(check)
         trainer.gather()
     product = trainer.product
     assert isinstance(product, Denoiser)
     return product
 
 
-def advance(run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, before: float) -> None:
-    """Train, log, measure, take snapshots and checkpoints until the end, or until a signal asks to stop."""
-    lead = rank() == 0
-    measure = None if run.evaluation is None else run.evaluation.prepare(run.data.data)
-    log = Log(folder / "log.jsonl", trainer.nimg) if lead else None
-    scores = Lines(folder / "metrics.jsonl", trainer.nimg) if lead else None
-    trackers = (
-        open_trackers(run.track, folder, run.name, read_json(folder / "run.json")["identity"], trainer.nimg)
-        if lead
-        else ()
-    )
-    total = -(-run.until // run.batch_size)
-    log_every = min(100, max(1, total // 100))
-    snapshot_every = max(1, total // max(run.snapshots, 1))
-    started = saved = logged = time.monotonic()
-    logged_nimg = trainer.nimg
-    with Progress(run.name, total=run.until, done=trainer.nimg) as progress, stop_signals() as asked:
-        try:
-            while trainer.nimg < run.until:
-                begun = trainer.nimg
-                try:
-                    logs = trainer.step()
-                except RuntimeError as error:
-                    if not lacks_memory(error):
-                        raise
-                    raise MemoryError(
-                        f"a step in micro-batches of {trainer.micro_batch} images does not fit into the memory of {device()}; "
-                        "try --recompute light, then --recompute 1, then a smaller --micro-batch, if the recipe has it, in "
-                        "another run, then --strategy shard on several GPUs"
-                    ) from error
-                done = trainer.nimg >= run.until
-                now = time.monotonic()
-                results: list[Result] = []
-                measured = done or (run.evaluation is not None and run.evaluation.due(begun, trainer.nimg))
-                pictured = done or trainer.steps % snapshot_every == 0
-                noted = done or measured or trainer.steps % log_every == 0
-                condition = trainer.condition() if noted else {}  # as `gather`, by all ranks
-                if measured or pictured:
-                    trainer.gather()
-                if measure is not None and measured:
-                    assert isinstance(trainer.product, Denoiser)
-                    results = measure(trainer.product)
-                    taken = time.monotonic() - now  # which is no time of training
-                    logged, started = logged + taken, started + taken
-                    if scores is not None:
-                        record(results, scores, run, trainer, folder)
-                if log is not None:
-                    log.add(logs)
-                    if noted:
-                        now = time.monotonic()
-                        rate = (trainer.nimg - logged_nimg) / max(now - logged, 1e-9)
-                        entry = {"nimg": trainer.nimg, "seconds": before + now - started, "images_per_second": rate}
-                        entry |= {"peak_memory_gib": peak_memory_gib(), **condition}
-                        entry |= {r.key: r.value for r in results}
-                        figures = log.write(entry)
-                        check_finite(figures, trainer, folder)
-                        for tracker in trackers:
-                            tracker.log(trainer.nimg, {k: v for k, v in (entry | figures).items() if k != "nimg"})
-                        progress.figures(figures | {r.key: r.value for r in results})
-                        logged, logged_nimg = now, trainer.nimg
-                if pictured:
-                    images = take_snapshot(run, trainer, folder)
-                    for tracker in trackers:
-                        tracker.image(trainer.nimg, "samples", images)
-                stop, due = checkpoints.agree(asked(), time.monotonic() - saved > run.checkpoint_seconds)
-                if done or stop or due:
-                    if log is not None:
-                        check_finite(log.figures(), trainer, folder)
-                    checkpoints.save(trainer.state_dict(), seconds=before + time.monotonic() - started)
-                    saved = time.monotonic()
-                progress.update(trainer.nimg)
-                if stop and not done:
-                    checkpoints.finish()
-                    if lead:
-                        where = f"stopped at {trainer.nimg:,} of {run.until:,} images, which are saved in {folder}"
-                        print(f"{run.name}: {where}; the same command goes on", file=sys.stderr)
-                    raise Preempted
-            checkpoints.finish()
-        finally:
-            for tracker in trackers:
-                tracker.close()
-    barrier()
-
-
-def peak_memory_gib() -> float:
-    """The most memory that this process had at once, in GiB: on a GPU its tensors, else all of it."""
-    if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
-
-
-def record(results: list[Result], scores: Lines, run: Run, trainer: Trainer, folder: Path) -> None:
-    """Append results to `metrics.jsonl`, and keep the product if they are the best so far."""
-    assert run.evaluation is not None and isinstance(trainer.product, Denoiser)
-    earlier = [parse_results(line.get("results"), str(scores.path)) for line in scores.kept]
-    if run.evaluation.best(results, earlier):
-        about = dataclasses.replace(card_of(run, trainer), ema=describe(trainer.averages[0].profile))
-        keep_best(results, trainer.product, folder, about)
-    scores.append({"nimg": trainer.nimg, "results": [r.asdict() for r in results]})
-
-
-def check_finite(figures: dict[str, float], trainer: Trainer, folder: Path) -> None:
-    """Stop a run whose loss is lost, before its checkpoint overwrites a good one."""
-    lost = [key for key, value in figures.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
-    if lost:
-        names = [key for key in lost if "/" not in key] or lost  # the losses, rather than all that is told of them
-        raise ValueError(
-            f"{', '.join(names)} became infinite or undefined before {trainer.nimg:,} images; the last good checkpoint is in "
-            f"{folder / 'checkpoints'}. Lower the learning rate and use another folder"
-        )
-
-
-def card_of(run: Run, trainer: Trainer) -> Card:
-    """The card of a model that the run saves now."""
-    data = run.data.data
-    about = {"name": data.name, "n": len(data), "sha256": data.fingerprint}
-    return dataclasses.replace(run.card, name=run.card.name or run.name, nimg=trainer.nimg, data=about)
-
-
-def take_snapshot(run: Run, trainer: Trainer, folder: Path) -> Image.Image:
-    """Save the averaged product as a model folder, with its other averages, and a grid of images of fixed seeds.
-
-    All ranks make images, and the first one writes. Returns the grid; on the other ranks an empty one.
-    """
-    product, card = trainer.product, card_of(run, trainer)
+def about(run: Run) -> dict[str, Any]:
+    """What the record of a new run says beside its identity."""
+    product = run.method.get_submodule(run.method.product)
     assert isinstance(product, Denoiser)
-    for average in reversed(trainer.averages if rank() == 0 else ()):  # the product last: where it is, the others are
-        first = average is trainer.averages[0]
-        place = folder / ("snapshots" if first else f"averages/{average.profile.name}") / f"{trainer.nimg:012d}"
-        assert isinstance(average.module, Denoiser)
-        checkpoint.save(average.module, place, dataclasses.replace(card, ema=describe(average.profile)))
-    n = max(1, product.num_classes)
-    columns = min(n, 10)
-    label = torch.arange(4 * columns) % n if product.num_classes else None
-    made = list(gathered(generate(product, range(4 * columns), label=label), 4 * columns))
-    if rank() != 0:
-        return Image.new("L", (1, 1))
-    result = grid(np.stack(made), columns=columns)
-    save_png(result, folder / "samples" / f"{trainer.nimg:012d}.png")
-    return result
+    return {
+        "name": run.name,
+        "command": run.command,
+        "until": run.until,
+        "transfer": None if run.transfer is None else dataclasses.asdict(run.transfer),
+        "grid": images_of_grid(product),
+    }

@@ -1,27 +1,37 @@
-"""Where the figures of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen."""
+"""Where the figures of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen.
+
+A tracker never ends a run: what fails in one is a warning, and the run goes on without it. Its record has each step once,
+however often the run was interrupted.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from PIL import Image
 
-from fewstep.files import optional
+from fewstep.files import optional, read_json, write_json
 from fewstep.foreign import public
 from fewstep.launch import launched
 
+T = TypeVar("T")
 PROJECT = "fewstep"
 PACKAGES = {"tensorboard", "wandb", "trackio"}
 """Trackers that are a package of their name."""
+REACH_SECONDS, INIT_SECONDS, CLOSE_SECONDS = 5.0, 20.0, 20.0
+"""How long a service may keep a run waiting: to be found, to begin, to end."""
 
 
 class Tracker(Protocol):
@@ -42,7 +52,7 @@ class TensorBoard:
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> None:
         load("tensorboard", "tensorboard")
         package = load("torch.utils.tensorboard", "tensorboard")
-        self.writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1 if nimg else None)
+        self.writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1)
 
     def log(self, nimg: int, figures: Mapping[str, float]) -> None:
         for key, value in figures.items():
@@ -57,57 +67,112 @@ class TensorBoard:
 
 
 class Hosted:
-    """A run of the project fewstep in a service with the calls of wandb, by the number of training images."""
+    """A run of the project fewstep in a service with the calls of wandb, by the number of training images.
 
-    def __init__(self, package: Any, run: Any) -> None:
+    What a resumed run repeats was sent before, by `sent.json` in the run's folder, and is not sent again.
+    """
+
+    def __init__(self, package: Any, run: Any, folder: Path) -> None:
         self.package, self.run = package, run
+        self.path = folder / "sent.json"
+        self.sent: dict[str, int] = read_json(self.path) if self.path.exists() else {}
 
     def log(self, nimg: int, figures: Mapping[str, float]) -> None:
-        self.run.log(dict(figures), step=nimg)
+        if new := self.first(nimg, figures):
+            self.run.log({key: figures[key] for key in new}, step=nimg)
 
     def image(self, nimg: int, name: str, image: Image.Image) -> None:
-        self.run.log({name: self.package.Image(image.convert("RGB"))}, step=nimg)
+        if self.first(nimg, [name]):
+            self.run.log({name: self.package.Image(image.convert("RGB"))}, step=nimg)
+
+    def first(self, nimg: int, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that have not been sent at so many images, noted before they are."""
+        kind = self.package.__name__
+        new = [key for key in keys if self.sent.get(f"{kind}/{key}", 0) < nimg]
+        if new:
+            self.sent |= {f"{kind}/{key}": nimg for key in new}
+            write_json(self.path, self.sent)
+        return new
 
     def close(self) -> None:
-        self.run.finish()
+        """What is still to be sent may take `CLOSE_SECONDS`; without a network it would take for ever."""
+        ended = threading.Thread(target=self.run.finish, daemon=True)
+        ended.start()
+        ended.join(CLOSE_SECONDS)
+        if ended.is_alive():
+            raise TimeoutError(f"it was still sending after {CLOSE_SECONDS:.0f} s")
 
 
 def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
-    """Weights & Biases; with WANDB_MODE=offline everything stays in the run's folder."""
+    """Weights & Biases. With WANDB_MODE=offline, or where its server cannot be reached, everything stays in the run's folder."""
     package = load("wandb", "wandb")
     # its metadata hold the command as it was typed
-    secret = any(public(word) != word for word in sys.argv)
-    options = {"settings": package.Settings(x_disable_meta=True)} if secret else {}
-    with begun("wandb", "log in with: wandb login, or keep it here with WANDB_MODE=offline"):
-        run = package.init(
-            project=PROJECT,
-            name=name,
-            id=identifier(folder),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-            **options,
-        )
-    return Hosted(package, run)
+    secret = {"x_disable_meta": True} if any(public(word) != word for word in sys.argv) else {}
+    settings = package.Settings(init_timeout=INIT_SECONDS, **secret)
+    options = {"project": PROJECT, "name": name, "id": identifier(folder), "resume": "allow", "dir": str(folder)}
+    options |= {"config": dict(config), "settings": settings}
+    if "WANDB_MODE" in os.environ or reachable(settings.base_url):
+        try:
+            return Hosted(package, package.init(**options), folder)
+        except Exception as error:  # of several kinds, and of no common one
+            warn("wandb", error, "its record stays in the run's folder, for wandb login and wandb sync")
+            package.teardown()
+    else:
+        print(f"warning: {settings.base_url} cannot be reached; wandb's record stays in {folder}", file=sys.stderr)
+    return Hosted(package, package.init(**options, mode="offline"), folder)
+
+
+def reachable(address: str) -> bool:
+    """Whether a server answers within seconds; behind a proxy it is asked by nobody but its own client."""
+    parts = urlsplit(address)
+    if not parts.hostname or getproxies().keys() & {parts.scheme, "all"}:
+        return True
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def trackio(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
     """trackio's local database; a run is known by its name there, hence the identifier in it."""
     package = load("trackio", "trackio")
     unique = f"{name}-{identifier(folder)}"
-    with begun("trackio", "its database is in the folder $TRACKIO_DIR"):
-        run = package.init(project=PROJECT, name=unique, resume="allow", config=dict(config))
-    return Hosted(package, run)
+    return Hosted(package, package.init(project=PROJECT, name=unique, resume="allow", config=dict(config)), folder)
 
 
-@contextmanager
-def begun(tracker: str, advice: str) -> Iterator[None]:
-    """Whatever a service raises when a run begins there as a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:  # each service has its own
-        words = " ".join(str(error).split())[:200]
-        raise ValueError(f"--track {tracker} failed ({type(error).__name__}: {words}); {advice}") from error
+class Guarded:
+    """A tracker that warns of its first failure and is silent from then on."""
+
+    def __init__(self, name: str, begin: Callable[[], Tracker]) -> None:
+        self.name = name
+        self.tracker: Tracker | None = None
+        self.tracker = self.tried(begin)
+
+    def tried(self, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except Exception as error:  # of other people's code, which must not end a run
+            warn(self.name, error, "the run goes on without it; log.jsonl has all of it")
+            self.tracker = None
+        return None
+
+    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
+        if (tracker := self.tracker) is not None:
+            self.tried(lambda: tracker.log(nimg, figures))
+
+    def image(self, nimg: int, name: str, image: Image.Image) -> None:
+        if (tracker := self.tracker) is not None:
+            self.tried(lambda: tracker.image(nimg, name, image))
+
+    def close(self) -> None:
+        if (tracker := self.tracker) is not None:
+            self.tried(tracker.close)
+
+
+def warn(name: str, error: Exception, then: str) -> None:
+    words = " ".join(str(error).split())[:200]
+    print(f"warning: {name} failed ({type(error).__name__}: {words}); {then}", file=sys.stderr)
 
 
 TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
@@ -157,4 +222,4 @@ def open_trackers(
 ) -> tuple[Tracker, ...]:
     """The trackers called `names` for the run `name` in `folder`, which begins or resumes at `nimg` images."""
     check_trackers(names)
-    return tuple(TRACKERS[n](folder, name, config, nimg) for n in dict.fromkeys(names))
+    return tuple(Guarded(n, partial(TRACKERS[n], folder, name, config, nimg)) for n in dict.fromkeys(names))
