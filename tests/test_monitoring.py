@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -379,7 +380,8 @@ class Service(ModuleType):
     def __init__(self, name):
         super().__init__(name)
         self.calls = []
-        self.failure = None
+        self.failure: Exception | None = None
+        self.settings: Any = None
 
     def teardown(self):
         self.calls.append(("teardown",))
@@ -476,7 +478,9 @@ def test_a_tracker_that_fails_never_ends_a_run(tmp_path, monkeypatch, capsys, mo
     monkeypatch.setitem(TRACKERS, "spy", begin)
     fit(short_run(16, track=("spy",)), tmp_path / "run")
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert warned == ["warning: spy failed (RuntimeError: the service is gone); the run goes on without it; log.jsonl has all of it"]
+    assert warned == [
+        "warning: spy failed (RuntimeError: the service is gone); the run goes on without it; log.jsonl has all of it"
+    ]
 
 
 @pytest.mark.parametrize("service", ["wandb"], indirect=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from torch import Tensor
 from fewstep import inverse
 from fewstep.data.codec import Pixels, StabilityVAE, autoencoder
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import rank, sum_over_ranks, world_size
-from fewstep.files import new_file, write_json
+from fewstep.distributed import from_first, rank, sum_over_ranks, world_size
+from fewstep.files import new_file, new_folder, write_json
 from fewstep.inverse import Operator
 from fewstep.inverse.operator import LangevinDiverged
 from fewstep.metrics.image import CONVENTIONS, measures
@@ -100,26 +99,22 @@ class Job:
     batch_size: int
 
 
-def cleared(out: Path) -> None:
-    """Remove an earlier restoration from `out`; ValueError if anything else is there."""
-    there = sorted(p.name for p in out.glob("*"))
-    if not there:
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder for all ranks to fill, which becomes `out`, in place of an earlier restoration, once the block is through.
+
+    ValueError if anything else is there. All ranks leave the block after the last of them has written.
+    """
+    if rank() != 0:
+        yield from_first(out)
         return
-    if "metrics.json" not in there or set(there) - {*FOLDERS, *FILES}:
+    there = sorted(p.name for p in out.glob("*"))
+    if there and ("metrics.json" not in there or set(there) - {*FOLDERS, *FILES}):
         raise ValueError(
             f"{out} holds {', '.join(there[:5])}, which is no whole restoration; choose another folder, or empty it"
         )
-    remove(out)
-
-
-def remove(out: Path) -> None:
-    """Remove what a restoration writes from `out`, and the folder if nothing else is there."""
-    for name in FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
+    with new_folder(out, (*FOLDERS, *FILES)) as partial:
+        yield from_first(partial)
 
 
 def restore_all(

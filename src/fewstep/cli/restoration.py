@@ -117,7 +117,7 @@ def restore(
     from fewstep.distributed import barrier, device, process_group, rank
     from fewstep.files import sha256
     from fewstep.progress import Progress
-    from fewstep.restorations import cleared, pixel_shape, remove, restore_all, write_summary
+    from fewstep.restorations import pixel_shape, replacing, restore_all, write_summary
     from fewstep.restore import Solver, named_preset
 
     with process_group():
@@ -146,18 +146,11 @@ def restore(
             "class": label or "none",
         }
         barrier()  # every rank has read what it restores
-        if rank() == 0:
-            cleared(out)
-        barrier()
-        try:
+        with replacing(out) as place:
             with Progress("restore", total=total, unit="samples") as progress:
-                result = restore_all(denoiser, job, chosen, out, protocol=protocol, progress=progress.update)
+                result = restore_all(denoiser, job, chosen, place, protocol=protocol, progress=progress.update)
             if rank() == 0:
-                write_summary(result, job, out)
-        except Exception:
-            if rank() == 0:
-                remove(out)  # nothing half-written
-            raise
+                write_summary(result, job, place)
         if rank() == 0:
             print(table(result), end="")
             columns = "measurement, samples" + (", mean, deviation" if samples > 1 else "")
