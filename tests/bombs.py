@@ -141,6 +141,21 @@ def back_and_forth(n: int) -> bytes:
     return "".join(f'{{"nimg": {i}, "loss": 1}}\n' for i in numbers).encode()
 
 
+def wide_rows(n: int) -> bytes:
+    """Results of as many models as metrics."""
+    return json.dumps([{"model": "m", "nfe": i, f"metric {i}": 1.0} for i in range(n)]).encode()
+
+
+def own_protocols(n: int) -> bytes:
+    """Evaluations of one model, each with a protocol of its own."""
+    result = {"metric": "fid", "value": 1.0, "n": 9}
+    return json.dumps([result | {"protocol": {"model": "m", "settings": {"k": i}}} for i in range(n)]).encode()
+
+
+def many_keys(n: int) -> bytes:
+    return "".join(f'{{"nimg": {i}, "key {i}": 1}}\n' for i in range(n)).encode()
+
+
 def script_of_modules(depth: int) -> bytes:
     """A TorchScript archive of a module that holds another twice, which holds another twice, and so on."""
     twice = b"(X\x01\0\0\0ah\x00X\x01\0\0\0bh\x00ub"
@@ -188,6 +203,9 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: cifar10(data_batch_1=pickle.dumps({b"data": bytes(60 * MIB)}, 4)),
     ),
     "log": ("log.jsonl", lambda: back_and_forth(100_000)),
+    "keys of a log": ("log.jsonl", lambda: many_keys(50_000)),
+    "metrics of results": ("results.json", lambda: wide_rows(50_000)),
+    "protocols of results": ("a.json", lambda: own_protocols(10_000)),
     "modules in modules": ("x.ts", lambda: script_of_modules(30)),
     "views of one storage": ("x.pt", lambda: views(600)),
     "array": ("x.npz", lambda: zipped({"images.npy": array_file((300, 1024, 1024)) + bytes(300 * MIB)})),
@@ -197,6 +215,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 def read_all() -> Mapping[str, Callable[[Path], object]]:
     """What reads the files of each name."""
     from fewstep.convert.features import published_tensors
+    from fewstep.report.page import write_report
     from fewstep.report.records import read_log
     from tests.fuzz.readers import all_images, entries
 
@@ -204,7 +223,10 @@ def read_all() -> Mapping[str, Callable[[Path], object]]:
         for tensor in [tensor.contiguous() for tensor in published_tensors(path).values()]:
             tensor.sum()
 
-    others = {".jsonl": read_log, ".ts": copied, ".pt": copied}
+    def reported(path: Path) -> None:
+        write_report(path.parent)
+
+    others = {".jsonl": read_log, ".json": reported, ".ts": copied, ".pt": copied}
     return others | {".zip": all_images, ".npz": all_images, ".gz": entries, ".bz2": entries, ".xz": entries}
 
 

@@ -465,3 +465,31 @@ def test_stream_arguments():
     for position, n in ((-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="position >= 0 and n >= 1"):
             ImageStream(array(2)).batch(position, n)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "written"])
+@pytest.mark.parametrize("kind", ["x.npy", "x.npz", "x.zip", "x"])
+def test_data_that_change_while_they_are_used_are_named(tmp_path, kind, damage):
+    """As a part of the file's map, an array that is cut off would end the process."""
+    path, files = tmp_path / kind, {f"{i}.png": encoded(pixels(i, 64)) for i in range(9)}
+    if kind == "x":
+        path.mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+    elif kind == "x.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        array = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+        (np.save if kind == "x.npy" else np.savez)(path, array)
+    data = images(path, memory=0)
+    data.gather(np.arange(9))
+    file = path / "5.png" if kind == "x" else path
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size // 3)
+    else:
+        file.write_bytes(b"\x89PNG" + bytes(file.stat().st_size + 1))
+    with pytest.raises(ValueError, match=re.escape(f"{path}")) as caught:
+        ImageStream(data).batch(0, 9)
+    assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from tests.fuzz import __doc__ as about
-from tests.fuzz.damage import content_like, disturbed, lay, mutated
+from tests.fuzz.damage import content_like, disturbed, lay, mutated, occupied
 from tests.fuzz.readers import Reader, readers
 from tests.fuzz.watch import Watch, memory
 
@@ -72,7 +72,9 @@ def mutate(
         target = rng.choice(reader.targets or tuple(reader.files))
 
         def lay_out(case: Path, target: str = target) -> None:
-            if rng.random() < DISTURBED and not target.endswith(".yaml"):  # which may come through a pipe
+            if reader.outputs and rng.random() < DISTURBED:
+                occupied(lay(case, reader.files) / rng.choice(reader.outputs), rng)
+            elif rng.random() < DISTURBED and not target.endswith(".yaml"):  # which may come through a pipe
                 disturbed(lay(case, reader.files) / target, rng)
             else:
                 lay(case, mutated(reader.files, target, rng, rng.choice(others)))

@@ -20,7 +20,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-STRANGE: tuple[Any, ...] = (None, True, -1, 0, 2**63, 1e308, "", "../../x", "\x00", [], {}, [[[]]], {"kind": "os"})
+from tests.bombs import cifar10, folders, long_headers
+
+STRANGE: tuple[Any, ...] = (
+    *(None, True, -1, 0, 2**63, 1e308, "", "../../x", "\x00", [], {}, [[[]]], {"kind": "os"}),
+    # Legal, but absurd
+    *(1, 2, 4096, 65_536, 10**6, 10**9, 10**400, 1e-300, float("nan"), float("inf"), [1], [1.0] * 2000, [1] * 99),
+)
+DTYPES = {"F32": ("I32", "U32", "C64", "F8_E4M3"), "F64": ("I64", "C64"), "U8": ("I8", "BOOL", "F8_E5M2")}
 NAMES = (
     "../../escaped",
     "/tmp/escaped",
@@ -36,7 +43,9 @@ NAMES = (
 BOMB = 300 * 2**20
 """Bytes that a thousandth of them unfolds to: more than a reader may take at once."""
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(id) show\n%%EOF\n"
+LISTS = b"\x80\x02" + b"]" * 2**22 + b"."
 PROGRAMS = (
+    LISTS,
     b"cos\nsystem\n(S'true'\ntR.",
     b"cbuiltins\neval\n(S'1'\ntR.",
     b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
@@ -153,6 +162,14 @@ def gzipped_bomb(head: bytes = b"") -> bytes:
     return gzip.compress(head + bytes(BOMB))
 
 
+def understated(content: bytes, size: int) -> bytes:
+    """A zip of one member that declares another size, at both places."""
+    data = bytearray(content)
+    for place, at in ((0, 22), (data.rindex(b"PK\x01\x02"), 24)):
+        data[place + at : place + at + 4] = struct.pack("<I", size)
+    return bytes(data)
+
+
 def npy(shape: object, descr: object = "<f4", content: bytes = b"") -> bytes:
     """An array file with any header at all."""
     header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode() + b"\n"
@@ -175,7 +192,12 @@ def repacked(data: bytes, rng: random.Random) -> bytes:
         for other, inside in members.items():
             if other != name or rng.random() < 0.5:
                 file.writestr(other, inside)
-        match rng.randrange(7):
+        match rng.randrange(9):
+            case 7:
+                file.writestr(entry(name + "x"), bytes(2**20), zipfile.ZIP_BZIP2)
+                file.writestr(entry("dataset.json"), b'{"labels": [' + b"[]," * 2**23 + b"[]]}", zipfile.ZIP_DEFLATED)
+            case 8:
+                return understated(zipped_bomb(name, content[:128]), rng.choice((0, 100, len(content))))
             case 0:
                 file.writestr(entry(rng.choice(NAMES) + Path(name).suffix), content)
             case 1:
@@ -234,7 +256,8 @@ def crafted(name: str, data: bytes, rng: random.Random) -> bytes:
     if data[:2] == b"PK":
         return repacked(data, rng)
     if name.endswith((".tar", ".tar.gz")):
-        return rng.choice((retarred(data, rng), gzipped_bomb() if name.endswith("gz") else bytes(2**20)))
+        bombs = (gzipped_bomb(), folders(100_000), long_headers(50), cifar10(data_batch_1=LISTS))
+        return rng.choice((retarred(data, rng), rng.choice(bombs) if name.endswith("gz") else bytes(2**20)))
     if name.endswith(".gz"):
         head = gzip.decompress(data)[:16]
         many = head[:4] + struct.pack(">I", rng.choice((2**28 - 1, 2**27, 2**31))) + head[8:]
@@ -242,11 +265,22 @@ def crafted(name: str, data: bytes, rng: random.Random) -> bytes:
     if name.endswith(".safetensors"):
         size = struct.unpack("<Q", data[:8])[0]
         header, content = json.loads(data[8 : 8 + size]), data[8 + size :]
+        plain = list(json.loads(data[8 : 8 + size]).items())
         node, key = rng.choice(places(header))
         node[key] = rng.choice((*STRANGE, [2**40, 2**40], [0, 2**60], "F64", "BOOL", "F8_E4M3", [len(content)] * 2))
         deep = b"[" * 100_000
+        others = {
+            k: v | {"dtype": rng.choice(DTYPES.get(v.get("dtype"), ("F32",)))} if k[0] != "_" else v for k, v in plain
+        }
+        empty = {k: v | {"shape": [0, *v["shape"]], "data_offsets": [0, 0]} for k, v in plain if k[0] != "_"}
         return rng.choice(
-            (safetensors(header, content), safetensors(deep), safetensors({}, content, rng.choice((2**63, 10**8))))
+            (
+                safetensors(header, content),
+                safetensors(others, content),
+                safetensors(empty),
+                safetensors(deep),
+                safetensors({}, content, rng.choice((2**63, 10**8))),
+            )
         )
     if name.endswith((".json", ".jsonl")):
         choices = (
@@ -258,6 +292,8 @@ def crafted(name: str, data: bytes, rng: random.Random) -> bytes:
             data.replace(b"1", b"1" * 5000),
             data.replace(b"1", b"1e400"),
             data.replace(b'": ', b'": [[[', 1),
+            data.replace(b'": ', b'": ' + b'{"a":' * 950 + b"1" + b"}" * 950 + b', "b": ', 1),
+            data + data[: -len(data) // 2] + data * 200,
             data.replace(b"{", b'{"nimg": 1, "nimg": "x", ', 1),
         )
         return rng.choice(choices)
@@ -270,6 +306,8 @@ def crafted(name: str, data: bytes, rng: random.Random) -> bytes:
                 b"[" * 20_000,
                 b"a: 2001-99-99",
                 b"&a [*a]",
+                b"a0: &a0 {x: 1}\n"
+                + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (i, i, b"*a%d," % (i - 1) * 9) for i in range(1, 9)),
                 b"a: " + b"9" * 10_000,
             )
         )
@@ -285,6 +323,24 @@ def crafted(name: str, data: bytes, rng: random.Random) -> bytes:
             data[:16] + b"\0\0\x7f\xff\0\0\x7f\xff" + data[24:],
         )
     )
+
+
+def occupied(place: Path, rng: random.Random) -> None:
+    """Something else than a regular file, or nothing, where one will be written."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    match rng.randrange(5):
+        case 0:
+            place.symlink_to("/dev/null")
+        case 1:
+            place.symlink_to("../outside")
+        case 2:
+            os.mkfifo(place)
+        case 3:
+            (place / "x").mkdir(parents=True)
+        case 4:
+            place.symlink_to(place.name)
 
 
 def disturbed(place: Path, rng: random.Random) -> None:

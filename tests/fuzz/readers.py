@@ -27,20 +27,23 @@ from fewstep.convert import convert, load_snapshot, read
 from fewstep.convert.features import read_published
 from fewstep.convert.references import open_reference
 from fewstep.convert.torchscript import read_torchscript
-from fewstep.data import ImageData, ImageStream, images
+from fewstep.data import ImageData, ImageStream, Pixels, images
 from fewstep.data.latents import LatentData
 from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source
 from fewstep.denoiser import Denoiser
+from fewstep.generation import default_plan, generate
 from fewstep.metrics import protocol
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.metrics.references import Reference, save_reference
 from fewstep.metrics.sources import from_function, from_path, open_pairs
 from fewstep.metrics.weights import ASSETS, read_weights, save_weights
+from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.precondition import IDDPM, VE, VP
 from fewstep.report.page import write_report
 from fewstep.restore import TASKS
 from fewstep.train.ema import PowerFunction
@@ -54,13 +57,20 @@ from tests.fuzz.damage import archive, tar
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = (1, 8, 8)
+CONFIG = {
+    "shape": [1, 8, 8],
+    "num_classes": 0,
+    "levels": [1.0],
+    "network": {"kind": "x"},
+    "precondition": {"kind": "x"},
+}
 
 
 @dataclass
 class Reader:
     """What reads the files of a folder. targets: the files that are damaged, one at a time; all if there are none.
 
-    share: of the inputs, relative to that of others.
+    share: of the inputs, relative to that of others. outputs: files that are written, where something else may lie.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Reader:
     files: dict[str, bytes] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     share: float = 1.0
+    outputs: tuple[str, ...] = ()
 
 
 def collect(folder: Path) -> dict[str, bytes]:
@@ -124,6 +135,28 @@ def task(name: str, **options: Path) -> None:
     build(name, SHAPE, options.get("mask"), options.get("kernel"), None)
 
 
+def sampled(denoiser: Denoiser) -> None:
+    """One image of whatever loads, in two steps; latents need a VAE, which is not here."""
+    if isinstance(denoiser.codec, Pixels):
+        next(generate(denoiser, [0], plan=default_plan(denoiser, None if denoiser.levels else 2), batch_size=1))
+
+
+def imported(path: Path, **options: Any) -> None:
+    denoiser, _ = convert(path, **options)
+    sampled(denoiser)
+
+
+def loaded(folder: Path) -> None:
+    sampled(checkpoint.load(folder))
+
+
+def inherited(folder: Path) -> None:
+    """The card of a student, as it is written at the first snapshot."""
+    about = checkpoint.card(folder)
+    for card in (about, about.student("x")):
+        card.markdown(CONFIG)
+
+
 def measurement(path: Path) -> None:
     check_measurements(TASKS["box_inpainting"](SHAPE), [path], [read_array(path)])
 
@@ -167,16 +200,20 @@ def models(folder: Path) -> Iterator[Reader]:
     torch.manual_seed(0)
     magnitude_preserving = EDM2UNet(EDM2Config(8, 1, 10, 8, (1, 2), num_blocks=1, attn_resolutions=()))
     small = tiny_net()
+    vp: Any = VP()
     kinds = {
         "DDPM++": Denoiser(small),
+        "iDDPM": Denoiser(ADMUNet(ADMConfig(8, 1, 2, 3, 0, 8, (1, 2), num_blocks=1)), precondition=IDDPM(steps=20)),
+        "VE, student": Denoiser(small, precondition=VE(), levels=(2.5, 0.5)),
+        "VP": Denoiser(small, precondition=vp),
         "EDM2": Denoiser(magnitude_preserving),
         "NCVSD": GenerativeDenoiser(Controlled(magnitude_preserving)),
     }
     for name, denoiser in kinds.items():
         checkpoint.save(denoiser, folder / name, Card(name="tiny", data={"name": "x", "n": 9, "sha256": "0" * 64}))
         files = collect(folder / name)
-        yield Reader(f"model folder, {name}", checkpoint.load, files, ("config.json", "model.safetensors"))
-    yield Reader("card", checkpoint.card, collect(folder / "DDPM++"), ("config.json",))
+        yield Reader(f"model folder, {name}", loaded, files, ("config.json", "model.safetensors"), share=2.0)
+    yield Reader("card", inherited, collect(folder / "DDPM++"), ("config.json",))
     asset = ASSETS["lpips-vgg"]
     state = {f"lin{i}": torch.ones(n) for i, n in enumerate(WIDTHS["vgg"])}
     weights = save_weights(asset, state, "0" * 64, folder).read_bytes()
@@ -199,9 +236,8 @@ def data_sets() -> Iterator[Reader]:
     drawn = {f"a.{kind.lower()}": png((24, 24), kind, "RGB" if kind == "JPEG" else "L") for kind in kinds}
     yield Reader("data check", check, {**drawn, **photos}, tuple(drawn))
     crop = partial(pack, transform="center-crop", resolution="8x8", skip_bad=True, workers=1)
-    yield Reader(
-        "data pack", lambda p: crop(p / "in", p / "out.zip"), {f"in/{name}": data for name, data in drawn.items()}
-    )
+    inputs = {f"in/{name}": data for name, data in drawn.items()}
+    yield Reader("data pack", lambda p: crop(p / "in", p / "out.zip"), inputs, outputs=("out.zip",))
     yield Reader("data stats", lambda p: stats(images(p)), {"a.png": png(), "b.png": png()})
     arrays = {f"{i}.npy": saved(lambda f: np.save(f, np.ones((4, 8, 8), np.uint8))) for i in range(2)}
     yield Reader("images of four channels", all_images, arrays)
@@ -257,9 +293,9 @@ def pickles() -> Iterator[Reader]:
     yield one("TorchScript", read_torchscript, script, "x.pt")
     smallest = min(GOLDEN.glob("*.pkl"), key=lambda p: p.stat().st_size)
     yield one("snapshot", load_snapshot, smallest.read_bytes(), "x.pkl")
-    yield one("hooks", convert, (GOLDEN / "snap-sida-edm2.pkl").read_bytes(), "x.pkl")
-    yield one("state", convert, (GOLDEN / "snap-edm-state.pt").read_bytes(), "training-state-000001.pt")
-    yield one("convert", partial(convert, kind="teacher"), (GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes(), "x.pkl")
+    yield one("hooks", imported, (GOLDEN / "snap-sida-edm2.pkl").read_bytes(), "x.pkl")
+    yield one("state", imported, (GOLDEN / "snap-edm-state.pt").read_bytes(), "training-state-000001.pt")
+    yield one("convert", partial(imported, kind="teacher"), (GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes(), "x.pkl")
 
 
 def records(folder: Path) -> Iterator[Reader]:
@@ -280,7 +316,7 @@ def records(folder: Path) -> Iterator[Reader]:
         "a.png": png(),
         "run/samples/1.png": png(),
     }
-    yield Reader("report", write_report, page)
+    yield Reader("report", write_report, page, outputs=("report.html",))
     yield Reader("rows of a comparison", compare.known_rows, {"results.json": page["results.json"]})
     yield one("log", lambda p: Lines(p, 9), page["run/log.jsonl"], "log.jsonl")
     result = {"metric": "fid", "value": 1.0, "n": 9, "protocol": {"seeds": "0-8", "settings": {"k": 3}}}
@@ -292,7 +328,9 @@ def records(folder: Path) -> Iterator[Reader]:
     files = {name: data for name, data in collect(folder / "run").items() if not name.endswith("README.md")}
     state = tuple(name for name in files if "snapshots" not in name and "averages" not in name)
     yield Reader("run that is over", partial(run, until=8), files, state)
-    yield Reader("run that goes on", run, files, state, share=0.2)
+    yield Reader(
+        "run that goes on", run, files, state, share=0.2, outputs=("log.jsonl", "run.json", "snapshots", "best")
+    )
     kept = {name: data for name, data in files.items() if name.startswith(("snapshots", "averages"))}
     yield Reader("snapshots", lambda p: reconstruct(p, [0.07]), kept)
 

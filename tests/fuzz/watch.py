@@ -85,6 +85,8 @@ class Watch:
             return  # the library imports a module of its own the first time that it needs it
         if event == "exec" and sys._getframe(1).f_code.co_filename == typing.__file__:
             return  # an annotation of ours
+        if event == "ctypes.dlopen" and args[0] is None:
+            return  # the program itself, for a call of the system that Python lacks
         if event in CODE or event.startswith(("socket.", "ctypes.dlopen")):
             self.seen.append(f"{event} {args!r:.200}")
         elif event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):

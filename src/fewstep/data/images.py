@@ -49,6 +49,8 @@ class ImageData:
         file: Path | None = None,
     ) -> None:
         self.name, self._file = name, file
+        # Where an array is a part of its file's map, the end of the file is the end of the process.
+        self._stat = None if file is None or not isinstance(images, np.memmap) else changes(file)
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
                 raise ValueError(f"{name}: expected images uint8 (N, C, H, W); got {images.dtype} {images.shape}")
@@ -112,19 +114,25 @@ class ImageData:
         return self.gather(np.array([i % self._n]))[0]
 
     def gather(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """The images at `index` (n,), uint8 (n, C, H, W)."""
+        """The images at `index` (n,), uint8 (n, C, H, W). Raises ValueError, too, if the file of an array has changed."""
+        self._check_unchanged()
         if self._cache is None:
             return np.stack([self._pixels(int(i)) for i in index])
         return self._keep(self._cache, index)[index]
 
     def decoded(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, C, H, W): a view on what is kept in memory, not to be written to."""
+        self._check_unchanged()
         if self._cache is None:
             size = self._n * int(np.prod(self.shape))
             raise ValueError(f"{self.name}: {size} bytes of images do not fit into memory={self.memory}; raise it")
         view = self._keep(self._cache, np.arange(self._n)).view()
         view.flags.writeable = False
         return view
+
+    def _check_unchanged(self) -> None:
+        if self._file is not None and self._stat is not None and changes(self._file) != self._stat:
+            raise ValueError(f"{self._file}: the file has changed since it was opened; begin again with what it is now")
 
     def _keep(self, cache: NDArray[np.uint8], index: NDArray[np.integer]) -> NDArray[np.uint8]:
         for i in index[~self._known[index]]:
@@ -160,6 +168,12 @@ class ImageData:
                 f"{pixels.shape}; {EQUAL}"
             )
         return pixels if i == 0 else np.broadcast_to(pixels, self.shape)
+
+
+def changes(file: Path) -> tuple[int, int]:
+    """What becomes another if a file is written to."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:

@@ -16,16 +16,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data import images as open_images
 from fewstep.data.arrays import IMAGES, array_names, member
-from fewstep.files import new_file, sha256
+from fewstep.files import new_file, parse_json, sha256
 from fewstep.metrics.sources import Images
 
 V = TypeVar("V")
 Features = tuple[str, str]
 """Extractor and part, such as ("inception", "features")."""
+STATISTICS, ABOUT = 64 * 2**20, 4 * 2**20
+"""Bytes, as float64, of an array in a smaller file; those of its description."""
 FORMAT = "fewstep reference 1"
 
 
@@ -104,7 +107,7 @@ def load_reference(path: Path) -> Reference:
     """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
     try:
         names = array_names(path)
-        about = json.loads(str(member(path, "about"))) if "about" in names else None
+        about = description(member(path, "about")) if "about" in names else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
@@ -127,6 +130,12 @@ def load_reference(path: Path) -> Reference:
     return Reference(path.stem, digest, None, Lazy(moments), {}, images, {"inception": None})
 
 
+def description(array: NDArray[Any]) -> Any:
+    if array.nbytes > ABOUT or array.dtype.kind != "U" or array.ndim:
+        raise ValueError(f"its description is {array.dtype} {array.shape}, which is no text or too long a one")
+    return parse_json(str(array))
+
+
 def own(path: Path, names: set[str], about: dict[str, Any]) -> Reference:
     moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
     samples: dict[Features, Callable[[], Tensor]] = {}
@@ -142,7 +151,7 @@ def own(path: Path, names: set[str], about: dict[str, Any]) -> Reference:
 
 def reader(path: Path, name: str) -> Callable[[], Tensor]:
     def read() -> Tensor:
-        array = np.array(member(path, name))  # a copy: what is mapped is read-only
+        array = numbers(path, name)
         if array.ndim != 2 or not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} must be finite features (N, D); it has the shape {array.shape}")
         return torch.from_numpy(array)
@@ -151,11 +160,27 @@ def reader(path: Path, name: str) -> Callable[[], Tensor]:
 
 
 def gaussian(path: Path, mean: str, cov: str) -> Callable[[], tuple[Tensor, Tensor]]:
-    return lambda: check_moments(np.array(member(path, mean)), np.array(member(path, cov)), str(path))
+    return lambda: check_moments(numbers(path, mean), numbers(path, cov), str(path))
+
+
+def numbers(path: Path, name: str) -> NDArray[Any]:
+    """An array of real numbers, as a copy, since what is mapped is read-only. Statistics hardly compress."""
+    array = member(path, name)
+    check_real(array, f"{path}: {name}")
+    if 8 * array.size > max(STATISTICS, 8 * path.stat().st_size):
+        raise ValueError(f"{path}: {name} has {array.size} numbers, in a file of {path.stat().st_size} bytes")
+    return np.array(array)
+
+
+def check_real(array: NDArray[Any], where: str) -> None:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{where} must be real numbers; it is {array.dtype}")
 
 
 def check_moments(mean: Any, cov: Any, where: str) -> tuple[Tensor, Tensor]:
     """Mean and covariance in float64, if they are of one dimension, finite and symmetric."""
+    for array in (mean, cov):
+        check_real(np.asarray(array), f"{where}: a mean or covariance")
     m, s = (np.asarray(a, dtype=np.float64) for a in (mean, cov))
     if m.ndim != 1 or s.shape != (len(m), len(m)):
         raise ValueError(f"{where}: expected a mean (D,) and a covariance (D, D); got {m.shape} and {s.shape}")

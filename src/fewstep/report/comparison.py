@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,9 @@ FALLING = {"fd", "fid", "kid", "lpips", "mse"}
 RISING = {"is", "precision", "recall", "psnr", "ssim", "density", "coverage"}
 LABELLED = 16
 """Points of a chart up to which each is labelled with its value."""
+
+CELLS = 2_000_000
+"""Of the table of results, by metrics."""
 
 Cell = Callable[[Result], str]
 
@@ -69,17 +73,24 @@ def results_table(results: Sequence[Result]) -> str:
     """The rows with all that qualifies their numbers; what their protocols share is told once."""
     if not results:
         return ""
-    protocols: list[dict[str, Any]] = []
+    names = metric_names(results)
+    if len(results) * len(names) > CELLS:
+        raise ValueError(
+            f"{len(results)} results with {len(names)} metrics are more than a table shows; the first is "
+            f"{results[0].folder / 'results.json'}"
+        )
+    known: dict[str, dict[str, Any]] = {}
+    keys = {id(result): json.dumps(result.protocol, sort_keys=True) for result in results}
     for result in results:
-        if result.protocol not in protocols:
-            protocols.append(result.protocol)
+        known.setdefault(keys[id(result)], result.protocol)
+    protocols = list(known.values())
     letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(protocols))]
     columns: list[tuple[str, str, Cell]] = [
         ("model", "text", column("model", spoken)),
         ("method", "text", column("method", spoken)),
         ("sampler", "text", column("sampler", spoken)),
         ("NFE", "", column("nfe", count)),
-        *((words(name), "metric", column(name, measurement)) for name in metric_names(results)),
+        *((words(name), "metric", column(name, measurement)) for name in names),
         ("n", "", column("n", count)),
         ("seeds", "", column("seeds", spoken)),
         ("images/s", "", column("images_per_second", number)),
@@ -87,7 +98,8 @@ def results_table(results: Sequence[Result]) -> str:
         ("training time", "", column("training_seconds", time)),
     ]
     if len(protocols) > 1:
-        columns.append(("protocol", "", lambda result: letters[protocols.index(result.protocol)]))
+        places = dict(zip(known, letters, strict=True))
+        columns.append(("protocol", "", lambda result: places[keys[id(result)]]))
     columns = [(name, kind, cell) for name, kind, cell in columns if any(cell(result) for result in results)]
     head = "".join(f'<th class="{kind}" scope="col">{escape(name)}</th>' for name, kind, _ in columns)
     rows = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,8 @@ def read_evaluation(path: Path) -> list[Result]:
     In a run folder the model has the title of the run.
     """
     rows: list[dict[str, Any]] = []
+    alike: dict[str, list[dict[str, Any]]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     of_a_run = (path.parent / "run.json").is_file()
     for result in read_results(path):
         metric, value, n, protocol = (result.row.get(key) for key in ("metric", "value", "n", "protocol"))
@@ -146,10 +150,13 @@ def read_evaluation(path: Path) -> list[Result]:
         if of_a_run and "model" in told:
             told["model"] = titled(str(told["model"]), path.parent)
         told |= {"n": n, "protocol": protocol}
-        same = [row for row in rows if metric not in row and told.items() <= row.items()]
-        if not same:
+        key = json.dumps(told, sort_keys=True)
+        same = alike.setdefault(key, [])
+        if seen[key, metric] == len(same):  # repeated measurements have a row each
+            same.append(told)
             rows.append(told)
-        (same or rows)[-1][metric] = value
+        same[seen[key, metric]][metric] = value
+        seen[key, metric] += 1
     return [Result(row, path.parent) for row in rows]
 
 
@@ -161,6 +168,10 @@ def find_evaluations(folder: Path) -> list[Path]:
 def begins_with_a_figure(path: Path) -> bool:
     with path.open("rb") as file:
         return re.match(rb'\[\s*\{\s*"metric"', file.read(64)) is not None
+
+
+MOST_KEYS = 5000
+"""Of a log, each of which is drawn."""
 
 
 def read_log(path: Path) -> Log:
@@ -186,6 +197,8 @@ def read_log(path: Path) -> Log:
         for key, value in record.items():
             if key not in ("nimg", "seconds") and (y := figure_of(value)) is not None:
                 points.setdefault(key, []).append((float(record["nimg"]), y))
+    if len(points) > MOST_KEYS:
+        raise ValueError(f"{path}: a log has at most {MOST_KEYS} numbers by name; this one has {len(points)}")
     curves = {key: Curve(*np.array(pairs).T) for key, pairs in points.items()}
     times = [(float(r["nimg"]), float(r["seconds"])) for r in records if is_number(r.get("seconds"))]
     return Log(curves, Curve(*np.array(times).reshape(-1, 2).T), unreadable, repeated)
