@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -26,7 +25,6 @@ from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import generator_of
 from fewstep.distributed import device
 from fewstep.method import Method
-from fewstep.nets import features
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.features import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
@@ -35,9 +33,10 @@ Make = Callable[[Denoiser], Method]
 
 
 def gdd(teacher: Denoiser) -> GDD:
-    untrained = lambda name, _: (NETWORKS[name]().eval().requires_grad_(False), "untrained")  # noqa: E731
-    with patch.object(features, "open_network", untrained):
-        networks = [PretrainedFeatures(each, "hub", dtype=teacher.dtype) for each in (VGG, EFFICIENTNET)]
+    networks = [
+        PretrainedFeatures(each, NETWORKS[each.name]().eval().requires_grad_(False), "untrained", dtype=teacher.dtype)
+        for each in (VGG, EFFICIENTNET)
+    ]
     return GDD(teacher, ProjectedDiscriminator(networks))
 
 

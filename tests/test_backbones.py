@@ -132,7 +132,7 @@ def test_weights_of_a_file_a_folder_or_an_asset(folder, state, tmp_path):
             assert (
                 torch.equal(a, b) if weights != tmp_path / "half" else torch.allclose(a, b, atol=0.1 * float(b.std()))
             )
-    network = PretrainedFeatures(EFFICIENTNET, folder, size=32)
+    network = PretrainedFeatures(EFFICIENTNET, *open_network(NAME, folder), size=32)
     assert (network.name, network.channels) == (f"{NAME} (sha256 {sha256(file)})", (24, 40, 112, 320))
 
 
@@ -175,7 +175,7 @@ def test_the_weights_of_another_network_are_refused(folder):
         (b"", "but empty"),
         (b"abc" * 100, "but of an unknown kind"),
         ("zip", "but a zip archive, such as torch.save writes"),
-        ("half", "damaged or no safetensors file"),
+        ("half", "truncated or corrupt"),
     ],
 )
 def test_other_files_under_the_name_are_named(folder, content, words):

@@ -40,11 +40,23 @@ from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import toy
 from tests.conftest import tiny_net
-from tests.test_projected import SHA256
-from tests.test_projected import backbones as backbones
+from tests.test_projected import SHA256, FakeNetwork
 from tests.test_recipes import pack
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def backbones(monkeypatch):
+    """Fake networks in the place of the published ones; the list of those that were asked for."""
+    calls = []
+
+    def open_network(name, weights):
+        calls.append((name, weights))
+        return FakeNetwork(name).eval().requires_grad_(False), SHA256
+
+    monkeypatch.setattr("fewstep.convert.features.open_network", open_network)
+    return calls
 
 
 def projected(denoiser, *, classes=10, seed=0) -> Any:

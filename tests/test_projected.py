@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewstep.nets import features
 from fewstep.nets.features import (
     DEIT,
     EFFICIENTNET,
@@ -53,50 +52,41 @@ class FakeNetwork(nn.Module):
         ]
 
 
-@pytest.fixture
-def backbones(monkeypatch):
-    """Fake networks in the place of the published ones; the list of those that were asked for."""
-    calls = []
-
-    def open_network(name, weights):
-        calls.append((name, weights))
-        return FakeNetwork(name).eval().requires_grad_(False), SHA256
-
-    monkeypatch.setattr(features, "open_network", open_network)
-    return calls
+def pretrained(backbone: Backbone) -> Any:
+    """The features of a backbone through a network that answers with the right shapes."""
+    return PretrainedFeatures(backbone, FakeNetwork(backbone.name).eval().requires_grad_(False), SHA256)
 
 
-def test_the_published_backbones(backbones):
+def test_the_published_backbones():
     """Channels and sizes of the specification; frozen, in evaluation mode whatever the player does."""
     for backbone, channels, sides in (
         (EFFICIENTNET, (24, 40, 112, 320), (56, 28, 14, 7)),
         (VGG, (128, 256, 512, 512), (112, 56, 28, 14)),
         (DEIT, (96, 192, 384, 768), (56, 28, 14, 7)),
     ):
-        network: Any = PretrainedFeatures(backbone, "hub").train()
+        network = pretrained(backbone).train()
         found = network(torch.zeros(2, 3, 32, 32))
         assert network.channels == channels
         assert [tuple(f.shape) for f in found] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
-        assert backbones[-1] == (backbone.name, "hub")
         assert network.name == f"{backbone.name} (sha256 {SHA256})"
         assert not network.net.was_training
         assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_the_input_of_a_backbone(backbones):
+def test_the_input_of_a_backbone():
     """[-1, 1] -> [0, 1] -> normalised -> enlarged to 224 without aligned corners; grey as RGB; larger images as they are."""
     x = torch.rand(2, 3, 8, 8) * 2 - 1
-    network: Any = PretrainedFeatures(VGG, "hub")
+    network = pretrained(VGG)
     network(x)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = F.interpolate((x / 2 + 0.5 - mean) / std, (224, 224), mode="bilinear", align_corners=False)
     assert torch.allclose(network.net.seen, expected, atol=1e-5)
     network(torch.zeros(1, 1, 256, 256))
     assert network.net.seen.shape == (1, 3, 256, 256)
-    vit: Any = PretrainedFeatures(DEIT, "hub")
+    vit = pretrained(DEIT)
     vit(torch.zeros(1, 3, 256, 256))
     assert vit.net.seen.shape == (1, 3, 224, 224)
-    efficient: Any = PretrainedFeatures(EFFICIENTNET, "hub")
+    efficient = pretrained(EFFICIENTNET)
     efficient(x)
     assert torch.allclose(efficient.net.seen, F.interpolate(x, (224, 224), mode="bilinear"), atol=1e-5)
     with pytest.raises(ValueError, match="grey or RGB images; got 4 channels"):
@@ -118,15 +108,16 @@ class Small(nn.Module):
         return [fine, self.norm1(self.deep(fine)).relu()]
 
 
-def test_discriminator_in_bfloat16(monkeypatch):
+def test_discriminator_in_bfloat16():
     """Features have the precision, logits float32; both, the slope in the image and the penalty's gradient are near float32's."""
-    monkeypatch.setattr(features, "open_network", lambda *_: (Small().eval().requires_grad_(False), SHA256))
     torch.manual_seed(0)
     x = torch.rand(8, 3, 32, 32) * 2 - 1
 
     def judged(dtype) -> Any:
         torch.manual_seed(0)
-        network = PretrainedFeatures(Backbone("small", HALF, HALF), "hub", size=32, dtype=dtype)
+        network = PretrainedFeatures(
+            Backbone("small", HALF, HALF), Small().eval().requires_grad_(False), SHA256, size=32, dtype=dtype
+        )
         judge: Any = ProjectedDiscriminator([network], num_classes=2, width=16)
         assert all(f.dtype == dtype for f in network(x))
         image = x.clone().requires_grad_()

@@ -7,14 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.convert.features import open_network
 from fewstep.denoiser import Denoiser
 from fewstep.nets.layers import Frozen, activations
 from fewstep.precision import lower
@@ -59,7 +57,8 @@ DEIT = Backbone("deit_base_distilled_patch16_224", **IMAGENET, tokens=(96, 192, 
 class PretrainedFeatures(Frozen):
     """A backbone with its published weights; its name has the SHA-256 of their file.
 
-    weights: see `fewstep.convert.features.open_network`. size: the side to which smaller images are enlarged first,
+    net, digest: the network with its weights and that hash, as `fewstep.convert.features.open_network` returns them.
+    size: the side to which smaller images are enlarged first,
     bilinearly; a transformer takes this size alone. seed: of the frozen convolutions behind a transformer. dtype: in
     which its products are computed; the features have it, and what looks at them computes in it.
     """
@@ -70,14 +69,15 @@ class PretrainedFeatures(Frozen):
     def __init__(
         self,
         backbone: Backbone,
-        weights: Path | Literal["hub"],
+        net: nn.Module,
+        digest: str,
         *,
         size: int = 224,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.net, digest = open_network(backbone.name, weights)
+        self.net = net
         self.size, self.exactly, self.dtype = size, bool(backbone.tokens), dtype
         self.name = f"{backbone.name} (sha256 {digest})"
         lower(self.net, dtype)

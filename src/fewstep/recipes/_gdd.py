@@ -75,6 +75,7 @@ def distil(
     """
     import torch
 
+    from fewstep.convert.features import open_network
     from fewstep.distill.gdd import GDD, check_start
     from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
@@ -95,7 +96,7 @@ def distil(
     first = {"vgg": (VGG,), "deit": (DEIT,), "lite": ()}[backbone or usual]
     backbones = (*first, EFFICIENTNET)
     torch.manual_seed(seed)
-    networks = [PretrainedFeatures(each, place, seed=seed, dtype=sight) for each in backbones]
+    networks = [PretrainedFeatures(each, *open_network(each.name, place), seed=seed, dtype=sight) for each in backbones]
     judge = ProjectedDiscriminator(networks, num_classes=denoiser.num_classes, seed=seed)
     method = GDD(denoiser, judge, freeze=FREEZE[freeze], r1=r1_gamma, r1_every=R1_EVERY, loss_scale=batch_size / GPUS)
     words = ("GDD", "GDD-I")[freeze] if freeze < 2 else f"GDD, freeze {freeze}"

@@ -128,7 +128,7 @@ class Trainer:
             for p in params:
                 p.requires_grad_(True)
         self.projected = {name: constrained(self.player(name)) for name in players}
-        self.settings = dict(optimizers)
+        self.settings: dict[str, Any] = dict(optimizers)
         self.seen = {name: alike(params) for name, params in self.params.items()}
         self.optimizers = {name: make(self.seen[name]) for name, make in optimizers.items()}
         self.scalers = {name: loss_scaler(self.device, settings.loss_scale) for name, settings in optimizers.items()}
