@@ -66,6 +66,7 @@ def test_seeds():
 def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits:teacher", "--until", "256", "--out", "runs/teacher"]) == 0
+    assert "digits: 1,797 images of shape (1, 8, 8), 10 classes: 0, 1, 2, 3, 4, ...\n" in capsys.readouterr().out
     config = tmp_path / "sid.yaml"
     config.write_text("until: 512\nalpha: 1.0\n")
     distill = ["distill", "digits:sid", "--config", "sid.yaml", "--teacher", "runs/teacher", "--until", "128"]

@@ -154,6 +154,15 @@ def test_an_address_is_as_good_as_a_folder(fake, model, tmp_path, monkeypatch, c
     assert fake.calls[-1] == ("me/tiny", None, True)
 
 
+def test_a_vae_of_this_machine_is_not_published(fake, model, tmp_path, capsys):
+    """`convert --vae FOLDER` records the folder, which others do not have and which may say who its user is."""
+    config = json.loads((model / "config.json").read_text())
+    codec = {"kind": "StabilityVAE", "vae": str(tmp_path / "me" / "vae")}
+    (model / "config.json").write_text(json.dumps(config | {"codec": codec}))
+    assert "names its VAE by a folder of this machine" in fails(capsys, "push", str(model), "me/tiny")
+    assert not (fake.root / "me" / "tiny").exists()
+
+
 def test_what_the_hub_refuses_is_explained(fake, model, tmp_path, capsys):
     target = str(tmp_path / "x")
     assert "no such model, or it is private; log in" in fails(capsys, "pull", "me/private", target)

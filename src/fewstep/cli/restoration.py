@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -332,6 +333,12 @@ def choose_labels(denoiser: Denoiser, data: Any, label: str | None, n: int) -> l
             "none"
         )
     if label == "none":
+        if not denoiser.knows_no_class:
+            print(
+                "fewstep: warning: --class none: this model was trained with classes alone (label_dropout 0), and its "
+                "predictions without one are unreliable; give --class NUMBER or data",
+                file=sys.stderr,
+            )
         return None
     if label == "data":
         known = getattr(data, "labels", None)

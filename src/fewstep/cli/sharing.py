@@ -37,6 +37,12 @@ def push(
 
     address = hub.parse(repository)
     folder = model_folder(model)
+    vae = str(read_config(folder)["codec"].get("vae", ""))
+    if vae and (Path(vae).exists() or vae.count("/") != 1):
+        raise ValueError(
+            f"{folder} names its VAE by a folder of this machine, {vae!r}, which nobody else has; write the folder anew "
+            "without --vae, and name the VAE where the model is used"
+        )
     load(folder)  # nothing that is damaged is published
     about = card(folder)
     if license is not None and about.license not in (UNSTATED, license):

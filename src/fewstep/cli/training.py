@@ -110,10 +110,20 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
             taken = start_from(run, given["transfer"])
             if rank() == 0:
                 print(taken)
+        if rank() == 0:
+            print(summary(run.data.data))
         fit(run, given["out"], fresh=given["fresh"])
         if rank() == 0:
             next_one = next_step("sample", given["out"], "--grid", "grid.png")
             print(f"{given['out']}: trained to {card(given['out']).nimg:,} images; {next_one}")
+
+
+def summary(data: Any) -> str:
+    """What a run learns from: how many images, of which shape and classes."""
+    from fewstep.data.classes import class_list
+
+    classes = class_list(data.num_classes, getattr(data, "class_names", None)) if data.num_classes else "no classes"
+    return f"{data.name}: {len(data):,} images of shape {tuple(data.shape)}, {classes}"
 
 
 def compare(

@@ -53,8 +53,8 @@ def check_extent(config: Any, tensors: Mapping[str, Tensor]) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         if len(numbers) > LONGEST or any(isinstance(n, int) and not -WIDEST <= n <= WIDEST for n in numbers):
             raise ValueError(f"{name} is out of any range")
-    if min(config.img_resolution, config.model_channels, *config.channel_mult, config.num_blocks) < 1:
-        raise ValueError("a network has at least one pixel, channel and block")
+    if min(config.img_resolution, config.model_channels, *config.channel_mult) < 1 or config.num_blocks < 0:
+        raise ValueError("a network has at least one pixel and channel, and no negative number of blocks")
     width = config.model_channels * max(config.channel_mult) * (config.channel_mult_emb or 1)
     if config.num_blocks * len(config.channel_mult) > n_tensors or width > WIDEST:
         raise ValueError(
