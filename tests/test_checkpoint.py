@@ -196,6 +196,8 @@ def test_empty_weights_are_refused(denoiser, tmp_path):
         ({"network__in_channels": 10**30}, "in_channels is out of any range"),
         ({"network__attn_resolutions": [1] * 100}, "attn_resolutions is out of any range"),
         ({"network__channel_mult": [1, "2"]}, "expected int; got '2'"),
+        ({"network__resample_filter": [1]}, r"an even number of taps, whose sum is not 0; got \(1.0,\)"),
+        ({"network__resample_filter": [1, -1]}, "an even number of taps, whose sum is not 0"),
         ({"network__model_channels": 0}, "at least one pixel, channel and block"),
         ({"network__dropout": float("nan")}, "expected float; got nan"),
         ({"network__encoder_type": "other"}, "expected .*Literal.*; got 'other'"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import Features, SamplingDefaults
 from fewstep.nets.blocks import Block
 from fewstep.nets.convolution import conv2d
-from fewstep.nets.layers import accurate, attention, check_halvings, dropout, lowered, one_hot
+from fewstep.nets.layers import accurate, attention, check_halvings, check_taps, dropout, lowered, one_hot
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
@@ -136,6 +136,7 @@ class EDM2Config:
 
     def __post_init__(self) -> None:
         check_halvings(self.img_resolution, len(self.channel_mult) - 1)
+        check_taps(self.resample_filter)
 
     @property
     def noise_channels(self) -> int:

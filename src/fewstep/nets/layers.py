@@ -8,7 +8,7 @@ in forward mode: where a fused kernel cannot, the same formula runs in plain ope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
@@ -151,6 +151,11 @@ def check_halvings(resolution: int, halvings: int) -> None:
             f"a network with {halvings + 1} resolutions halves the image {halvings} times; "
             f"{resolution} pixels are not divisible by {2**halvings}"
         )
+
+
+def check_taps(taps: Sequence[float]) -> None:
+    if not taps or len(taps) % 2 or not sum(taps):
+        raise ValueError(f"a filter that halves and doubles has an even number of taps, whose sum is not 0; got {taps}")
 
 
 def one_hot(label: Tensor | None, num_classes: int, emb: Tensor, *, dropout: float = 0.0) -> Tensor:

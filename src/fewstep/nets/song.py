@@ -24,6 +24,7 @@ from fewstep.nets.layers import (
     Linear,
     PositionalEmbedding,
     check_halvings,
+    check_taps,
     one_hot,
 )
 
@@ -58,6 +59,7 @@ class SongConfig:
 
     def __post_init__(self) -> None:
         check_halvings(self.img_resolution, len(self.channel_mult) - 1)
+        check_taps(self.resample_filter)
 
 
 def ncsnpp(img_resolution: int, **options) -> SongConfig:
