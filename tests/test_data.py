@@ -298,6 +298,9 @@ def test_giant_images(write, monkeypatch):
     path = write({"a.png": encoded(pixels(0))})
     monkeypatch.setattr(fewstep.data.files, "MAX_PIXELS", 15)
     refused(path, "a.png: expected one intact image", "4x4 are more than 15 pixels")
+    monkeypatch.setattr(fewstep.data.files, "MAX_PIXELS", 18)
+    monkeypatch.setattr(fewstep.data.files, "PIXELS_PER_BYTE", 0)
+    refused(path, "a.png: expected one intact image", "4x4 are more than 9 pixels")
     monkeypatch.setattr(fewstep.archives, "MAX_BYTES", 15)
     refused(path, "a.png: ", "bytes are more than the 15")
 

@@ -42,7 +42,8 @@ EXTENSIONS = (
     ".avif",
 )
 ORIENTATION = 0x0112
-MAX_PIXELS = 64 * 2**20
+MAX_PIXELS, PIXELS_PER_BYTE = 64 * 2**20, 8
+"""Of an image; beyond half as many, for each byte of its file: a flat image of any size takes none to speak of."""
 
 
 class Files(Protocol):
@@ -206,8 +207,9 @@ def load_image(data: bytes, where: str) -> Loaded:
     """Decode one image as it is stored. `where` names it in errors."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
+        most = min(MAX_PIXELS, max(MAX_PIXELS // 2, PIXELS_PER_BYTE * len(data)))
+        if image.width * image.height > most:
+            raise ValueError(f"{image.width}x{image.height} are more than {most} pixels")
         if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its depth map
             raise ValueError("it has several frames")
         # Only the decoder's arguments tell: the raw mode of a PNG, the largest value of a PPM.

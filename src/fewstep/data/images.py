@@ -23,8 +23,8 @@ from fewstep.data.files import Files, open_files
 from fewstep.data.sources import Source, open_source
 from fewstep.files import sha256
 
-DECODED = 2**30
-"""The most bytes of decoded images of a source that is not read piece by piece."""
+DECODED, SPARE = 2**30, 6
+"""The most bytes of decoded images of a source that is not read piece by piece, beside so many for the one that is decoded."""
 EQUAL = f"make them equal with: {PACK} --resolution 64x64 --transform center-crop"
 
 
@@ -210,22 +210,24 @@ def is_files(path: Path) -> bool:
 
 def all_decoded(source: Source, name: str) -> ImageData:
     """The images of a source that is read from its beginning to its end."""
-    pixels: list[NDArray[np.uint8]] = []
+    pixels = np.empty((0, 0, 0, 0), np.uint8)
     labels: list[int | None] = []
-    for entry in source.entries():
+    for i, entry in enumerate(source.entries()):
         image = decode(entry)
-        shape = pixels[0].shape if pixels else image.shape
+        if i == 0:
+            if (source.total + SPARE) * image.size > DECODED:
+                raise ValueError(
+                    f"{name}: {source.total} images of {image.shape} do not fit into {DECODED} bytes; sets of this size are "
+                    f"packed first: {PACK}"
+                )
+            pixels = np.empty((source.total, *image.shape), np.uint8)
+        shape = pixels.shape[1:]
         if not fits(image.shape, shape):
             raise ValueError(f"{entry.where}: expected (channels, height, width) {shape}; got {image.shape}; {EQUAL}")
-        if not pixels and source.total * image.size > DECODED:
-            raise ValueError(
-                f"{name}: {source.total} images of {shape} do not fit into {DECODED} bytes; sets of this size are packed "
-                f"first: {PACK}"
-            )
-        pixels.append(np.broadcast_to(image, shape))
+        pixels[i] = image
         labels.append(entry.label)
-    if not pixels:
+    if not labels:
         raise ValueError(f"{name}: expected images; found none")
     known = [label for label in labels if label is not None]
     index = known if len(known) == len(pixels) else None
-    return ImageData(np.stack(pixels), index, name=Path(name).name, class_names=source.class_names)
+    return ImageData(pixels, index, name=Path(name).name, class_names=source.class_names)

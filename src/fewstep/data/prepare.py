@@ -323,6 +323,10 @@ def check(path: str | os.PathLike[str], *, report: Callable[[str], object] | Non
     return [(name.removeprefix(f"{path}/"), why) for name, why in problems]
 
 
+PIECE = 2**23
+"""Pixels that are counted at a time."""
+
+
 def stats(data: ImageData) -> dict[str, Any]:
     """Counts and moments of a set, and what they suggest for training. Pixels are in [-1, 1].
 
@@ -333,10 +337,12 @@ def stats(data: ImageData) -> dict[str, Any]:
     """
     counts = np.zeros(256, dtype=np.int64)
     me, world = ranks()
-    starts = range(256 * me, len(data), 256 * world)
+    size = max(1, min(256, PIECE // math.prod(data.shape)))
+    starts = range(size * me, len(data), size * world)
     for start in track(starts, total=len(starts), description=f"reading {data.name}", unit="batches"):
-        batch = data.gather(np.arange(start, min(start + 256, len(data))))
-        counts += np.bincount(batch.reshape(-1), minlength=256)
+        batch = data.gather(np.arange(start, min(start + size, len(data)))).reshape(-1)
+        for i in range(0, batch.size, PIECE):
+            counts += np.bincount(batch[i : i + PIECE], minlength=256)  # which makes int64 of them
     counts = from_first(np.sum(gather(counts), axis=0))
     values = np.arange(256) / 127.5 - 1
     mean = float(counts @ values / counts.sum())
@@ -347,8 +353,8 @@ def stats(data: ImageData) -> dict[str, Any]:
     if data.labels is not None:
         names = data.class_names or [str(i) for i in range(data.num_classes)]
         classes = dict(zip(names, np.bincount(data.labels, minlength=data.num_classes).tolist(), strict=True))
-    size = data.shape[-1]
-    shift = math.log(sigma_data / 0.5) + math.log(size / min(max(size, 32), 64))
+    width = data.shape[-1]
+    shift = math.log(sigma_data / 0.5) + math.log(width / min(max(width, 32), 64))
     return {
         "n": len(data),
         "shape": list(data.shape),
@@ -358,6 +364,6 @@ def stats(data: ImageData) -> dict[str, Any]:
         "proposal": {
             "sigma_data": round(sigma_data, 3),
             "noise": {"mean": round(-1.2 + shift, 2), "std": 1.2},
-            "recipe": "small:teacher" if size <= 128 else None,
+            "recipe": "small:teacher" if width <= 128 else None,
         },
     }
