@@ -257,3 +257,11 @@ def test_numbers_and_depths_of_records_have_bounds(tmp_path):
     write_report(tmp_path)
     log = read_log(tmp_path / "log.jsonl")
     assert log.unreadable == 3 and log.curves["loss"].value.tolist() == [2.0]
+
+
+def test_deep_lines_of_a_log_are_left_out(tmp_path, capsys):
+    """Python's JSON reads deeper values than it writes."""
+    deep = '{"nimg": 2, "x": ' + "[" * 950 + "]" * 950 + "}"
+    (tmp_path / "log.jsonl").write_text(f'{{"nimg": 1}}\n{deep}\n{{"nimg": 3}}\n')
+    assert [line["nimg"] for line in Lines(tmp_path / "log.jsonl", 9).kept] == [1, 3]
+    assert "has 1 line that is damaged" in capsys.readouterr().err

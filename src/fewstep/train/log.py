@@ -13,7 +13,7 @@ import torch
 
 from fewstep import checkpoint
 from fewstep.diagnostics import LEVELS
-from fewstep.files import file_place, new_file, numbered, regular
+from fewstep.files import file_place, new_file, numbered, parse_json, regular
 
 
 class Lines:
@@ -60,7 +60,7 @@ class Lines:
 def parsed(text: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:
     """A line; None if it is damaged."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
         if type(line) is not dict or type(line["nimg"]) is not int:
             return None
         check(line)
