@@ -177,7 +177,7 @@ def test_plain_images_are_upright_and_lose_nothing(tmp_path, dest):
         ("n02/g.png", "transparent pixels"),
         ("n02/l.png", "8 bits per channel"),
     ]:
-        bad = folder(tmp_path / name[-5], {"a.png": IMAGENET[name]})
+        bad = folder(tmp_path / name.replace("/", "-"), {"a.png": IMAGENET[name]})
         refused(bad, tmp_path / "b" / "b.zip", f"{says}", **size)
         assert says in check(bad)[0][1]
 
