@@ -116,6 +116,18 @@ def test_an_exchange_that_fails_leaves_the_old_folder(tmp_path, renames, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_has_nothing_half_written_in_it(tmp_path, monkeypatch):
+    """What could not be removed within it goes before it is shown, and is no obstacle where an earlier version left it."""
+    monkeypatch.setattr(files, "remove", lambda path: None)
+    with new_folder(tmp_path / "model", NAMES) as folder, new_file(folder / "a") as temporary:
+        temporary.write_text("")
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["a"]
+    (tmp_path / "model" / ".b.partial-0123abcd").mkdir()
+    write_folder(tmp_path / "model", "new")
+    assert read_folder(tmp_path / "model") == ["new", "new"]
+
+
 def test_what_the_killed_left_is_cleared_and_nothing_else(tmp_path):
     """Neither what a living process writes, nor what has another name."""
     for name in (".x.png.partial-0123abcd", ".run.json.partial-77"):

@@ -128,6 +128,8 @@ def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     path = replaceable(path, names)
     with partial_of(path) as partial, told_of(path):
         yield partial
+        for left in [file for file in partial.rglob(".*") if PARTIAL.fullmatch(file.name)]:
+            shutil.rmtree(left)  # it could not be removed the first time
         for file in partial.rglob("*"):
             sync(file)
         sync(partial)
@@ -147,7 +149,7 @@ def replaceable(path: Path, names: Collection[str]) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
-    if others := sorted(p.name for p in path.glob("*") if p.name not in names):
+    if others := sorted(p.name for p in path.glob("*") if p.name not in names and not PARTIAL.fullmatch(p.name)):
         raise ValueError(f"{path} holds {listed(others)}, which would be lost; choose another folder, or empty it")
     return path
 

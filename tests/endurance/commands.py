@@ -73,13 +73,13 @@ def world(folder: Path) -> None:
 
 
 def call(folder: Path, words: list[str]) -> None:
-    """Run a command there, in this process, which shows nothing; raises what it could not do."""
+    """Run a command there, in this process, which says what it says to the file `said`; raises what it could not do."""
     os.chdir(folder)
     os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
     hub.fetch = lambda address: folder / f"model-{address.repository[-1]}"  # pyright: ignore[reportAttributeAccessIssue]
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     torch.set_num_threads(1)
     if main(words):
         raise OSError(errno.EIO, "the command ended with an error")
@@ -106,7 +106,8 @@ def finish(folder: Path, kind: str, v: str) -> float:
     began = time.monotonic()
     code = os.waitstatus_to_exitcode(os.waitpid(forked(partial(call, folder, words_of(kind, v))), 0)[1])
     if code:
-        raise AssertionError(f"fewstep {' '.join(words_of(kind, v))} ended with exit code {code} in {folder}")
+        said = (folder / "said").read_text().strip().splitlines()[-1:]
+        raise AssertionError(f"fewstep {' '.join(words_of(kind, v))} in {folder} ended with exit code {code}: {said}")
     return time.monotonic() - began
 
 
