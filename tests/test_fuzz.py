@@ -160,6 +160,11 @@ def test_damaged_archives_are_named(tmp_path):
     (tmp_path / "x.pt").write_bytes(data[:at] + b"PK\x07\x07" + data[at + 4 :])
     with pytest.raises(ValueError, match="the archive is damaged"):
         published_tensors(tmp_path / "x.pt")
+    # The end of an archive on several disks, which Python's check of the kind of a file refuses by another error
+    disks = b"PK\x06\x07" + struct.pack("<IQI", 1, 0, 2) + b"PK\x05\x06" + bytes(18)
+    (tmp_path / "x.pt").write_bytes(data[:at] + disks)
+    with pytest.raises(ValueError, match="the archive is damaged: zipfiles that span multiple disks"):
+        published_tensors(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("value", ["[]", '"x"', "null", "NaN", "Infinity", "1" * 400, "true"])

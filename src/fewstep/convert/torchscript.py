@@ -33,9 +33,9 @@ def first(arguments: tuple[object, ...]) -> object:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a zip with programs, which torch.save does not write."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
     try:
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, NotImplementedError) as error:

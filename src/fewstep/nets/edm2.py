@@ -101,6 +101,10 @@ class MPConv(nn.Module):
         self.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(self.weight.shape))
 
 
+MOST_NORMALIZATIONS = 16
+"""Of a weight, each of which takes time; known files have two."""
+
+
 @dataclass(frozen=True)
 class EDM2Config:
     """Options of the U-Net; the defaults are EDM2-S.
@@ -137,6 +141,12 @@ class EDM2Config:
     def __post_init__(self) -> None:
         check_halvings(self.img_resolution, len(self.channel_mult) - 1)
         check_taps(self.resample_filter)
+        shares = (self.label_balance, self.concat_balance, self.res_balance, self.attn_balance)
+        if not all(0 <= share <= 1 for share in shares) or not 1 <= self.normalizations <= MOST_NORMALIZATIONS:
+            raise ValueError(
+                f"an EDM2 network has shares from 0 to 1 and 1 to {MOST_NORMALIZATIONS} normalizations; got {shares} and "
+                f"{self.normalizations}"
+            )
 
     @property
     def noise_channels(self) -> int:
