@@ -221,6 +221,13 @@ def test_what_loads_can_be_sampled(denoiser, tmp_path, change, message):
         read(tmp_path / "m")
 
 
+def test_configurations_have_a_length(denoiser, tmp_path):
+    broken(checkpoint.save(denoiser, tmp_path / "m"), card__method="x" * 2**20)
+    for read in (checkpoint.load, checkpoint.card):
+        with pytest.raises(ValueError, match="config.json: expected at most 1048576 bytes; got"):
+            read(tmp_path / "m")
+
+
 def test_every_published_network_is_far_from_the_bounds():
     for config in (EDM_SIZES | EDM2_SIZES).values():
         with torch.device("meta"):

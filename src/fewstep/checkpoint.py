@@ -39,6 +39,8 @@ OPTIONS: dict[type[Denoiser], dict[str, tuple[type, ...]]] = {
 """What a denoiser of each class has beside the options of all, and of which types."""
 DENOISERS = {c.__name__: c for c in OPTIONS}
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_CONFIG = 2**20
+"""Bytes of a configuration with its card, which is written anew as YAML, slowly."""
 MOST_LEVELS = 1000
 """Of a generator, each of which is an evaluation."""
 UNSAID = {"fused": False, "means": 0}
@@ -174,6 +176,10 @@ def model_folder(path: str | Path) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration of a model folder, checked for its format."""
     file = model_folder(path) / "config.json"
+    if file.is_file() and file.stat().st_size > MOST_CONFIG:
+        raise ValueError(
+            f"{file}: expected at most {MOST_CONFIG} bytes; got {file.stat().st_size}; do not use this model"
+        )
     config = read_json(file)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{file} is not the configuration of a model (no "format": "{FORMAT}")')
