@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.fuzz import __doc__ as about
 from tests.fuzz.damage import content_like, disturbed, lay, mutated, occupied
 from tests.fuzz.readers import Reader, readers
-from tests.fuzz.watch import Watch, memory
+from tests.fuzz.watch import Watch
 
 DRAWN = 4
 """One input in so many is of hypothesis' making; the others are mutations."""
@@ -36,6 +36,8 @@ class Tally:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     failures: dict[tuple[str, str], Path] = field(default_factory=dict)
     """By reader and kind of failure: the files that caused the first of them."""
+    taken: float = 0.0
+    """The most MiB that an input took."""
 
 
 def trial(reader: Reader, lay_out: Callable[[Path], None], work: Path, watch: Watch, tally: Tally) -> str | None:
@@ -48,6 +50,7 @@ def trial(reader: Reader, lay_out: Callable[[Path], None], work: Path, watch: Wa
     failure, refused = watch.failure(reader.call, work / "case")
     tally.seconds[reader.name] += time.process_time() - began
     tally.inputs[reader.name] += 1
+    tally.taken = max(tally.taken, watch.taken)
     tally.refused[reader.name] += refused
     if failure is None and sorted(work.iterdir()) != beside:
         failure = "wrote beside its folder"
@@ -145,7 +148,7 @@ def main() -> int:
     print(
         f"{sum(tally.inputs.values()):,} inputs to {len(tally.inputs)} readers, {sum(tally.refused.values()):,} refused, "
         f"{len(tally.failures)} kinds of failure, {time.monotonic() - began:.0f} s, "
-        f"memory {memory('VmRSS'):,.0f} MiB at the end, seed {options.seed}"
+        f"{sum(tally.seconds.values()):.0f} s of computing, at most {tally.taken:,.0f} MiB for an input, seed {options.seed}"
     )
     return 1 if tally.failures else 0
 
