@@ -216,3 +216,15 @@ def test_which_lock_files_are_stale(tmp_path, change, free):
     path.write_text(json.dumps(locks.owner() | change))
     with locks.lock_file(path) as mine:
         assert mine is free
+
+
+def test_what_was_left_is_cleared_in_each_current_folder(tmp_path, monkeypatch):
+    """Paths without a folder mean another place after a change of the current one."""
+    clear_once.cache_clear()
+    for name in ("one", "two"):
+        left = tmp_path / name / ".a.partial-0123abcd"
+        left.mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        with new_file(Path("b")) as temporary:
+            temporary.write_text("whole")
+        assert [p.name for p in Path().iterdir()] == ["b"]

@@ -208,7 +208,7 @@ def test_the_command_counts(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"{source}: 16 images, 2 classes: n01, n02\n")
     assert f"converted: 3 x grey to RGB, the first: {source}/n01/b.JPEG\n" in text
-    assert "ignored: 1 file that are no images: n02/notes.txt\n" in text
+    assert "ignored: 1 other file: n02/notes.txt\n" in text
     assert main([*command, "--strict"]) == 2
     assert "n01/b.JPEG: --strict refuses to convert it (grey to RGB)" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -101,6 +102,18 @@ def test_a_student_resumes_likewise_and_inherits(tmp_path):
     assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
     assert student.levels == (2.5,)
     assert checkpoint.load(tmp_path / "parts").levels == (2.5,)
+
+
+def test_the_same_call_again_in_one_process(tmp_path):
+    """As a cell of a notebook that is run twice."""
+    fit(teacher_run(), tmp_path / "whole")
+    run = teacher_run()
+    fit(dataclasses.replace(run, until=40), tmp_path / "parts")
+    again = [fit(run, tmp_path / "parts").state_dict() for _ in range(2)]
+    assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+    assert_same(*again)
+    distilled = sid_run(tmp_path / "whole")
+    assert_same(*(fit(distilled, tmp_path / "student").state_dict() for _ in range(2)))
 
 
 @pytest.mark.parametrize("kind", endurance.METHODS)
@@ -472,9 +485,13 @@ def test_a_run_is_that_of_the_networks_it_was_given(kind, tmp_path):
         fit(run(2), tmp_path / "run")
 
 
-def test_a_method_is_trained_once(tmp_path):
-    run = teacher_run(until=8)
-    fit(run, tmp_path / "run")
+def test_a_method_whose_training_failed_is_not_trained_again(tmp_path, monkeypatch):
+    """Its weights may be those of no checkpoint."""
+    run = teacher_run(until=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(run, tmp_path / "run")
     with pytest.raises(ValueError, match="no parameter of the denoiser requires gradients.* make the method anew"):
         fit(run, tmp_path / "run")
 

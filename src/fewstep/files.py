@@ -52,7 +52,7 @@ def partial_of(path: Path) -> Iterator[Path]:
 
     Those of processes that were killed have no lock, and go when another one begins to write beside them.
     """
-    clear_once(path.parent)
+    clear_once(path.parent.absolute())  # the current folder may be another one later
     while True:
         partial = path.with_name(f".{path.name[:48]}.partial-{secrets.token_hex(4)}")  # no longer than a name may be
         partial.mkdir()

@@ -26,7 +26,7 @@ from fewstep import checkpoint, hub
 from fewstep.cli import main
 from fewstep.data import ImageStream, digits
 from fewstep.denoiser import Denoiser
-from fewstep.files import PARTIAL
+from fewstep.files import PARTIAL, clear_once
 from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.ema import PowerFunction
 from fewstep.train.optim import Adam
@@ -75,6 +75,7 @@ def world(folder: Path) -> None:
 def call(folder: Path, words: list[str]) -> None:
     """Run a command there, in this process, which says what it says to the file `said`; raises what it could not do."""
     os.chdir(folder)
+    clear_once.cache_clear()  # as in a process of its own
     os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
     hub.fetch = lambda address: folder / f"model-{address.repository[-1]}"  # pyright: ignore[reportAttributeAccessIssue]
     said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

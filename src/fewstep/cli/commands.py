@@ -170,6 +170,7 @@ def convert(
     from fewstep.conditional import ConditionalDenoiser
     from fewstep.convert import convert as read
     from fewstep.convert import fetch, file_name
+    from fewstep.convert.origin import OWN
     from fewstep.data.codec import with_vae
     from fewstep.hub import FILES
 
@@ -196,8 +197,9 @@ def convert(
     save(denoiser, out, Card(name=name, method=classes, lineage=lineage, license=origin["license"]))
     print(f"License of the weights: {origin['license']}")
     if "no commercial use" in origin["license"]:
+        whose = "if they are NVIDIA's, " if origin["license"] == OWN else ""
         print(
-            "fewstep: warning: these weights, and students distilled from them, are not for commercial use",
+            f"fewstep: warning: {whose}these weights, and students distilled from them, are not for commercial use",
             file=sys.stderr,
         )
     print(

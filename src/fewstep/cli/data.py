@@ -69,9 +69,7 @@ def pack(
             for how, (count, example) in packed.converted.items():
                 print(f"converted: {count:,} x {visible(how)}, the first: {visible(example)}")
             if packed.ignored:
-                print(
-                    f"ignored: {plural(len(packed.ignored), 'file')} that are no images: {visible(listed(packed.ignored))}"
-                )
+                print(f"ignored: {plural(len(packed.ignored), 'other file')}: {visible(listed(packed.ignored))}")
             shape = "x".join(map(str, packed.shape))
             print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} left out")
 

@@ -13,8 +13,8 @@ samples/       grids of fixed seeds
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ from fewstep.train.folder import RECORD, claimed, open_folder
 from fewstep.train.identity import describe, digest
 from fewstep.train.loop import Loop
 from fewstep.train.optim import Adam
+from fewstep.train.preemption import Preempted
 from fewstep.train.snapshots import images_of_grid
 from fewstep.train.strategies import STRATEGIES
 from fewstep.train.trackers import check_trackers
@@ -204,7 +205,8 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     product = run.method.get_submodule(run.method.product)
     if isinstance(product, Denoiser):  # of which every snapshot has images
         ready(product.codec, device())
-    with claimed(folder) as check:
+    moving = [p for p in run.method.parameters() if p.requires_grad]
+    with claimed(folder) as check, resumable(moving):
         open_folder(folder, run.identity(), about(run), fresh=fresh)
         check()
         if run.compile:
@@ -239,6 +241,19 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     product = trainer.product
     assert isinstance(product, Denoiser)
     return product
+
+
+@contextmanager
+def resumable(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let a method train again in this process where all of its state has been saved: at the end, and when it was asked to
+    stop. After any other exception its weights may be those of no checkpoint, and the Trainer refuses it.
+    """
+    try:
+        yield
+    except Preempted:
+        nn.ParameterList(parameters).requires_grad_(True)
+        raise
+    nn.ParameterList(parameters).requires_grad_(True)
 
 
 def about(run: Run) -> dict[str, Any]:
