@@ -306,7 +306,7 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Any], dict[
 
     try:
         with safe_open(regular(path), framework="pt", device=device) as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no dict
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         if not path.is_file():

@@ -86,7 +86,7 @@ def what_failed(error: BaseException) -> str:
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
-    status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]
+    status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]  # on the client's errors alone
     if status is not None:
         return f"the hub answers HTTP {status}; {ANSWERS.get(status, RETRY)}"
     words = public(" ".join(str(chain[-1]).split()))  # the hub's store has signed addresses

@@ -49,7 +49,7 @@ class Block(nn.Module):
     recomputed: Recomputation | None = None
 
     def compute(self, x: Tensor, emb: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each network's blocks define it
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         what = self.recomputed
