@@ -24,7 +24,7 @@ from benchmarks import networks
 from benchmarks.measure import Table
 from benchmarks.teacher import pretraining
 from fewstep.distill import SiD
-from fewstep.distributed import barrier, process_group, rank
+from fewstep.runtime.distributed import barrier, process_group, rank
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.strategies import STRATEGIES
 

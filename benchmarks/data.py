@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     from benchmarks.measure import Table, clock
     from fewstep.data import ImageStream, images
     from fewstep.data.prepare import pack
-    from fewstep.files import sha256
+    from fewstep.runtime.files import sha256
 
     with tempfile.TemporaryDirectory() as folder:
         source = given.source or noise(Path(folder) / "source.zip")

@@ -18,16 +18,16 @@ import torch
 
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_process, resident
-from fewstep.convert import upstream_state_dict
-from fewstep.convert.features import NETWORKS
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Method
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import generator_of
-from fewstep.distributed import device
-from fewstep.method import Method
+from fewstep.io.convert import upstream_state_dict
+from fewstep.io.convert.features import NETWORKS
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.features import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
+from fewstep.runtime.distributed import device
 
 Make = Callable[[Denoiser], Method]
 

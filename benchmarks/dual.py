@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from benchmarks.measure import Table, alternate, forget_peak, in_fresh_process, ratio, resident
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.nets.song import SongConfig, SongUNet
 
 

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from benchmarks.measure import Table, compared
-from fewstep.distributed import device
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.distribution import Moments, ScoreSums, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate
@@ -43,7 +42,8 @@ from fewstep.metrics.networks.inception import Inception
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Source, batches, first, from_path, prefetched
 from fewstep.metrics.statistics import Pass, Saved
-from fewstep.precision import fast_dtype
+from fewstep.runtime.distributed import device
+from fewstep.runtime.precision import fast_dtype
 
 DIM, CLASSES, SPATIAL = 2048, 1008, 2023
 BATCH = 16

@@ -23,24 +23,24 @@ from torch import Tensor
 from benchmarks import reference
 from benchmarks.measure import Table, alternate, clock, compared
 from fewstep import inverse
-from fewstep.checkpoint import load
-from fewstep.conditional import GenerativeDenoiser, generative
-from fewstep.convert import upstream_state_dict
+from fewstep.core.conditional import GenerativeDenoiser, generative
+from fewstep.core.denoiser import Denoiser, lay_out
+from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.data.codec import Pixels
-from fewstep.denoiser import Denoiser, lay_out
-from fewstep.distributed import device
 from fewstep.generation import SeededNoise
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
+from fewstep.inverse.restorations import pair_measures
+from fewstep.inverse.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
+from fewstep.io.convert import upstream_state_dict
+from fewstep.io.model_folder import load
 from fewstep.metrics.image import CONVENTIONS
 from fewstep.nets.edm2 import EDM2UNet
 from fewstep.nets.sizes import EDM2_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.oracle import GaussianDenoiser
-from fewstep.precision import fast_dtype
-from fewstep.restorations import pair_measures
-from fewstep.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
+from fewstep.runtime.distributed import device
+from fewstep.runtime.precision import fast_dtype
 from fewstep.samplers import last
 
 F64 = torch.float64

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.distributed import device
-from fewstep.files import write_json
 from fewstep.metrics.protocol import table
-from fewstep.precision import fast_dtype
+from fewstep.runtime.distributed import device
+from fewstep.runtime.files import write_json
+from fewstep.runtime.precision import fast_dtype
 from fewstep.train.identity import environment
 
 

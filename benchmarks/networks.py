@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from benchmarks import reference
-from fewstep.convert import upstream_state_dict
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device
-from fewstep.method import Batch, Method
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Batch, Method
+from fewstep.io.convert import upstream_state_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.precision import chosen_dtype
+from fewstep.runtime.distributed import device
+from fewstep.runtime.precision import chosen_dtype
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.generation import default_plan, generate
 
 

@@ -20,8 +20,8 @@ import torch
 from benchmarks import networks
 from benchmarks.measure import Table, alternate
 from benchmarks.teacher import pretraining
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import process_group, rank, world_size
+from fewstep.core.denoiser import Denoiser
+from fewstep.runtime.distributed import process_group, rank, world_size
 
 OVER = ("batch", "resolution", "parameters", "ranks")
 

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Table, alternate, ratio
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Batch
+from fewstep.core.noise import add_noise, expand
+from fewstep.core.objectives import DenoisingLoss, Rule, StableTarget, posterior_mean, posterior_weights
 from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device
-from fewstep.method import Batch
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.noise import add_noise, expand
-from fewstep.objectives import DenoisingLoss, Rule, StableTarget, posterior_mean, posterior_weights
-from fewstep.precision import fast_dtype
 from fewstep.report.plot import Series, line_chart
+from fewstep.runtime.distributed import device
+from fewstep.runtime.precision import fast_dtype
 
 CPU = torch.device("cpu")
 COUNTS = (64, 1024, 4096)

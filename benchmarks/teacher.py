@@ -16,10 +16,10 @@ import torch
 
 from benchmarks import networks, reference
 from benchmarks.measure import Table, alternate, compared, flops
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device
-from fewstep.method import Method
-from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Method
+from fewstep.core.objectives import DenoisingLoss, Pretraining
+from fewstep.runtime.distributed import device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

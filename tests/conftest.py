@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.core.denoiser import Denoiser
 from fewstep.data import ImageData, ImageStream, digits
-from fewstep.denoiser import Denoiser
 from fewstep.nets.song import SongConfig, SongUNet
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from fewstep.bench.convergence import f64
-from fewstep.oracle import MixtureDenoiser
+from fewstep.core.oracle import MixtureDenoiser
 from fewstep.samplers import Sampler
 
 

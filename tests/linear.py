@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.core.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.inverse import Likelihood, Operator
 from fewstep.inverse.operator import Coupling
-from fewstep.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.samplers import last
 
 F64 = torch.float64

@@ -16,7 +16,7 @@ from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def test_the_list_names_every_benchmark_with_its_first_line(capsys):

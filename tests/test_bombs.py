@@ -3,10 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.bombs import BOMBS
 
 SAYS = {
@@ -39,7 +39,7 @@ SAYS = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     command = [sys.executable, "-m", "tests.bombs", str(tmp_path_factory.mktemp("bombs"))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.checkpoint import Card, card, save
 from fewstep.cli import main
 from fewstep.compare import arguments
+from fewstep.core.denoiser import Denoiser
 from fewstep.data import ImageData
-from fewstep.denoiser import Denoiser
+from fewstep.io.model_folder import Card, card, save
 
 
 @pytest.fixture

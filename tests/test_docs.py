@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 from fewstep.cli.commands import COMMANDS
 from fewstep.recipes import recipes
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 

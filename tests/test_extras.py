@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep import checkpoint
 from fewstep.data import images
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.lmdb import items
 from fewstep.data.prepare import pack
 from fewstep.data.sources import open_source
-from fewstep.files import sha256
-from fewstep.model_card import Card
+from fewstep.io import model_folder
+from fewstep.io.model_card import Card
+from fewstep.runtime.files import sha256
 from fewstep.train.trackers import open_trackers
 from tests.fakehub import serving
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]  # what 
 @pytest.fixture
 def online(tmp_path, denoiser):
     """A hub with the model me/tiny."""
-    checkpoint.save(denoiser, tmp_path / "hub" / "me" / "tiny", Card("tiny", "EDM", license="Apache-2.0"))
+    model_folder.save(denoiser, tmp_path / "hub" / "me" / "tiny", Card("tiny", "EDM", license="Apache-2.0"))
     with serving(tmp_path / "hub") as server:
         yield server
 

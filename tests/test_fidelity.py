@@ -19,12 +19,12 @@ from fewstep import inverse
 from fewstep.cli import main
 from fewstep.cli.commands import COMMANDS
 from fewstep.cli.sampling import Sampling
+from fewstep.core.noise import karras_sigmas
+from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.evaluate import BATCH
 from fewstep.metrics.extractors import Network
 from fewstep.nets.layers import GroupNorm
-from fewstep.noise import karras_sigmas
-from fewstep.precondition import EDM, IDDPM, VE, VP
 from fewstep.recipes import find
 from fewstep.train import ema
 
@@ -107,7 +107,7 @@ def test_every_row_has_a_verdict_and_a_test_that_exists() -> None:
     assert len(ROWS) > 200
     known = {
         path.name: set(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-        for path in TESTS.glob("test_*.py")
+        for path in TESTS.rglob("test_*.py")
     }
     for row in ROWS:
         assert row.original and row.here and row.verdict.startswith(VERDICTS), f"line {row.line}: {row.verdict}"

@@ -14,19 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep import checkpoint
 from fewstep.cli.arguments import read_yaml
 from fewstep.cli.restoration import build, read_array
-from fewstep.convert.features import published_tensors
-from fewstep.convert.references import open_reference
 from fewstep.data import images
 from fewstep.data.sources import open_source
+from fewstep.io import model_folder
+from fewstep.io.convert.features import published_tensors
+from fewstep.io.convert.references import open_reference
 from fewstep.metrics.protocol import read_results
 from fewstep.report.page import write_report
 from fewstep.report.records import read_log
 from fewstep.train.log import Lines
 from fewstep.train.run import fit
-from tests.test_run import teacher_run
+from tests import ROOT
+from tests.train.test_run import teacher_run
 
 BAD_READERS = """
 import os, socket, sys
@@ -61,7 +62,7 @@ for name, reader in readers.items():
 
 def test_the_watch_sees_what_a_reader_must_not_do(tmp_path):
     command = [sys.executable, "-c", BAD_READERS, str(tmp_path / "case")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     seen = dict(line.split(" | ") for line in done.stdout.splitlines())
     assert seen.pop("is good") == "None False" and seen.pop("refuses") == "None True"
     words = (
@@ -85,9 +86,9 @@ def pipe(path: Path) -> Path:
 
 
 def test_pipes_are_not_waited_for(denoiser, tmp_path):
-    model = checkpoint.save(denoiser, tmp_path / "model")
+    model = model_folder.save(denoiser, tmp_path / "model")
     for read, name in [
-        (lambda p: checkpoint.load(p.parent), "model/model.safetensors"),
+        (lambda p: model_folder.load(p.parent), "model/model.safetensors"),
         (images, "x.zip"),
         (open_source, "x.tar"),
         (images, "x.npz"),
@@ -102,7 +103,7 @@ def test_pipes_are_not_waited_for(denoiser, tmp_path):
             read(pipe(tmp_path / name))
     pipe(model / "config.json")
     with pytest.raises(ValueError, match="neither a model"):
-        checkpoint.load(model)
+        model_folder.load(model)
 
 
 def test_a_link_to_itself_is_no_picture(tmp_path):
@@ -135,7 +136,7 @@ def test_headers_of_arrays_are_not_believed(tmp_path):
 
 
 def test_a_small_file_does_not_unfold_to_a_large_array(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewstep.archives.MAX_BYTES", 2**20)
+    monkeypatch.setattr("fewstep.runtime.archives.MAX_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("arr_0.npy", array_file((3, 1024, 1024, 1), content=bytes(3 << 20)))
     with pytest.raises(ValueError, match="no images are so regular"):
@@ -175,12 +176,12 @@ def test_results_are_numbers(tmp_path, value):
 
 
 def test_entries_of_a_card_have_their_types(denoiser, tmp_path):
-    path = checkpoint.save(denoiser, tmp_path / "model") / "config.json"
+    path = model_folder.save(denoiser, tmp_path / "model") / "config.json"
     config = json.loads(path.read_text())
     config["card"] |= {"nimg": "many", "ema": []}
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match="another type than they should be: nimg, ema"):
-        checkpoint.card(tmp_path / "model")
+        model_folder.card(tmp_path / "model")
 
 
 def test_deep_options_are_refused(tmp_path):

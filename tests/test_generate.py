@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import karras_sigmas
+from fewstep.core.precondition import VE
 from fewstep.generation import BatchSize, Plan, SeededNoise, default_plan, gathered, generate, in_batches
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.noise import karras_sigmas
-from fewstep.precondition import VE
 from fewstep.samplers import churn, heun, multistep
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep import precision
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.generation import default_plan, generate
 from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.blocks import compile_blocks, recompute_blocks
+from fewstep.runtime import precision
 from fewstep.train.input import ReadAhead
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
-from tests.test_waiting import METHODS, Random, edm2
+from tests.train.test_waiting import METHODS, Random, edm2
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

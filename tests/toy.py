@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, Features
+from fewstep.core.denoiser import Denoiser, Features
+from fewstep.core.method import Batch, Method
+from fewstep.core.noise import LogNormal
+from fewstep.core.objectives import DenoisingLoss, Pretraining
+from fewstep.core.oracle import MixtureDenoiser
 from fewstep.generation import default_plan
-from fewstep.method import Batch, Method
-from fewstep.noise import LogNormal
-from fewstep.objectives import DenoisingLoss, Pretraining
-from fewstep.oracle import MixtureDenoiser
 from fewstep.samplers import last
 from fewstep.train.ema import HalfLife
 from fewstep.train.optim import Adam

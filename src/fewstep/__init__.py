@@ -4,61 +4,93 @@ The public names, loaded when they are used, so that the command line can show i
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep import distill as distill
-    from fewstep import metrics as metrics
-    from fewstep import nets as nets
-    from fewstep import oracle as oracle
-    from fewstep import precondition as precondition
-    from fewstep import samplers as samplers
-    from fewstep.checkpoint import Card as Card
-    from fewstep.checkpoint import card as card
-    from fewstep.checkpoint import load as load
-    from fewstep.checkpoint import save as save
-    from fewstep.data import ImageData as ImageData
-    from fewstep.data import ImageStream as ImageStream
-    from fewstep.data import images as images
-    from fewstep.denoiser import Denoiser as Denoiser
-    from fewstep.denoiser import guided as guided
-    from fewstep.denoiser import score as score
-    from fewstep.generation import Plan as Plan
-    from fewstep.generation import default_plan as default_plan
-    from fewstep.generation import generate as generate
-    from fewstep.generation import generated as generated
-    from fewstep.method import Batch as Batch
-    from fewstep.method import Method as Method
-    from fewstep.method import Phase as Phase
-    from fewstep.metrics.evaluate import evaluate as evaluate
-    from fewstep.noise import KarrasUniform as KarrasUniform
-    from fewstep.noise import LogNormal as LogNormal
-    from fewstep.noise import LogUniform as LogUniform
-    from fewstep.noise import add_noise as add_noise
-    from fewstep.noise import fuse as fuse
-    from fewstep.noise import karras_sigmas as karras_sigmas
-    from fewstep.objectives import DenoisingLoss as DenoisingLoss
-    from fewstep.objectives import Pretraining as Pretraining
-    from fewstep.objectives import StableTarget as StableTarget
-    from fewstep.train.ema import HalfLife as HalfLife
-    from fewstep.train.ema import PowerFunction as PowerFunction
-    from fewstep.train.optim import Adam as Adam
-    from fewstep.train.posthoc import reconstruct as reconstruct
-    from fewstep.train.run import Run as Run
-    from fewstep.train.run import fit as fit
-    from fewstep.train.trainer import Trainer as Trainer
-    from fewstep.train.transfer import transfer as transfer
+    from fewstep import distill, inverse, metrics, nets, samplers
+    from fewstep.core import oracle, precondition
+    from fewstep.core.denoiser import Denoiser, guided, score
+    from fewstep.core.method import Batch, Method, Phase
+    from fewstep.core.noise import KarrasUniform, LogNormal, LogUniform, add_noise, fuse, karras_sigmas
+    from fewstep.core.objectives import DenoisingLoss, Pretraining, StableTarget
+    from fewstep.data import ImageData, ImageStream, images
+    from fewstep.generation import Plan, default_plan, generate, generated
+    from fewstep.io.model_folder import Card, card, load, save
+    from fewstep.metrics.evaluate import evaluate
+    from fewstep.train.ema import HalfLife, PowerFunction
+    from fewstep.train.optim import Adam
+    from fewstep.train.posthoc import reconstruct
+    from fewstep.train.run import Run, fit
+    from fewstep.train.trainer import Trainer
+    from fewstep.train.transfer import transfer
 
-MODULES = ("distill", "metrics", "nets", "oracle", "precondition", "samplers")
+    __version__: str
+
+__all__ = [
+    "Adam",
+    "Batch",
+    "Card",
+    "Denoiser",
+    "DenoisingLoss",
+    "HalfLife",
+    "ImageData",
+    "ImageStream",
+    "KarrasUniform",
+    "LogNormal",
+    "LogUniform",
+    "Method",
+    "Phase",
+    "Plan",
+    "PowerFunction",
+    "Pretraining",
+    "Run",
+    "StableTarget",
+    "Trainer",
+    "__version__",
+    "add_noise",
+    "card",
+    "default_plan",
+    "distill",
+    "evaluate",
+    "fit",
+    "fuse",
+    "generate",
+    "generated",
+    "guided",
+    "images",
+    "inverse",
+    "karras_sigmas",
+    "load",
+    "metrics",
+    "nets",
+    "oracle",
+    "precondition",
+    "reconstruct",
+    "samplers",
+    "save",
+    "score",
+    "transfer",
+]
+
+ROOMS = {
+    "distill": "distill",
+    "inverse": "inverse",
+    "metrics": "metrics",
+    "nets": "nets",
+    "oracle": "core.oracle",
+    "precondition": "core.precondition",
+    "samplers": "samplers",
+}
 NAMES = {
-    "checkpoint": ("Card", "card", "load", "save"),
+    "core.denoiser": ("Denoiser", "guided", "score"),
+    "core.method": ("Batch", "Method", "Phase"),
+    "core.noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),
+    "core.objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "data": ("ImageData", "ImageStream", "images"),
-    "denoiser": ("Denoiser", "guided", "score"),
     "generation": ("Plan", "default_plan", "generate", "generated"),
-    "method": ("Batch", "Method", "Phase"),
+    "io.model_folder": ("Card", "card", "load", "save"),
     "metrics.evaluate": ("evaluate",),
-    "noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),
-    "objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "train.ema": ("HalfLife", "PowerFunction"),
     "train.optim": ("Adam",),
     "train.posthoc": ("reconstruct",),
@@ -68,16 +100,20 @@ NAMES = {
 }
 WHERE = {name: module for module, names in NAMES.items() for name in names}
 
+if not TYPE_CHECKING:  # to a type checker a misspelt name is an error
 
-def __getattr__(name: str) -> Any:
-    if name in MODULES:
-        return import_module(f"fewstep.{name}")
-    if name in WHERE:
-        value = getattr(import_module(f"fewstep.{WHERE[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name in ROOMS:
+            value = import_module(f"fewstep.{ROOMS[name]}")
+        elif name in WHERE:
+            value = getattr(import_module(f"fewstep.{WHERE[name]}"), name)
+        elif name == "__version__":
+            value = version("fewstep")
+        else:
+            raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*MODULES, *WHERE])
+    return sorted(__all__)

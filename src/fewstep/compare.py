@@ -14,23 +14,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fewstep import outputs
-from fewstep.checkpoint import card, load, model_folder
-from fewstep.conditional import GenerativeDenoiser
+from fewstep.core.conditional import GenerativeDenoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.data import images as open_images
+from fewstep.data.grid import grid, save_png
 from fewstep.data.images import ImageData
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device, rank
-from fewstep.files import sha256, write_json
-from fewstep.foreign import visible
 from fewstep.generation import Plan, default_plan, gathered, generate, generated
+from fewstep.io.model_folder import card, load, model_folder
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
 from fewstep.recipes import find
-from fewstep.report.grid import grid, save_png
 from fewstep.report.page import write_report
 from fewstep.report.records import Result as Row
 from fewstep.report.records import read_log, read_results
+from fewstep.runtime import outputs
+from fewstep.runtime.distributed import device, rank
+from fewstep.runtime.files import sha256, write_json
+from fewstep.runtime.foreign import visible
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.run import fit
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from fewstep.cli.arguments import command_line
 from fewstep.cli.restoration import restore
 from fewstep.compare import compare, show
-from fewstep.distributed import rank
 from fewstep.recipes import digits as recipes
 from fewstep.report.page import write_report
+from fewstep.runtime.distributed import rank
 from fewstep.train.run import fit
 
 BASE_MINUTES = 5.0

@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep import precision
-from fewstep.conditional import ConditionalDenoiser, GenerativeDenoiser
+from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
+from fewstep.core.denoiser import Denoise, Denoiser, guided
+from fewstep.core.inputs import check_guidance, told
+from fewstep.core.noise import Noise
 from fewstep.data.codec import ready
-from fewstep.denoiser import Denoise, Denoiser, guided
-from fewstep.distributed import gather, rank, world_size
-from fewstep.inputs import check_guidance, told
-from fewstep.memory import lacks_memory
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import Source
-from fewstep.noise import Noise
+from fewstep.runtime import precision
+from fewstep.runtime.distributed import gather, rank, world_size
+from fewstep.runtime.memory import lacks_memory
 from fewstep.samplers import Sampler, counted, edm_sigmas, heun, indexed_sigmas, last, multistep, posterior
 from fewstep.samplers.distilled import GRID
 

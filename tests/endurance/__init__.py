@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Method
+from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
-from fewstep.denoiser import Denoiser
 from fewstep.distill import GDD, NCVSD, SiD, SiDA
-from fewstep.method import Method
 from fewstep.nets.features import Classifier
 from fewstep.nets.projected import ProjectedDiscriminator
-from fewstep.objectives import DenoisingLoss, Pretraining
 from fewstep.train.checkpoints import damage, load
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit

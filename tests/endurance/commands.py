@@ -22,19 +22,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewstep import checkpoint, hub
 from fewstep.cli import main
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
-from fewstep.denoiser import Denoiser
-from fewstep.files import PARTIAL, clear_once
-from fewstep.objectives import DenoisingLoss, Pretraining
+from fewstep.io import hub, model_folder
+from fewstep.runtime.files import PARTIAL, clear_once
 from fewstep.train.ema import PowerFunction
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit
+from tests import ROOT
 from tests.conftest import tiny_net
 from tests.faults import with_fault
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = ROOT / "golden"
 COMMANDS = {
     "convert": "convert {v}.pkl out --kind teacher",
     "ema": "ema run-{v} --std 0.07 --out out",
@@ -61,7 +62,7 @@ def world(folder: Path) -> None:
     for seed, (v, name) in enumerate([("a", "edm-ddpmpp-cond"), ("b", "edm-ncsnpp-uncond")]):
         shutil.copyfile(GOLDEN / f"{name}.pkl", folder / f"{v}.pkl")
         torch.manual_seed(seed)
-        checkpoint.save(Denoiser(tiny_net()), folder / f"model-{v}")
+        model_folder.save(Denoiser(tiny_net()), folder / f"model-{v}")
         images = np.random.default_rng(seed).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
         np.savez(folder / f"{v}.npz", images, images=images)
         method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())

@@ -18,21 +18,25 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from fewstep import checkpoint, compare
-from fewstep.checkpoint import Card
+from fewstep import compare
 from fewstep.cli.arguments import with_config
 from fewstep.cli.restoration import build, check_measurements, read_array
-from fewstep.conditional import GenerativeDenoiser
-from fewstep.convert import convert, load_snapshot, read
-from fewstep.convert.features import read_published
-from fewstep.convert.references import open_reference
-from fewstep.convert.torchscript import read_torchscript
+from fewstep.core.conditional import GenerativeDenoiser
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.objectives import DenoisingLoss, Pretraining
+from fewstep.core.precondition import IDDPM, VE, VP
 from fewstep.data import ImageData, ImageStream, Pixels, images
 from fewstep.data.latents import LatentData
 from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source
-from fewstep.denoiser import Denoiser
 from fewstep.generation import default_plan, generate
+from fewstep.inverse.restore import TASKS
+from fewstep.io import model_folder
+from fewstep.io.convert import convert, load_snapshot, read
+from fewstep.io.convert.features import read_published
+from fewstep.io.convert.references import open_reference
+from fewstep.io.convert.torchscript import read_torchscript
+from fewstep.io.model_folder import Card
 from fewstep.metrics import protocol
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.networks.lpips import WIDTHS
@@ -42,20 +46,18 @@ from fewstep.metrics.weights import ASSETS, read_weights, save_weights
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.objectives import DenoisingLoss, Pretraining
-from fewstep.precondition import IDDPM, VE, VP
 from fewstep.report.page import write_report
-from fewstep.restore import TASKS
 from fewstep.train.ema import PowerFunction
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import reconstruct
 from fewstep.train.run import Run, fit
+from tests import ROOT
 from tests.conftest import tiny_net
 from tests.fuzz.damage import archive, tar
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = ROOT / "golden"
 SHAPE = (1, 8, 8)
 CONFIG = {
     "shape": [1, 8, 8],
@@ -147,12 +149,12 @@ def imported(path: Path, **options: Any) -> None:
 
 
 def loaded(folder: Path) -> None:
-    sampled(checkpoint.load(folder))
+    sampled(model_folder.load(folder))
 
 
 def inherited(folder: Path) -> None:
     """The card of a student, as it is written at the first snapshot."""
-    about = checkpoint.card(folder)
+    about = model_folder.card(folder)
     for card in (about, about.student("x")):
         card.markdown(CONFIG)
 
@@ -210,7 +212,7 @@ def models(folder: Path) -> Iterator[Reader]:
         "NCVSD": GenerativeDenoiser(Controlled(magnitude_preserving)),
     }
     for name, denoiser in kinds.items():
-        checkpoint.save(denoiser, folder / name, Card(name="tiny", data={"name": "x", "n": 9, "sha256": "0" * 64}))
+        model_folder.save(denoiser, folder / name, Card(name="tiny", data={"name": "x", "n": 9, "sha256": "0" * 64}))
         files = collect(folder / name)
         yield Reader(f"model folder, {name}", loaded, files, ("config.json", "model.safetensors"), share=2.0)
     yield Reader("card", inherited, collect(folder / "DDPM++"), ("config.json",))

@@ -10,8 +10,8 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from fewstep.noise import Noise
-from fewstep.oracle import MixtureDenoiser
+from fewstep.core.noise import Noise
+from fewstep.core.oracle import MixtureDenoiser
 from fewstep.samplers import Sampler
 
 Draw = Literal["increment", "decayed", "pair"]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import new_file, write_json
 from fewstep.report.markup import escape, figure
 from fewstep.report.numerals import human
 from fewstep.report.plot import Series, line_chart
 from fewstep.report.theme import STYLE
+from fewstep.runtime.files import new_file, write_json
 
 AXES = {
     "steps": "steps",

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from fewstep.bench.convergence import Draw, Paths, anisotropic, arrive
 from fewstep.bench.page import write
-from fewstep.checkpoint import card, load, model_folder
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import karras_sigmas
 from fewstep.data import images as open_images
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device
-from fewstep.files import sha256
 from fewstep.generation import Plan, generate
+from fewstep.io.model_folder import card, load, model_folder
 from fewstep.metrics.evaluate import evaluate
-from fewstep.noise import karras_sigmas
-from fewstep.progress import track
+from fewstep.runtime.distributed import device
+from fewstep.runtime.files import sha256
+from fewstep.runtime.progress import track
 from fewstep.samplers import (
     Sampler,
     ancestral,

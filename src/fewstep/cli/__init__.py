@@ -65,8 +65,8 @@ def run(words: list[str]) -> None:
 
 
 def stop_bars() -> None:
-    if "fewstep.progress" in sys.modules:
-        sys.modules["fewstep.progress"].stop()
+    if "fewstep.runtime.progress" in sys.modules:
+        sys.modules["fewstep.runtime.progress"].stop()
 
 
 def streams() -> None:
@@ -104,7 +104,7 @@ def discard() -> None:
 
 def speaker() -> str:
     """Who reports an error: the program, and of several ranks which one."""
-    from fewstep.launch import launched
+    from fewstep.runtime.launch import launched
 
     rank, world = launched()
     return f"fewstep: rank {rank}" if world > 1 else "fewstep"
@@ -121,8 +121,8 @@ def told(error: Exception) -> str | None:
 
     Of one of the system: the file, and what is wrong with it. Of a user's own file: the line, and the kind of the error.
     """
-    from fewstep.memory import explained, lacks_memory
-    from fewstep.own import place
+    from fewstep.runtime.memory import explained, lacks_memory
+    from fewstep.runtime.own import place
 
     where, lacks = place(error), lacks_memory(error)
     loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # Path.resolve, up to Python 3.12
@@ -174,6 +174,6 @@ def warning_line(
 
 def shown(message: object) -> str:
     """A message as a terminal may have it: only its own lines, those after the first set in, and no secrets of addresses."""
-    from fewstep.foreign import public, visible
+    from fewstep.runtime.foreign import public, visible
 
     return re.sub(r"\n(?! )", "\n  ", visible(public(message), keep="\n\t"))

@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from fewstep import outputs
-from fewstep.foreign import public, visible_output
+from fewstep.runtime import outputs
+from fewstep.runtime.foreign import public, visible_output
 
 MOST_SEEDS = 10_000_000
 """Of one command: more are a slip of the pen, and would fill the memory."""
@@ -122,7 +122,7 @@ def placed(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command that computes with networks, with the option `--device` beside its own."""
 
     def same(*args: Any, device: str | None = None, **options: Any) -> Any:
-        from fewstep.distributed import use
+        from fewstep.runtime.distributed import use
 
         use(device)
         return command(*args, **options)
@@ -156,7 +156,7 @@ def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[.
 
     def both(**values: Any) -> tuple[Any, dict[str, Any]]:
         if "device" in theirs:
-            from fewstep.distributed import use
+            from fewstep.runtime.distributed import use
 
             use(values["device"])
         if "out" in theirs:

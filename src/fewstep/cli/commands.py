@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep import outputs
 from fewstep.cli import data, evaluation, restoration, sharing, training
 from fewstep.cli.arguments import next_step, parse_seeds, placed, shown, with_config
 from fewstep.cli.parsing import call
 from fewstep.cli.sampling import Sampling
 from fewstep.cli.sampling import levels as parse_levels
-from fewstep.files import OFFLINE
-from fewstep.launch import launched
+from fewstep.runtime import outputs
+from fewstep.runtime.files import OFFLINE
+from fewstep.runtime.launch import launched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def demo(
         seed: of weights, data order and noise.
     """
     from fewstep.demo import demo as run_demo
-    from fewstep.distributed import process_group
+    from fewstep.runtime.distributed import process_group
 
     outputs.folder(out)
     with process_group():
@@ -113,12 +113,12 @@ def sample(
 
     import numpy as np
 
-    from fewstep.distributed import process_group, rank, world_size
-    from fewstep.files import new_file
+    from fewstep.data.grid import grid as make_grid
+    from fewstep.data.grid import save_image, save_png
     from fewstep.generation import gathered, generate
-    from fewstep.progress import track
-    from fewstep.report.grid import grid as make_grid
-    from fewstep.report.grid import save_image, save_png
+    from fewstep.runtime.distributed import process_group, rank, world_size
+    from fewstep.runtime.files import new_file
+    from fewstep.runtime.progress import track
 
     with process_group():
         network = sampling.load(model)
@@ -166,13 +166,13 @@ def convert(
         vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, to keep with the
             model; what the file names if left out.
     """
-    from fewstep.checkpoint import Card, save
-    from fewstep.conditional import ConditionalDenoiser
-    from fewstep.convert import convert as read
-    from fewstep.convert import fetch, file_name
-    from fewstep.convert.origin import OWN
+    from fewstep.core.conditional import ConditionalDenoiser
     from fewstep.data.codec import with_vae
-    from fewstep.hub import FILES
+    from fewstep.io.convert import convert as read
+    from fewstep.io.convert import fetch, file_name
+    from fewstep.io.convert.origin import OWN
+    from fewstep.io.hub import FILES
+    from fewstep.io.model_folder import Card, save
 
     outputs.new_folder(out, FILES, apart=[source], outside=[source])
     address = "://" in source
@@ -214,9 +214,9 @@ def export(model: Positional[Path], out: Positional[Path]) -> None:
         model: model or run folder.
         out: safetensors file to write.
     """
-    from fewstep.checkpoint import contiguous, load, model_folder
-    from fewstep.convert import upstream_state_dict
-    from fewstep.files import new_file, write_tensors
+    from fewstep.io.convert import upstream_state_dict
+    from fewstep.io.model_folder import contiguous, load, model_folder
+    from fewstep.runtime.files import new_file, write_tensors
 
     if out.suffix != ".safetensors":
         raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
@@ -380,5 +380,5 @@ def run(argv: list[str]) -> None:
             function = placed(function) if name in COMPUTING else function
             call(shown(function), with_config(argv[words:]), f"fewstep {name}")
     finally:
-        if "fewstep.distributed" in sys.modules:  # the choice is this command's, not the process's
-            sys.modules["fewstep.distributed"].use(None)
+        if "fewstep.runtime.distributed" in sys.modules:  # the choice is this command's, not the process's
+            sys.modules["fewstep.runtime.distributed"].use(None)

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from fewstep import outputs
 from fewstep.cli.arguments import next_step
-from fewstep.foreign import visible
+from fewstep.runtime import outputs
+from fewstep.runtime.foreign import visible
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -48,8 +48,8 @@ def pack(
     """
     from fewstep.data.prepare import pack as run_pack
     from fewstep.data.prepare import ranks
-    from fewstep.files import listed
     from fewstep.report.markup import plural
+    from fewstep.runtime.files import listed
 
     with group():
         packed = run_pack(
@@ -78,7 +78,7 @@ def group() -> AbstractContextManager[None]:
     """The ranks of torchrun; without it nothing, and no torch."""
     if "RANK" not in os.environ:
         return nullcontext()
-    from fewstep.distributed import process_group
+    from fewstep.runtime.distributed import process_group
 
     return process_group()
 
@@ -101,7 +101,7 @@ def latents(
     from fewstep.data import images as open_images
     from fewstep.data.codec import StabilityVAE, ready
     from fewstep.data.latents import encode_images
-    from fewstep.distributed import device, process_group, rank
+    from fewstep.runtime.distributed import device, process_group, rank
 
     outputs.file(dest, outside=[source])
     codec = StabilityVAE(encoder, batch_size=batch)

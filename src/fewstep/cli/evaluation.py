@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep import outputs
 from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.sampling import Sampling
-from fewstep.foreign import visible
+from fewstep.runtime import outputs
+from fewstep.runtime.foreign import visible
 
 if TYPE_CHECKING:
     from fewstep.metrics.evaluate import Options
@@ -69,14 +69,14 @@ def evaluate(
         markdown: file for the table.
         sampling: how a model makes images.
     """
-    from fewstep.convert.references import open_reference
-    from fewstep.distributed import process_group, rank
+    from fewstep.io.convert.references import open_reference
     from fewstep.metrics.evaluate import BATCH, Options
     from fewstep.metrics.evaluate import evaluate as measure
     from fewstep.metrics.protocol import markdown as table
     from fewstep.metrics.protocol import write_results
     from fewstep.metrics.sources import first, from_path
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.precision import chosen_dtype
 
     at_least_one(batch=batch, num=num, repeats=repeats)
     destinations(json_file, markdown, apart=[source, reference])
@@ -124,7 +124,7 @@ def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[s
 
 def state_folder(*command: Any) -> Path:
     """Where the state of a command is kept while it runs."""
-    from fewstep.files import cache_folder, writable
+    from fewstep.runtime.files import cache_folder, writable
 
     digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
     folder = cache_folder() / "evaluations"
@@ -142,7 +142,7 @@ def user_extractors(names: str | None) -> dict[str, Any]:
 
 def is_model(path: Path) -> bool:
     """Whether a path means a model or a run rather than images."""
-    from fewstep.hub import is_address
+    from fewstep.io.hub import is_address
 
     return is_address(path) or (path / "config.json").is_file() or (path / "run.json").is_file()
 
@@ -162,12 +162,12 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 
-    from fewstep.checkpoint import card, model_folder
     from fewstep.data.codec import ready
-    from fewstep.distributed import device
-    from fewstep.files import sha256
     from fewstep.generation import generated
+    from fewstep.io.model_folder import card, model_folder
     from fewstep.metrics.protocol import repeat_seeds
+    from fewstep.runtime.distributed import device
+    from fewstep.runtime.files import sha256
 
     model = sampling.load(path)
     plan = sampling.plan(model)
@@ -182,7 +182,7 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
 
 
 def write_text(path: Path | None, text: str) -> None:
-    from fewstep.files import new_file
+    from fewstep.runtime.files import new_file
 
     if path is not None:
         with new_file(path) as partial:
@@ -208,11 +208,11 @@ def reference(
         feature_dtype: in which Inception, CLIP and DINOv2 compute; see fewstep eval, which needs the same.
         batch: images at a time.
     """
-    from fewstep.convert.references import open_reference
-    from fewstep.distributed import process_group, rank
+    from fewstep.io.convert.references import open_reference
     from fewstep.metrics.evaluate import Options, make_reference
     from fewstep.metrics.references import save_reference
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.precision import chosen_dtype
 
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
@@ -254,12 +254,12 @@ def pairs(
     """
     from importlib.metadata import version
 
-    from fewstep.distributed import process_group, rank, world_size
     from fewstep.metrics.image import evaluate_pairs, measures
     from fewstep.metrics.protocol import markdown as table
     from fewstep.metrics.protocol import write_results
     from fewstep.metrics.sources import batches, open_pairs
-    from fewstep.progress import track
+    from fewstep.runtime.distributed import process_group, rank, world_size
+    from fewstep.runtime.progress import track
 
     at_least_one(batch=batch)
     destinations(json_file, markdown, apart=[a, b])
@@ -334,7 +334,7 @@ def assets_fetch(
         source: file or address, if not the usual one.
         sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
     """
-    from fewstep.convert.features import fetch_asset
+    from fewstep.io.convert.features import fetch_asset
     from fewstep.metrics.weights import ASSETS, read_weights
 
     path = fetch_asset(name, source=source, sha256_prefix=sha256)
@@ -348,7 +348,7 @@ def assets_check(name: Positional[str | None] = None) -> None:
     Args:
         name: as fewstep assets list has it; all that are there if left out.
     """
-    from fewstep.convert.features import find_asset
+    from fewstep.io.convert.features import find_asset
     from fewstep.metrics.weights import ASSETS, assets_folder, read_weights
 
     there = [asset for asset in ASSETS.values() if (assets_folder() / asset.file).is_file()]

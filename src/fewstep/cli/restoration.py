@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from fewstep import outputs
+from fewstep.runtime import outputs
 
 if TYPE_CHECKING:
-    from fewstep.denoiser import Denoiser
+    from fewstep.core.denoiser import Denoiser
     from fewstep.inverse import Operator
 
 
@@ -113,13 +113,13 @@ def restore(
 
     from dataclasses import replace
 
-    from fewstep.checkpoint import card, load, model_folder
     from fewstep.data.codec import ready
-    from fewstep.distributed import barrier, device, process_group, rank
-    from fewstep.files import sha256
-    from fewstep.progress import Progress
-    from fewstep.restorations import pixel_shape, replacing, restore_all, write_summary
-    from fewstep.restore import Solver, named_preset
+    from fewstep.inverse.restorations import pixel_shape, replacing, restore_all, write_summary
+    from fewstep.inverse.restore import Solver, named_preset
+    from fewstep.io.model_folder import card, load, model_folder
+    from fewstep.runtime.distributed import barrier, device, process_group, rank
+    from fewstep.runtime.files import sha256
+    from fewstep.runtime.progress import Progress
 
     with process_group():
         denoiser = load(model, device=device(), vae=vae)
@@ -160,7 +160,7 @@ def restore(
 
 
 def world() -> int:
-    from fewstep.distributed import world_size
+    from fewstep.runtime.distributed import world_size
 
     return world_size()
 
@@ -183,8 +183,8 @@ def build(
 
     from fewstep import inverse
     from fewstep.inverse.adapters import operator_of
-    from fewstep.own import load_file
-    from fewstep.restore import BLURS, TASKS
+    from fewstep.inverse.restore import BLURS, TASKS
+    from fewstep.runtime.own import load_file
 
     known = task if task in TASKS else ""  # a user's operator has a name of its own
     uses = {"mask": "inpainting", "kernel": "deblur", "factor": "super_resolution", "ncvsd_shift": "deblur"}
@@ -236,7 +236,7 @@ def read_image(path: Path) -> Any:
     """An image as grey or RGB of 8 bits; ValueError if that would lose anything, such as transparency."""
     from fewstep.data.convert import convert
     from fewstep.data.files import load_image
-    from fewstep.files import regular
+    from fewstep.runtime.files import regular
 
     loaded = load_image(regular(path).read_bytes(), str(path))
     try:
@@ -248,7 +248,7 @@ def read_image(path: Path) -> Any:
 def read_array(path: Path) -> Any:
 
     from fewstep.data.files import parse_array
-    from fewstep.files import regular
+    from fewstep.runtime.files import regular
 
     array = parse_array(regular(path).read_bytes(), str(path))
     if array.dtype.kind not in "biuf":
@@ -263,7 +263,7 @@ def read_job(
     from functools import partial
 
     from fewstep.data import images as open_images
-    from fewstep.restorations import Job, pixel_shape
+    from fewstep.inverse.restorations import Job, pixel_shape
 
     shape = pixel_shape(denoiser)
     truth, measurements, data = None, None, None

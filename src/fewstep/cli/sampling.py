@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from fewstep.conditional import GenerativeDenoiser
-    from fewstep.denoiser import Denoiser
+    from fewstep.core.conditional import GenerativeDenoiser
+    from fewstep.core.denoiser import Denoiser
     from fewstep.generation import Guidance, Plan
 
 
@@ -96,9 +96,9 @@ class Sampling:
     def load(self, path: Path) -> Denoiser:
         """The model on this process's device, in the precision asked for, compiled if asked for."""
 
-        from fewstep.checkpoint import load
-        from fewstep.distributed import device
+        from fewstep.io.model_folder import load
         from fewstep.nets.blocks import compile_blocks
+        from fewstep.runtime.distributed import device
 
         denoiser = load(path, device=device(), dtype=self.dtype, vae=self.vae)
         if self.compile:
@@ -112,7 +112,7 @@ class Sampling:
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"--{field.name.replace('_', '-')} must be a number; got nan")
         from fewstep import samplers
-        from fewstep.conditional import GenerativeDenoiser
+        from fewstep.core.conditional import GenerativeDenoiser
         from fewstep.generation import default_plan
 
         draws = isinstance(denoiser, GenerativeDenoiser)
@@ -214,7 +214,7 @@ class Sampling:
     def find(self) -> Callable[..., Any]:
         """The sampler by name: one of `fewstep.samplers`, or a function in a file."""
         from fewstep import samplers
-        from fewstep.own import load_file
+        from fewstep.runtime.own import load_file
 
         if self.sampler is None:
             if self.levels is not None:

@@ -29,11 +29,11 @@ def push(
     import dataclasses
     import json
 
-    from fewstep import hub
-    from fewstep.checkpoint import card, load, model_folder, read_config
-    from fewstep.files import sha256
+    from fewstep.io import hub
+    from fewstep.io.model_card import UNSTATED
+    from fewstep.io.model_folder import card, load, model_folder, read_config
     from fewstep.metrics.protocol import read_results
-    from fewstep.model_card import UNSTATED
+    from fewstep.runtime.files import sha256
 
     address = hub.parse(repository)
     folder = model_folder(model)
@@ -73,8 +73,9 @@ def pull(repository: Positional[str], out: Positional[Path]) -> None:
         repository: owner/name, optionally with @ and a branch, tag or commit.
         out: folder to write.
     """
-    from fewstep import hub, outputs
-    from fewstep.checkpoint import card, load
+    from fewstep.io import hub
+    from fewstep.io.model_folder import card, load
+    from fewstep.runtime import outputs
 
     outputs.new_folder(out, hub.FILES)
     hub.pull(hub.parse(repository), out, load)

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from fewstep.cli.arguments import command_line, joined, next_step, with_config
 from fewstep.cli.parsing import call
-from fewstep.foreign import visible_output
+from fewstep.runtime.foreign import visible_output
 
 if TYPE_CHECKING:
     from fewstep.train.run import Run
@@ -58,7 +58,7 @@ def fitting(
 
 def monitored(run: Run, given: Mapping[str, Any]) -> None:
     """Add what `fitting` says to a run."""
-    from fewstep.convert.references import open_reference
+    from fewstep.io.convert.references import open_reference
     from fewstep.train.evaluation import Evaluation
 
     run.keep = given["keep"]
@@ -80,9 +80,9 @@ def monitored(run: Run, given: Mapping[str, Any]) -> None:
 
 def fit_recipe(argv: Sequence[str], command: str) -> None:
     """`fewstep train|distill RECIPE [options of the recipe] --out FOLDER [--fresh]`."""
-    from fewstep.checkpoint import card
-    from fewstep.distributed import process_group, rank
+    from fewstep.io.model_folder import card
     from fewstep.recipes import find
+    from fewstep.runtime.distributed import process_group, rank
     from fewstep.train.run import Run, fit
     from fewstep.train.transfer import transfer as start_from
 
@@ -153,7 +153,7 @@ def compare(
     """
     from fewstep.compare import compare as run_compare
     from fewstep.compare import show
-    from fewstep.distributed import process_group, rank
+    from fewstep.runtime.distributed import process_group, rank
 
     if not methods:
         raise ValueError("name the recipes to compare, such as digits:sid digits:sida; fewstep recipes lists them")

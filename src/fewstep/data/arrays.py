@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.archives import DAMAGE, check_bytes, open_member, open_zip, read_member
 from fewstep.data.files import Header, parse_array, read_exactly, read_header
-from fewstep.files import regular
+from fewstep.runtime.archives import DAMAGE, check_bytes, open_member, open_zip, read_member
+from fewstep.runtime.files import regular
 
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays: ours, and those that NumPy gives, as the samples of ADM have them."""

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.method import Batch
-from fewstep.noise import expand
+from fewstep.core.method import Batch
+from fewstep.core.noise import expand
 
 SYM6 = (
     0.015404109327027373,

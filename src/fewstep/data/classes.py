@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fewstep.archives import check_json
 from fewstep.data.files import Files
+from fewstep.runtime.archives import check_json
 
 MAX_CLASSES = 2**20
 SHOWN = 5

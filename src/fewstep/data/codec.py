@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.files import offline, read_json
+from fewstep.runtime.files import offline, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 EXPECTED = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}

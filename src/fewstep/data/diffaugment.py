@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.method import Batch
+from fewstep.core.noise import expand
 from fewstep.data.augment import AugmentPipe
-from fewstep.method import Batch
-from fewstep.noise import expand
 
 
 @dataclass(frozen=True)

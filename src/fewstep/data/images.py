@@ -21,7 +21,7 @@ from fewstep.data.classes import read_labels
 from fewstep.data.convert import PACK, decode, fits, read_pixels
 from fewstep.data.files import Files, open_files
 from fewstep.data.sources import Source, open_source
-from fewstep.files import sha256
+from fewstep.runtime.files import sha256
 
 DECODED, SPARE = 2**30, 6
 """The most bytes of decoded images of a source that is not read piece by piece, beside so many for the one that is decoded."""

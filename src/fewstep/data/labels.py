@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import torch
 
+from fewstep.core.method import Batch
 from fewstep.data.stream import locate
-from fewstep.method import Batch
 
 
 class LabelData:

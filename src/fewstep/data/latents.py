@@ -17,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.archives import check_json
+from fewstep.core.method import Batch
 from fewstep.data.classes import parse_labels
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.files import Zip, array_header
 from fewstep.data.images import ImageData
 from fewstep.data.prepare import fixed
 from fewstep.data.stream import locate
-from fewstep.distributed import gather, rank, world_size
-from fewstep.files import new_file
-from fewstep.method import Batch
-from fewstep.progress import track
+from fewstep.runtime.archives import check_json
+from fewstep.runtime.distributed import gather, rank, world_size
+from fewstep.runtime.files import new_file
+from fewstep.runtime.progress import track
 
 
 class LatentData:

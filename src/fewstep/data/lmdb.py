@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fewstep.archives import check_bytes
-from fewstep.files import regular
+from fewstep.runtime.archives import check_bytes
+from fewstep.runtime.files import regular
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, OVERFLOW = 1, 2, 4

@@ -25,15 +25,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fewstep import outputs
 from fewstep.data.classes import LabelError
 from fewstep.data.convert import Entry, Rule, decode, fits
 from fewstep.data.files import Zip, read_header
 from fewstep.data.images import ImageData
 from fewstep.data.sources import open_source
 from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all
-from fewstep.files import new_file
-from fewstep.progress import track
+from fewstep.runtime import outputs
+from fewstep.runtime.files import new_file
+from fewstep.runtime.progress import track
 
 T = TypeVar("T")
 CHUNK_IMAGES = 128
@@ -191,7 +191,7 @@ def ranks() -> tuple[int, int]:
     """This rank, and how many there are; a process without torch, as this tool's own, is alone."""
     if "torch" not in sys.modules:
         return 0, 1
-    from fewstep.distributed import rank, world_size
+    from fewstep.runtime.distributed import rank, world_size
 
     return rank(), world_size()
 
@@ -200,7 +200,7 @@ def gather(value: T) -> list[T]:
     """As `distributed.gather`, which a process without torch does without."""
     if ranks()[1] == 1:
         return [value]
-    from fewstep import distributed
+    from fewstep.runtime import distributed
 
     return distributed.gather(value)
 
@@ -209,7 +209,7 @@ def from_first(value: T) -> T:
     """Likewise `distributed.from_first`."""
     if ranks()[1] == 1:
         return value
-    from fewstep import distributed
+    from fewstep.runtime import distributed
 
     return distributed.from_first(value)
 

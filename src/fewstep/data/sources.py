@@ -21,7 +21,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from fewstep.archives import DAMAGE, PIECE, Xz, check_bytes, check_json, check_unfolded, read_all
 from fewstep.data import lmdb
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
@@ -37,8 +36,9 @@ from fewstep.data.files import (
     top_folders,
 )
 from fewstep.data.pickles import read_pickle
-from fewstep.files import offline, optional, regular
-from fewstep.foreign import public
+from fewstep.runtime.archives import DAMAGE, PIECE, Xz, check_bytes, check_json, check_unfolded, read_all
+from fewstep.runtime.files import offline, optional, regular
+from fewstep.runtime.foreign import public
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep.core.method import Batch
 from fewstep.data.codec import Pixels
 from fewstep.data.images import ImageData
-from fewstep.method import Batch
 
 
 @lru_cache(maxsize=4)

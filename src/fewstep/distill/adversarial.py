@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.denoiser import Encoded
-from fewstep.method import sanitize
+from fewstep.core.denoiser import Encoded
+from fewstep.core.method import sanitize
 
 
 def as_real(logits: Tensor) -> Tensor:

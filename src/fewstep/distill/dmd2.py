@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, Encoded
-from fewstep.diagnostics import by_sigma
+from fewstep.core.denoiser import Denoiser, Encoded
+from fewstep.core.diagnostics import by_sigma
+from fewstep.core.method import Batch, Loss, Method, Phase
+from fewstep.core.noise import KarrasUniform, add_noise, expand, karras_ramp
+from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.adversarial import ClipNorm, as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, frozen, simulated, student, trainable
 from fewstep.distill.sid import deviation, relative_gap
-from fewstep.method import Batch, Loss, Method, Phase
-from fewstep.noise import KarrasUniform, add_noise, expand, karras_ramp
-from fewstep.objectives import DenoisingLoss, NoiseLevels
 
 
 def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Batch, Loss, Method, Phase
+from fewstep.core.precondition import EDM, Boundary
 from fewstep.data.diffaugment import ADA
-from fewstep.denoiser import Denoiser
 from fewstep.distill.adversarial import as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, one_step
-from fewstep.method import Batch, Loss, Method, Phase
 from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.features import Classifier
-from fewstep.precision import master
-from fewstep.precondition import EDM, Boundary
+from fewstep.runtime.precision import master
 
 Role = Literal["conv0", "conv1", "proj", "qkv", "skip"]
 """What a layer does in its U-Net block: the two convolutions, attention's output and input, the shortcut."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.conditional import (
+from fewstep.core.conditional import (
     ConditionalDenoiser,
     ConditionalDiscriminator,
     GenerativeDenoiser,
@@ -30,14 +30,14 @@ from fewstep.conditional import (
     generative,
     pair_discriminator,
 )
-from fewstep.denoiser import Denoiser
-from fewstep.diagnostics import by_sigma
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.diagnostics import by_sigma
+from fewstep.core.method import Batch, Loss, Method, Phase, zero_nonfinite
+from fewstep.core.noise import LogNormal, add_noise, expand, fuse, karras_ramp
+from fewstep.core.objectives import DenoisingLoss, NoiseLevels, edm_weight
 from fewstep.distill.adversarial import as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, frozen, trainable
-from fewstep.method import Batch, Loss, Method, Phase, zero_nonfinite
-from fewstep.noise import LogNormal, add_noise, expand, fuse, karras_ramp
-from fewstep.objectives import DenoisingLoss, NoiseLevels, edm_weight
-from fewstep.precision import master
+from fewstep.runtime.precision import master
 
 
 @dataclass(frozen=True)

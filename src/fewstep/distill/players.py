@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.conditional import ConditionalDenoiser
-from fewstep.denoiser import Denoiser
-from fewstep.method import Batch
-from fewstep.noise import add_noise
-from fewstep.precision import master
+from fewstep.core.conditional import ConditionalDenoiser
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Batch
+from fewstep.core.noise import add_noise
+from fewstep.runtime.precision import master
 
 D = TypeVar("D", bound=Denoiser)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoiser
-from fewstep.diagnostics import by_sigma
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.diagnostics import by_sigma
+from fewstep.core.method import Batch, Loss, Method, Phase
+from fewstep.core.noise import KarrasUniform, add_noise
+from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.players import check_teacher, few_steps, frozen, student, trainable
-from fewstep.method import Batch, Loss, Method, Phase
-from fewstep.noise import KarrasUniform, add_noise
-from fewstep.objectives import DenoisingLoss, NoiseLevels
 
 
 def deviation(x0: Tensor, real: Tensor) -> Tensor:

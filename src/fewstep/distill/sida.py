@@ -11,14 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoiser
-from fewstep.diagnostics import by_sigma
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.diagnostics import by_sigma
+from fewstep.core.method import Batch, Loss, Method, Phase, sanitize
+from fewstep.core.noise import KarrasUniform, add_noise, expand
+from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.adversarial import ClipValue, as_fake, as_real, encoder_logits, verdicts
 from fewstep.distill.players import check_teacher, few_steps, frozen, student
 from fewstep.distill.sid import confidence, deviation, learner, relative_gap, sid_loss
-from fewstep.method import Batch, Loss, Method, Phase, sanitize
-from fewstep.noise import KarrasUniform, add_noise, expand
-from fewstep.objectives import DenoisingLoss, NoiseLevels
 
 Average = Literal["micro_batch", "global"]
 

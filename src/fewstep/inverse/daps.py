@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise, add_noise, karras_sigmas
 from fewstep.inverse.likelihood import Likelihood
-from fewstep.noise import Noise, add_noise, karras_sigmas
 from fewstep.samplers.contract import last, steps
 from fewstep.samplers.edm import euler
 

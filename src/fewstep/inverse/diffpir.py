@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise
 from fewstep.inverse.likelihood import Likelihood
-from fewstep.noise import Noise
 from fewstep.samplers.contract import steps
 
 

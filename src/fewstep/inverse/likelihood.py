@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fewstep.core.noise import Noise
 from fewstep.inverse.operator import Coupling, Decomposed, Operator
-from fewstep.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.noise import Noise
+from fewstep.core.noise import Noise
 
 Coupling = Literal["split", "tight"]
 """How strongly u is tied to the measurement; see `Decomposed.shrinkage`."""

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise, karras_ramp, karras_sigmas
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.inverse.operator import Coupling, Decomposed
-from fewstep.noise import Noise, karras_ramp, karras_sigmas
 from fewstep.samplers.contract import last, steps
 from fewstep.samplers.dpm_solver import dpmpp_2m_sde
 

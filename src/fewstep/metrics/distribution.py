@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.distributed import device, rank, sum_over_ranks, world_size
+from fewstep.runtime.distributed import device, rank, sum_over_ranks, world_size
 
 SMALL_SIDE = 512
 """Up to here all singular values are computed from the matrix itself, above from its Gram matrix, in half of the time."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewstep.distributed import barrier, sum_over_ranks, world_size
 from fewstep.metrics.catalog import NEIGHBOURS, SPLITS, Metric, Need, parse
 from fewstep.metrics.distribution import SUBSET, SUBSETS, frechet_at_infinity, frechet_distance, kernel_distance
 from fewstep.metrics.extractors import NETWORKS, Extractor, extractor, identity, precision
@@ -21,7 +20,8 @@ from fewstep.metrics.protocol import SMALL, Result
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images, Source, from_images
 from fewstep.metrics.statistics import Pass, Saved, Statistics
-from fewstep.precision import tf32
+from fewstep.runtime.distributed import barrier, sum_over_ranks, world_size
+from fewstep.runtime.precision import tf32
 
 BATCH = 64
 SETTINGS: dict[str, dict[str, Any]] = {

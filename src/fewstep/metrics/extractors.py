@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.codec import Pixels as PixelCodec
-from fewstep.distributed import device
 from fewstep.metrics import weights
 from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception
-from fewstep.own import load_file
-from fewstep.precision import lower, tf32
+from fewstep.runtime.distributed import device
+from fewstep.runtime.own import load_file
+from fewstep.runtime.precision import lower, tf32
 
 Features = Mapping[str, Tensor]
 """By part: "features" (B, D); of Inception also "spatial" and "logits"."""

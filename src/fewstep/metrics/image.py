@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.distributed import device, rank, sum_over_ranks, world_size
 from fewstep.metrics import weights
 from fewstep.metrics.networks.lpips import LPIPS, Backbone
 from fewstep.metrics.protocol import Result
-from fewstep.precision import tf32
+from fewstep.runtime.distributed import device, rank, sum_over_ranks, world_size
+from fewstep.runtime.precision import tf32
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 CONVENTIONS: dict[str, str] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distributed import device
+from fewstep.runtime.distributed import device
 
 ROWS, COLUMNS = 1024, 4096
 

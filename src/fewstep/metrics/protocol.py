@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fewstep.files import read_json, write_json
-from fewstep.foreign import inline
 from fewstep.metrics.catalog import key
+from fewstep.runtime.files import read_json, write_json
+from fewstep.runtime.foreign import inline
 
 SMALL = 10_000
 ROUNDING = "trunc(clip(127.5 x + 128, 0, 255))"

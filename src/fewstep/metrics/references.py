@@ -2,7 +2,7 @@
 
 Also read are EDM's npz (mean and covariance for FID) and ADM's npz, where `mu` and `sigma` are of the whole data set,
 for FID, and the images `arr_0` (or `images`) a sample of it, for precision, recall and KID.
-`fewstep.convert.references` adds EDM2's pickles.
+`fewstep.io.convert.references` adds EDM2's pickles.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fewstep.data import images as open_images
 from fewstep.data.arrays import IMAGES, array_names, member
-from fewstep.files import new_file, parse_json, sha256
 from fewstep.metrics.sources import Images
+from fewstep.runtime.files import new_file, parse_json, sha256
 
 V = TypeVar("V")
 Features = tuple[str, str]

@@ -24,8 +24,8 @@ from fewstep.data.convert import GREY, PACK, fits
 from fewstep.data.files import FORMATS, Files, open_files, orientation, read_array, unread
 from fewstep.data.images import images as open_images
 from fewstep.data.images import is_files
-from fewstep.distributed import device, rank, world_size
-from fewstep.files import listed
+from fewstep.runtime.distributed import device, rank, world_size
+from fewstep.runtime.files import listed
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewstep.distributed import rank, world_size
-from fewstep.files import new_file, write_tensors
 from fewstep.metrics.catalog import SPLITS, Need
 from fewstep.metrics.distribution import Moments, Samples, ScoreSums
 from fewstep.metrics.extractors import Extractor, Features
 from fewstep.metrics.sources import Source, batches, prefetched
-from fewstep.progress import Progress
+from fewstep.runtime.distributed import rank, world_size
+from fewstep.runtime.files import new_file, write_tensors
+from fewstep.runtime.progress import Progress
 
 SAVE_SECONDS = 60.0
 Running = Moments | Samples | ScoreSums

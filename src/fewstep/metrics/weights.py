@@ -1,6 +1,6 @@
 """The weights of feature networks: what is known of each, where they lie, and how they are read: safetensors alone.
 
-`fewstep.convert.features` makes these files out of the published ones. The hash of the numbers, whatever file they came
+`fewstep.io.convert.features` makes these files out of the published ones. The hash of the numbers, whatever file they came
 in, is the extractor's identity in protocols and references.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.files import cache_folder, new_file, read_tensors, write_tensors
+from fewstep.runtime.files import cache_folder, new_file, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

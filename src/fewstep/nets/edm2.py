@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Features, SamplingDefaults
+from fewstep.core.denoiser import Features, SamplingDefaults
 from fewstep.nets.blocks import Block
 from fewstep.nets.convolution import conv2d
 from fewstep.nets.layers import accurate, attention, check_halvings, check_taps, dropout, lowered, one_hot

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.nets.layers import Frozen, activations
-from fewstep.precision import lower
+from fewstep.runtime.precision import lower
 
 MIN_SIZE = 4
 """The least side of the deepest features: the heads of the discriminator end in a window of 4x4."""
@@ -57,7 +57,7 @@ DEIT = Backbone("deit_base_distilled_patch16_224", **IMAGENET, tokens=(96, 192, 
 class PretrainedFeatures(Frozen):
     """A backbone with its published weights; its name has the SHA-256 of their file.
 
-    net, digest: the network with its weights and that hash, as `fewstep.convert.features.open_network` returns them.
+    net, digest: the network with its weights and that hash, as `fewstep.io.convert.features.open_network` returns them.
     size: the side to which smaller images are enlarged first,
     bilinearly; a transformer takes this size alone. seed: of the frozen convolutions behind a transformer. dtype: in
     which its products are computed; the features have it, and what looks at them computes in it.

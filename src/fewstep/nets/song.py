@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.denoiser import Features
+from fewstep.core.denoiser import Features
 from fewstep.nets.blocks import UNetBlock, add_augment
 from fewstep.nets.convolution import Conv2d
 from fewstep.nets.layers import (

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fewstep.own import functions, load_file
+from fewstep.runtime.own import functions, load_file
 
 Recipe = Callable[..., Any]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import fewstep as fs
 
 if TYPE_CHECKING:
+    from fewstep.core.objectives import References, Rule, Target
     from fewstep.data.augment import AugmentPipe
     from fewstep.nets.adm import ADMConfig
     from fewstep.nets.song import SongConfig
-    from fewstep.objectives import References, Rule, Target
 
 Arch = Literal["ddpmpp", "ncsnpp", "adm"]
 Precond = Literal["edm", "vp", "ve"]
@@ -74,7 +74,7 @@ def target(
     stream: References, rule: Rule | None, references: int, pipe: AugmentPipe | None = None
 ) -> tuple[Target, str]:
     """The training target for the options --stf and --references, and what a card says of it."""
-    from fewstep.objectives import StableTarget, clean
+    from fewstep.core.objectives import StableTarget, clean
 
     if rule is None:
         if references != STF_REFERENCES:
@@ -115,12 +115,12 @@ def train(
     """
     import torch
 
+    from fewstep.core.objectives import VPTime, edm_weight, inverse_variance
+    from fewstep.core.precondition import EDM, VE, VP
     from fewstep.data.augment import AugmentPipe
     from fewstep.nets.adm import ADMConfig, ADMUNet
     from fewstep.nets.song import SongUNet
-    from fewstep.objectives import VPTime, edm_weight, inverse_variance
-    from fewstep.precision import chosen_dtype
-    from fewstep.precondition import EDM, VE, VP
+    from fewstep.runtime.precision import chosen_dtype
 
     images = open_images(data, shape.img_resolution, shape.in_channels, cond=cond)
     stream = fs.ImageStream(images, seed=seed, flip=xflip)

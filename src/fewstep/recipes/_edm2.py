@@ -9,9 +9,9 @@ import fewstep as fs
 from fewstep.recipes._edm import Dtype, loss_scale, target
 
 if TYPE_CHECKING:
+    from fewstep.core.objectives import Rule
     from fewstep.data.codec import Codec
     from fewstep.data.latents import LatentStream
-    from fewstep.objectives import Rule
 
 MI = 2**20
 
@@ -79,10 +79,10 @@ def train(
     """
     import torch
 
-    from fewstep.method import zero_nonfinite
+    from fewstep.core.method import zero_nonfinite
     from fewstep.nets import sizes
     from fewstep.nets.edm2 import EDM2UNet, Uncertainty
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.precision import chosen_dtype
 
     kind, size = row.split("-")
     images = stream.data

@@ -70,16 +70,16 @@ def distil(
 ) -> fs.Run:
     """A run of GDD, or of GDD-I if `innate`; with classes, in generator and discriminator, if the teacher has them.
 
-    weights: of the feature networks, a folder of NAME.safetensors, or "hub" (see `fewstep.convert.features.open_network`).
+    weights: of the feature networks, a folder of NAME.safetensors, or "hub" (see `fewstep.io.convert.features.open_network`).
     dtype: of the generator; the discriminator computes in it if it is bfloat16, and in float32 otherwise.
     """
     import torch
 
-    from fewstep.convert.features import open_network
     from fewstep.distill.gdd import GDD, check_start
+    from fewstep.io.convert.features import open_network
     from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.precision import chosen_dtype
 
     shape, usual, half_life = ROWS[row]
     freeze = int(innate) if freeze is None else freeze

@@ -77,7 +77,7 @@ def distil(
 
     from fewstep.distill.players import check_teacher
     from fewstep.nets.edm2 import EDM2UNet
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.precision import chosen_dtype
 
     kind = PRESETS[preset]
     row = kind.rows[size]

@@ -68,7 +68,7 @@ def distil(
     from fewstep.data.augment import AugmentPipe
     from fewstep.distill import SiD, SiDA
     from fewstep.distill.players import uniform_levels
-    from fewstep.precision import chosen_dtype
+    from fewstep.runtime.precision import chosen_dtype
 
     denoiser = opened(teacher, shape, dropout, chosen_dtype(dtype))
     pipe = AugmentPipe(augment) if augment else None
@@ -174,7 +174,7 @@ def distil_edm2(
     **settings: Any,
 ) -> fs.Run:
     """A run on latents of ImageNet-512, as `distil`; what is None comes from the row of the size."""
-    from fewstep.checkpoint import read_config
+    from fewstep.io.model_folder import read_config
     from fewstep.nets import sizes
 
     row = EDM2_ROWS[size]

@@ -53,11 +53,11 @@ def teacher(
     """
     import torch
 
+    from fewstep.core.precondition import EDM
     from fewstep.data.augment import AugmentPipe
     from fewstep.data.prepare import stats
     from fewstep.nets.song import SongConfig, SongUNet
-    from fewstep.precision import chosen_dtype
-    from fewstep.precondition import EDM
+    from fewstep.runtime.precision import chosen_dtype
 
     images = fs.images(data)
     channels, height, width = images.shape

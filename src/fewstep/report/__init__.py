@@ -1,7 +1,7 @@
 """Grids of images, charts, and a self-contained HTML page from the records of runs; nothing here needs torch."""
 
-from fewstep.report.grid import grid as grid
-from fewstep.report.grid import save_png as save_png
+from fewstep.data.grid import grid as grid
+from fewstep.data.grid import save_png as save_png
 from fewstep.report.page import write_report as write_report
 from fewstep.report.plot import Reference as Reference
 from fewstep.report.plot import Series as Series

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fewstep.data.convert import open_image
 from fewstep.data.files import check_bytes
-from fewstep.files import regular
-from fewstep.foreign import visible
+from fewstep.runtime.files import regular
+from fewstep.runtime.foreign import visible
 
 WIDEST, COARSE = 1400, 240
 """Pixels of the longer side: an image beyond the one is reduced, one up to the other is magnified without blur."""

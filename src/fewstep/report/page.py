@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.files import new_file, writable
-from fewstep.model_card import body
+from fewstep.io.model_card import body
 from fewstep.report import records, theme
 from fewstep.report.comparison import direction, grids, palette, quality, results_table, wide
 from fewstep.report.markup import definitions, disclosure, embed, escape, figure, heading, plural, spoken, words
@@ -19,6 +18,7 @@ from fewstep.report.numerals import duration, human
 from fewstep.report.plot import Series, Style, line_chart
 from fewstep.report.records import Curve, RunRecord
 from fewstep.report.restorations import restorations
+from fewstep.runtime.files import new_file, writable
 
 SNAPSHOTS = 4
 """Sample grids of a run that are shown, evenly spaced over its training."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.files import kind, listed, parse_json, read_json, regular
+from fewstep.runtime.files import kind, listed, parse_json, read_json, regular
 
 DESCRIPTION = ("model", "method", "sampler", "nfe", "n", "seeds", "grid", "protocol")
 EFFORT = ("images_per_second", "training_images", "training_seconds")

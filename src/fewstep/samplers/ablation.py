@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
-from fewstep.noise import Noise, karras_sigmas
-from fewstep.precondition import VP, Precondition
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise, karras_sigmas
+from fewstep.core.precondition import VP, Precondition
 from fewstep.samplers.contract import steps
 from fewstep.samplers.edm import churn_factor
 

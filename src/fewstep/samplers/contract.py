@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
+from fewstep.core.denoiser import Denoise
 from fewstep.nets.layers import forward_mode
 
 Sampler = Callable[..., Iterator[Tensor]]

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
-from fewstep.noise import Noise, add_noise, fuse, karras_sigmas
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise, add_noise, fuse, karras_sigmas
 from fewstep.samplers.contract import steps
 
 

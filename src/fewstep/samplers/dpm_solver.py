@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
-from fewstep.noise import Noise
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise
 from fewstep.samplers.contract import steps
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise, Denoiser
-from fewstep.noise import Noise, karras_sigmas
+from fewstep.core.denoiser import Denoise, Denoiser
+from fewstep.core.noise import Noise, karras_sigmas
 from fewstep.samplers.contract import steps
 
 

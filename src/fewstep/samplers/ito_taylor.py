@@ -26,8 +26,8 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from fewstep.denoiser import Denoise, Denoiser
-from fewstep.noise import Noise
+from fewstep.core.denoiser import Denoise, Denoiser
+from fewstep.core.noise import Noise
 from fewstep.samplers.contract import steps, unwrapped
 from fewstep.samplers.edm import churn_factor, lift, slope
 from fewstep.samplers.sde import Kappa, NoiseMoments, noise_moments, rate

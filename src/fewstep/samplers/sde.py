@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoise
-from fewstep.noise import Noise
+from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Noise
 from fewstep.samplers.contract import steps
 from fewstep.samplers.edm import slope
 

@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as Written
 
-from fewstep.distributed import rank, world_size
-from fewstep.files import numbered, read_json, remove, sha256, sync, write_tensors
+from fewstep.runtime.distributed import rank, world_size
+from fewstep.runtime.files import numbered, read_json, remove, sha256, sync, write_tensors
 from fewstep.train.strategies import on_cpu, part
 
 KEPT = 3

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fewstep.denoiser import Denoiser
-from fewstep.method import Method, Phase
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Method, Phase
 
 
 def check_method(method: Method) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from fewstep import checkpoint
-from fewstep.checkpoint import Card
+from fewstep.core.denoiser import Denoiser
 from fewstep.data.images import ImageData
-from fewstep.denoiser import Denoiser
-from fewstep.files import write_json
 from fewstep.generation import generated
+from fewstep.io import model_folder
+from fewstep.io.model_folder import Card
 from fewstep.metrics import evaluate as metrics
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.protocol import Result, differences
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images
+from fewstep.runtime.files import write_json
 from fewstep.train.preemption import Watch
 
 
@@ -83,5 +83,5 @@ class Evaluation:
 
 def keep_best(results: Sequence[Result], denoiser: Denoiser, folder: Path, card: Card) -> None:
     """Save the denoiser as the model folder `best/`, and say in `best.json` which it is."""
-    checkpoint.save(denoiser, folder / "best", dataclasses.replace(card, metrics=[r.asdict() for r in results]))
+    model_folder.save(denoiser, folder / "best", dataclasses.replace(card, metrics=[r.asdict() for r in results]))
     write_json(folder / "best.json", {"model": "best", "nimg": card.nimg, results[0].key: results[0].value})

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fewstep.distributed import barrier, rank, world_size
-from fewstep.files import read_json, tidy, write_json
-from fewstep.locks import lock, lock_file
+from fewstep.runtime.distributed import barrier, rank, world_size
+from fewstep.runtime.files import read_json, tidy, write_json
+from fewstep.runtime.locks import lock, lock_file
 from fewstep.train.identity import differences, environment
 
 RECORD = "run.json"

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from fewstep.method import Batch
+from fewstep.core.method import Batch
 
 
 class Stream(Protocol):

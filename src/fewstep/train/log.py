@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewstep import checkpoint
-from fewstep.diagnostics import LEVELS
-from fewstep.files import file_place, new_file, numbered, parse_json, regular
+from fewstep.core.diagnostics import LEVELS
+from fewstep.io import model_folder
+from fewstep.runtime.files import file_place, new_file, numbered, parse_json, regular
 
 
 class Lines:
@@ -101,5 +101,5 @@ class Log:
         """Append a line; returns its `figures`."""
         figures = self.figures()
         self.sums, self.counts = {}, {}
-        self.lines.append({k: checkpoint.plain(v) for k, v in (entry | figures).items()})
+        self.lines.append({k: model_folder.plain(v) for k, v in (entry | figures).items()})
         return figures

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep import checkpoint
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import barrier, device, from_first, rank
-from fewstep.files import read_json
-from fewstep.memory import lacks_memory
+from fewstep.core.denoiser import Denoiser
+from fewstep.io import model_folder
 from fewstep.metrics.protocol import Result, parse_results
-from fewstep.progress import Progress
+from fewstep.runtime.distributed import barrier, device, from_first, rank
+from fewstep.runtime.files import read_json
+from fewstep.runtime.memory import lacks_memory
+from fewstep.runtime.progress import Progress
 from fewstep.train.checkpoints import Checkpoints
 from fewstep.train.evaluation import keep_best
 from fewstep.train.identity import describe
@@ -210,7 +210,7 @@ def best_before(folder: Path) -> tuple[int, list[Result]]:
     """The images and the results of the model in `best/`; none if there is no such model."""
     if not (folder / "best").exists():
         return 0, []
-    card = checkpoint.card(folder / "best")
+    card = model_folder.card(folder / "best")
     return card.nimg, parse_results(card.metrics, str(folder / "best" / "config.json"))
 
 

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fewstep import checkpoint, outputs
-from fewstep.checkpoint import Card
-from fewstep.denoiser import Denoiser
-from fewstep.hub import FILES
-from fewstep.precision import master
-from fewstep.progress import track
+from fewstep.core.denoiser import Denoiser
+from fewstep.io import model_folder
+from fewstep.io.hub import FILES
+from fewstep.io.model_folder import Card
+from fewstep.runtime import outputs
+from fewstep.runtime.precision import master
+from fewstep.runtime.progress import track
 from fewstep.train.ema import power
 from fewstep.train.transfer import opened
 
@@ -84,7 +85,7 @@ def snapshots(folder: Path) -> list[Snapshot]:
     found = []
     models = [*folder.glob("snapshots/*/config.json"), *folder.glob("averages/*/*/config.json")]
     for path in [file.parent for file in models]:
-        card = checkpoint.card(path)
+        card = model_folder.card(path)
         if card.ema.get("kind") == "PowerFunction":
             found.append(Snapshot(path, card.nimg, card.ema["std"]))
     for path in folder.glob("*.pkl"):
@@ -139,5 +140,5 @@ def reconstruct(
         master(denoiser)  # EDM2's buffers are in float16
         ema = {"kind": "PowerFunction", "std": std, "snapshots": len(found)}
         about = dataclasses.replace(card, nimg=nimg, ema=ema, metrics=[])
-        paths.append(checkpoint.save(denoiser, place, about))
+        paths.append(model_folder.save(denoiser, place, about))
     return paths

@@ -22,19 +22,19 @@ from typing import Any
 
 from torch import nn
 
-from fewstep import checkpoint
-from fewstep.checkpoint import Card
-from fewstep.conditional import ConditionalDiscriminator
+from fewstep.core.conditional import ConditionalDiscriminator
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Method
 from fewstep.data.codec import ready
 from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device, world_size
-from fewstep.files import read_json
-from fewstep.method import Method
+from fewstep.io import model_folder
+from fewstep.io.model_folder import Card
 from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
+from fewstep.runtime.distributed import device, world_size
+from fewstep.runtime.files import read_json
 from fewstep.train.checkpoints import KEPT, Checkpoints
 from fewstep.train.checkpoints import load as load_state
 from fewstep.train.contract import check_method
@@ -143,7 +143,7 @@ class Run:
         return {
             "method": describe(self.method),
             "given": self.given,
-            "network": {name: checkpoint.to_dict(m.net.config) for name, m in denoisers(self.method)},
+            "network": {name: model_folder.to_dict(m.net.config) for name, m in denoisers(self.method)},
             "denoiser": {name: describe(m) for name, m in denoisers(self.method)},
             "data": {"name": self.data.data.name, "n": len(self.data.data), "sha256": self.data.data.fingerprint},
             "stream": {"seed": self.data.seed, "flip": self.data.flip},

@@ -12,12 +12,12 @@ from PIL import Image
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep import checkpoint
-from fewstep.checkpoint import Card
-from fewstep.denoiser import Denoiser
-from fewstep.distributed import device, rank, world_size
+from fewstep.core.denoiser import Denoiser
+from fewstep.data.grid import grid, save_png
 from fewstep.generation import default_plan, gathered, generate
-from fewstep.report.grid import grid, save_png
+from fewstep.io import model_folder
+from fewstep.io.model_folder import Card
+from fewstep.runtime.distributed import device, rank, world_size
 from fewstep.train.identity import describe
 from fewstep.train.preemption import Watch
 
@@ -82,7 +82,7 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path, n: int, watch: Watch
     pairs = [*zip(trainer.averages, models, strict=True)] if rank() == 0 else []
     for average, place in reversed(pairs):  # the product last: where it is, the others are
         assert isinstance(average.module, Denoiser)
-        checkpoint.save(average.module, place, dataclasses.replace(card, ema=describe(average.profile)))
+        model_folder.save(average.module, place, dataclasses.replace(card, ema=describe(average.profile)))
     classes = max(1, product.num_classes)
     columns = min(classes, COLUMNS, n)
     label = torch.arange(n) % classes if product.num_classes else None

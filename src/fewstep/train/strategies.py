@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor import Replicate as Replicated
 
-from fewstep.distributed import world_size
 from fewstep.nets.layers import IN_PARTS
+from fewstep.runtime.distributed import world_size
 
 BUCKET_BYTES = 25 * 2**20
 """Of gradients in one message: enough to use the connection, few enough to begin early in a backward pass (as in DDP)."""

@@ -22,9 +22,9 @@ from urllib.request import getproxies
 import numpy as np
 from PIL import Image
 
-from fewstep.files import optional, read_json, write_json
-from fewstep.foreign import public
-from fewstep.launch import launched
+from fewstep.runtime.files import optional, read_json, write_json
+from fewstep.runtime.foreign import public
+from fewstep.runtime.launch import launched
 
 T = TypeVar("T")
 PROJECT = "fewstep"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep import precision
-from fewstep.denoiser import lay_out
-from fewstep.distributed import copy_from_first, rank, sum_over_ranks, world_size
-from fewstep.method import Method, Phase
+from fewstep.core.denoiser import lay_out
+from fewstep.core.method import Method, Phase
+from fewstep.runtime import precision
+from fewstep.runtime.distributed import copy_from_first, rank, sum_over_ranks, world_size
 from fewstep.train.ema import HalfLife, Profile, averages
 from fewstep.train.input import ReadAhead, Stream
 from fewstep.train.strategies import Strategy, alike, hand_over, laid_out_as, summed_over_ranks, whole

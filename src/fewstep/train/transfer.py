@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fewstep import checkpoint, hub
-from fewstep.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
-from fewstep.denoiser import Denoiser
-from fewstep.foreign import public
-from fewstep.model_card import UNSTATED, Card
-from fewstep.objectives import Pretraining
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.objectives import Pretraining
+from fewstep.io import hub, model_folder
+from fewstep.io.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
+from fewstep.io.model_card import UNSTATED, Card
+from fewstep.runtime.foreign import public
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.identity import describe, digest
 
@@ -62,7 +62,7 @@ def listed(names: tuple[str, ...]) -> str:
 def opened(source: str | Path) -> tuple[Denoiser, Card]:
     """A network and its card from wherever one may lie: a model or run folder, the hub, or an upstream file or its address."""
     if hub.is_address(source) or Path(source).is_dir():
-        return checkpoint.load(source), checkpoint.card(source)
+        return model_folder.load(source), model_folder.card(source)
     path = fetch(source)
     found = load_snapshot(path)
     # only weights are taken: whether a bare network is a teacher of EDM or a student of SiD makes no difference

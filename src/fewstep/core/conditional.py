@@ -1,0 +1,261 @@
+"""Denoisers that are given an observation y = x0 + sigma_y eps: the conditional mean, and draws of the posterior.
+
+For NCVSD (Peng et al., 2025, arXiv 2506.09416). The law p(x0 | y) is the denoising posterior; what `ConditionalDenoiser`
+estimates with a network, a perfect unconditional denoiser D knows already: E[x0 | x, y] = D(*fuse(y, sigma_y, x, sigma)).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.denoiser import USUAL, Denoiser, Features
+from fewstep.core.inputs import check_images
+from fewstep.core.noise import Noise, expand, fuse
+from fewstep.core.precondition import Precondition
+from fewstep.nets.controlled import Controlled, without_dropout
+from fewstep.nets.discriminators import PairDiscriminator
+from fewstep.nets.edm2 import Uncertainty
+from fewstep.nets.layers import activations
+
+
+class Observation(NamedTuple):
+    """A noisy image y (B, C, H, W) that is known of x0, and its noise level sigma_y, a number, () or (B,)."""
+
+    y: Tensor
+    sigma: float | Tensor
+
+
+def seen(
+    encoder: Any, precondition: Precondition, dtype: torch.dtype, x: Tensor, sigma: float | Tensor, label: Tensor | None
+) -> Features:
+    """What an encoder makes of a noisy image, scaled as for a denoiser."""
+    c = precondition(expand(sigma, x))
+    c_noise = c.noise.flatten().to(torch.promote_types(dtype, torch.float32))
+    return encoder.encode(activations(c.input * x, dtype), c_noise, label)
+
+
+def check_observation(y: Any, x: Tensor) -> None:
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.device != x.device:
+        found = f"{tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else repr(y)
+        raise ValueError(
+            f"the observation y must have the shape of x, {tuple(x.shape)}; got {found} (x is on {x.device})"
+        )
+
+
+def given_observation(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float | Tensor,
+    label: Tensor | None,
+    augment: Tensor | None,
+    given: Observation,
+) -> Tensor:
+    """The answer of a `Controlled` network; its preconditioning is that of (x, sigma)."""
+    check_observation(given.y, x)
+    encoded = denoiser.encode(x, sigma, label, augment=augment)
+    control = seen(denoiser.net.ctrl, denoiser.precondition, denoiser.dtype, *given, label)
+    return denoiser.decode(encoded._replace(features=denoiser.net.merge(encoded.features, control)))
+
+
+class ConditionalDenoiser(Denoiser):
+    """D(x; sigma, y, sigma_y), an estimate of E[x0 | x, y]: a `Controlled` network under a preconditioning.
+
+    fused: the network sees, beside y, not x but `fuse(y, sigma_y, x, sigma)`, preconditioned for its level. Nothing is lost,
+    as y and this give x; but one that is made of a denoiser then starts at E[x0 | x, y] where x0 is distributed as that
+    denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
+    """
+
+    def __init__(self, net: nn.Module, *, fused: bool = False, **options: Any) -> None:
+        super().__init__(net, **options)
+        self.fused = fused
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        given: Observation | None = None,
+    ) -> Tensor:
+        """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,), and the observation `given`."""
+        if given is None:
+            raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
+        if not torch.compiler.is_compiling():
+            self.check(x, sigma, label)
+            check_observation(given.y, x)
+            expand(given.sigma, x)
+            self.check_level(given.sigma, self.highest, "sigma_y")
+        if self.fused:
+            x, sigma = fuse(*given, x, sigma)
+        return given_observation(self, x, sigma, label, augment, given)
+
+
+class GenerativeDenoiser(Denoiser):
+    """G(y, sigma_y, z): a draw of p(x0 | y = x0 + sigma_y eps) in one evaluation, for every noise level (NCVSD).
+
+    Where a denoiser answers with the mean of all images that could lie behind `y`, this one answers with one of them, a
+    different one for each z ~ N(0, I). A `Controlled` network sees the observation (y, sigma_y) and, at the level
+    s = (1 + gamma) sigma_y, the noisier y + sqrt(s^2 - sigma_y^2) z.
+
+    Called as `(y, sigma_y, label)` it draws z itself, by `noise`; so with label and noise bound it is a `Denoise` for
+    samplers and inverse solvers, whose every answer is a sample. `draw` takes z.
+
+    sigma_init: the noise level of the observation of nothing, y = sigma_init eps, from which images are made. levels: the
+    noise levels of `samplers.posterior` that follow it when the model is sampled. sigma_end: the lowest level of the grid
+    on which other numbers of steps are spread, normally the lowest that it has learned. means: how many mean images the
+    model keeps in `mean` (means, C, H, W), one for each class or one for all; with none it starts about 0, as in the paper.
+    """
+
+    mean: Tensor | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        gamma: float = 0.414,
+        sigma_init: float = 80.0,
+        sigma_end: float = 0.002,
+        levels: tuple[float, ...] = (80.0,),
+        means: int = 0,
+        **options: Any,
+    ) -> None:
+        if not gamma > 0 or not sigma_init > sigma_end > 0 or not levels:
+            raise ValueError(
+                f"a generative denoiser needs gamma > 0, sigma_init > sigma_end > 0 and at least one level; got "
+                f"gamma={gamma}, sigma_init={sigma_init}, sigma_end={sigma_end}, levels={levels}"
+            )
+        super().__init__(net, levels=levels, **options)
+        if means not in (0, 1, self.num_classes):
+            raise ValueError(
+                f"there is one mean image, or one for each of {self.num_classes} classes; got means={means}"
+            )
+        self.gamma, self.sigma_init, self.sigma_end, self.means = gamma, sigma_init, sigma_end, means
+        self.register_buffer("mean", torch.zeros(means, *self.shape) if means else None)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        noise: Noise = torch.randn_like,
+    ) -> Tensor:
+        """A draw (B, C, H, W) given the observation `x` (B, C, H, W) at `sigma`, a number, () or (B,).
+
+        label: class indices (B,), None for no class. noise: draws z.
+        """
+        return self.draw(x, sigma, noise(x), label, augment=augment)
+
+    def draw(
+        self,
+        y: Tensor,
+        sigma_y: float | Tensor,
+        z: Tensor,
+        label: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """The draw that belongs to the unit Gaussian `z`, of the shape of `y`; deterministic."""
+        if not torch.compiler.is_compiling():
+            check_images(y, self.shape, next(self.net.parameters(), None))
+            check_images(z, self.shape, y, "z")
+            expand(sigma_y, y)
+            self.check_level(sigma_y, max(self.sigma_init, USUAL))
+        level = expand(sigma_y, y)
+        raised = (1 + self.gamma) * level
+        x = y + (raised**2 - level**2).sqrt() * z
+        return given_observation(self, x, raised.flatten(), label, augment, Observation(y, sigma_y))
+
+    @property
+    def highest(self) -> float:
+        """Of the raised level that the network sees."""
+        return (1 + self.gamma) * max(self.sigma_init, USUAL)
+
+    def centre(self, label: Tensor | None) -> Tensor | None:
+        """The mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""
+        if self.mean is None or label is None or self.means == 1:
+            return self.mean if self.mean is None else self.mean.mean(0, keepdim=True)
+        return self.mean[label]
+
+    def log_variance(self, sigma: Tensor) -> Tensor:
+        """The log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
+        return super().log_variance((1 + self.gamma) * sigma)
+
+
+class ConditionalDiscriminator(nn.Module):
+    """Logits (B, 1) of whether `x` at `sigma` is a noisy real image of the observation `given`, large for real ones."""
+
+    def __init__(
+        self, net: PairDiscriminator, *, precondition: Precondition, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.net, self.precondition, self.dtype = net, precondition, dtype
+
+    def see(self, given: Observation, label: Tensor | None = None) -> Features:
+        """The features of an observation, for all images that are judged by it."""
+        return seen(self.net.ctrl, self.precondition, self.dtype, *given, label)
+
+    def forward(
+        self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, given: Observation | Features
+    ) -> Tensor:
+        """given: the observation, or what `see` made of it."""
+        control = given if isinstance(given, Features) else self.see(given, label)
+        return self.net(seen(self.net.enc, self.precondition, self.dtype, x, sigma, label), control)
+
+
+def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoiser:
+    """A conditional denoiser that answers as its teacher until it is trained: for x, or if `fused` for x and y together.
+
+    It trains without dropout. Its log-variance head is new, as the teacher's, where there is one, knows another error.
+    """
+    return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
+
+
+def generative(teacher: Denoiser, *, centred: bool = False, **options: Any) -> GenerativeDenoiser:
+    """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
+    level.
+
+    centred: it starts about the `mean_images` of the teacher. options: gamma, sigma_init, sigma_end, levels of
+    `GenerativeDenoiser`.
+    """
+    means = (teacher.num_classes or 1) if centred else 0
+    result = GenerativeDenoiser(Controlled(without_dropout(teacher.net)), means=means, **options, **shared(teacher))
+    if centred:
+        result.mean = mean_images(teacher, result.sigma_init)
+    return result
+
+
+@torch.no_grad()
+def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
+    """E[x0] of each class (K, C, H, W), or of all images (1, C, H, W) without classes, according to a denoiser.
+
+    What it makes of noise at a level `sigma` at which nothing else is seen, averaged over `draws` of it, always the same.
+    """
+    teacher = copy.deepcopy(teacher).eval()
+    place = next(teacher.parameters()).device
+    z = torch.randn(draws, *teacher.shape, generator=torch.Generator().manual_seed(0)).to(place)
+    classes = [torch.full((draws,), k, device=place) for k in range(teacher.num_classes)] or [None]
+    return torch.stack([teacher(sigma * z, sigma, label).mean(0) for label in classes])
+
+
+def shared(teacher: Denoiser) -> dict[str, Any]:
+    head = teacher.uncertainty
+    channels = head.channels if isinstance(head, Uncertainty) else 128
+    return {
+        "precondition": teacher.precondition,
+        "dtype": teacher.dtype,
+        "codec": teacher.codec,
+        "uncertainty": Uncertainty(channels, getattr(teacher.net.config, "normalizations", 1)),
+    }
+
+
+def pair_discriminator(teacher: Denoiser) -> ConditionalDiscriminator:
+    """NCVSD's discriminator, of two copies of the teacher's encoder and a new last layer."""
+    net = PairDiscriminator(without_dropout(teacher.net))
+    return ConditionalDiscriminator(net, precondition=teacher.precondition, dtype=teacher.dtype)

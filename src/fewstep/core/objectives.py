@@ -1,0 +1,203 @@
+"""What a denoiser is trained to: the weighted squared error to a target, and the one-player Method made of it.
+
+| paper | sigma | weight |
+|---|---|---|
+| EDM | `LogNormal(-1.2, 1.2)` | `edm_weight` |
+| EDM2 | `LogNormal(-0.4, 1.0)` for latents, (-0.8, 1.6) for pixels | `edm_weight`, and a head that learns the log-variance |
+| VP | `VPTime()` | `inverse_variance` |
+| VE | `LogUniform(0.02, 100)` | `inverse_variance` |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.diagnostics import by_sigma
+from fewstep.core.method import Batch, Clean, Loss, Method, Phase, sanitize
+from fewstep.core.noise import LogNormal, add_noise, expand
+from fewstep.core.precondition import VP
+from fewstep.data.augment import AugmentPipe
+
+NoiseLevels = Callable[[Tensor], Tensor]
+"""Draws noise levels (B,) for images (B, ...)."""
+
+Weight = Callable[[Tensor, float], Tensor]
+"""`(sigma, sigma_data) -> lambda`, both (B,)."""
+
+Target = Callable[[Tensor, Tensor, Batch], Tensor]
+"""`(x, sigma, batch) -> x0`: what the denoiser should answer at `x`, for the class and augmentation of the batch."""
+
+
+def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / c_out^2 (Karras et al., 2022, Table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def inverse_variance(sigma: Tensor, sigma_data: float) -> Tensor:
+    """lambda(sigma) = 1 / sigma^2: the error in the noise, as the VP and VE SDEs weight it (Song et al., 2021)."""
+    return 1 / sigma**2
+
+
+@dataclass(frozen=True)
+class VPTime:
+    """t uniform on [epsilon_t, 1] in sigma(t) of the variance-preserving SDE: where it trains (Song et al., 2021).
+
+    Called with x (B, ...) it draws (B,).
+    """
+
+    schedule: VP = VP()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        t = 1 - (1 - self.schedule.epsilon_t) * torch.rand(len(x), device=x.device)
+        return self.schedule.sigma(t)
+
+
+def clean(x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    """The image itself: denoising score matching."""
+    return batch.image
+
+
+Rule = Literal["matched", "published"]
+"""Which references count in a stable target; see `StableTarget`."""
+
+
+class References(Protocol):
+    """A source of independent training images, a function of torch's random stream."""
+
+    def sample(self, n: int, device: torch.device) -> Batch: ...
+
+
+class StableTarget:
+    """The stable target field (Xu et al., 2023): the mean of x0 given x, for x0 one of `n` reference images r_k,
+
+    sum_k w_k r_k with w = softmax_k(-|x - r_k|^2 / (2 sigma^2)),
+
+    that is `oracle.EmpiricalDenoiser` of the reference batch: the batch itself and n - B more images of `stream`, drawn
+    anew each time. Being the expectation of the clean image given x and the references, it has the same mean as the
+    clean image given x, for every `n`, and less variance; n = B = 1 is the clean image.
+
+    This holds if the references could have been the image itself. The rule says which count:
+
+    matched: those of its class and with its augmentation. The references pass the pixel-exact part of the pipe, so that
+    images which were only mirrored, turned or shifted by whole pixels get a stable target, and others the clean one.
+    published: all of them, each with an augmentation of its own, whatever the class of the image and what was done to
+    it, as in the authors' code. Every image has its references, but the target is biased where there are classes or
+    augmentation: it is the mean over all classes and augmentations.
+
+    n: the images of the micro-batch included, as the authors' `--rbatch`, which counts on each GPU. augment: the pipe of
+    the loss.
+
+    The logits are a matrix product in float64, B x n numbers: in float32 they lose the digits by which references differ.
+    """
+
+    def __init__(
+        self, stream: References, n: int = 4096, *, augment: AugmentPipe | None = None, rule: Rule = "matched"
+    ) -> None:
+        if rule not in get_args(Rule):
+            raise ValueError(f"the rules of the stable target are {', '.join(get_args(Rule))}; got {rule!r}")
+        if n < 1:
+            raise ValueError(f"the stable target needs a reference at least; got n={n}")
+        self._stream, self.n, self.augment, self.rule = stream, n, augment, rule
+
+    def __call__(self, x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        return posterior_mean(x, sigma, *self.references(batch))
+
+    def references(self, batch: Batch) -> tuple[Batch, Batch | None]:
+        """The batch and the other references, with the conditions in which they must agree with an image to count."""
+        more = self.n - len(batch.image)
+        if more < 0:
+            raise ValueError(f"the references include the micro-batch; got n={self.n} for {len(batch.image)} images")
+        others = None if more == 0 else self._stream.sample(more, batch.image.device)
+        if others is not None and self.augment is not None:
+            others = self.augment(others) if self.rule == "published" else self.augment.exact(others)
+        if self.rule == "published":
+            batch, others = Batch(batch.image), None if others is None else Batch(others.image)
+        return batch, others
+
+
+@torch.no_grad()
+def posterior_mean(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> Tensor:
+    """E[x0 | x] for x0 drawn from the images of `batch`, from which `x` was made, and of `others`, of like condition."""
+    weights, points = posterior_weights(x, sigma, batch, others)
+    return (weights @ points).view(x.shape).to(x.dtype)
+
+
+@torch.no_grad()
+def posterior_weights(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> tuple[Tensor, Tensor]:
+    """The probability (B, n) that each of the images made `x`, and these images (n, d), in float64; see `posterior_mean`.
+
+    1 / sum w^2 of a row is the effective number of its references.
+    """
+    parts = [batch] if others is None else [batch, others]
+    points = torch.cat([part.image.flatten(1) for part in parts]).double()
+    flat = x.flatten(1).double()
+    # -|x - r|^2 / 2 sigma^2 but for a constant of the row
+    logits = (flat @ points.T - points.square().sum(1) / 2) / expand(sigma, flat) ** 2
+    for condition in ("label", "augment"):
+        mine = getattr(batch, condition)
+        if mine is not None:
+            theirs = torch.cat([getattr(part, condition) for part in parts]).view(len(points), -1)
+            like = (mine.view(len(x), 1, -1) == theirs).all(-1)
+            logits = logits.masked_fill(~like, -math.inf)
+    return logits.softmax(1), points
+
+
+class DenoisingLoss:
+    """lambda(sigma) |D(x0 + sigma eps; sigma) - target|^2, summed over pixels (Karras et al., 2022, Eq. 3).
+
+    For a denoiser with a log-variance head u(sigma), of n pixels, it is lambda / e^u |D - target|^2 + n u, whose
+    minimum in u is the logarithm of the weighted error per pixel (Karras et al., 2024, Eq. 21).
+
+    noise: the distribution of sigma. weight: lambda. target: what is regressed; its expectation given x must be
+    E[x0 | x]. augment: transforms the images first, and tells the network how.
+    """
+
+    def __init__(
+        self,
+        noise: NoiseLevels = LogNormal(),
+        *,
+        weight: Weight = edm_weight,
+        target: Target = clean,
+        augment: AugmentPipe | None = None,
+    ) -> None:
+        self.noise, self.weight, self.target, self.augment = noise, weight, target, augment
+
+    def __call__(self, denoiser: Denoiser, batch: Batch) -> Loss:
+        sigma = self.noise(batch.image)
+        if not denoiser.num_classes:
+            batch = batch._replace(label=None)
+        if self.augment is not None:
+            batch = self.augment(batch)
+        x = add_noise(batch.image, sigma)
+        error = denoiser(x, sigma, batch.label, augment=batch.augment) - self.target(x, sigma, batch)
+        return self.weigh(denoiser, sigma, error)
+
+    def weigh(self, denoiser: Denoiser, sigma: Tensor, error: Tensor) -> Loss:
+        """The loss of an error D - target (B, C, H, W) that the denoiser made at `sigma` (B,)."""
+        loss = self.weight(sigma, denoiser.sigma_data) * error.square().flatten(1).sum(1)
+        diagnostics = {"error": by_sigma(sigma, loss)}
+        if denoiser.uncertainty is None:
+            return loss, diagnostics
+        u = denoiser.log_variance(sigma)
+        return loss / u.exp() + u * error[0].numel(), diagnostics
+
+
+class Pretraining(Method):
+    """Diffusion training: the Method with one player. mend: what cleans its gradients."""
+
+    product = "denoiser"
+
+    def __init__(self, denoiser: Denoiser, objective: DenoisingLoss, *, mend: Clean = sanitize) -> None:
+        super().__init__()
+        self.denoiser, self.objective = denoiser, objective
+        self.phases = (Phase("denoiser", self.denoising_loss, clean=mend),)
+
+    def denoising_loss(self, batch: Batch) -> Loss:
+        return self.objective(self.denoiser, batch)

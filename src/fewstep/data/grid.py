@@ -1,0 +1,75 @@
+"""Grids of images, exact to the pixel."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from fewstep.runtime.files import new_file
+
+TILE = 40
+"""Pixels below which the shorter side of a tile is magnified."""
+
+
+def grid(
+    images: ArrayLike,
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    gap: int = 1,
+    background: int | tuple[int, int, int] = 255,
+) -> Image.Image:
+    """Images (N, H, W, C) or (H, W, C), uint8, in rows from left to right; of mode L, or RGB where C = 3.
+
+    The channels of other images than grey and RGB are grey tiles side by side. columns: of images; ceil(sqrt(N)) by
+    default. scale: integer magnification, nearest neighbour; by default the least that makes the shorter side of a tile
+    `TILE` pixels. gap: between tiles, in pixels before magnification, so that the result holds the plain grid at every
+    `scale`-th pixel. background: of the gaps and of an unfinished row.
+    """
+    tiles = np.asarray(images)
+    if tiles.ndim == 3:
+        tiles = tiles[None]
+    if tiles.ndim != 4 or tiles.dtype != np.uint8 or tiles.size == 0:
+        raise ValueError(
+            "a grid takes uint8 images of shape (H, W, C) or (N, H, W, C), at least one; "
+            f"got {tiles.dtype} of shape {np.shape(images)}"
+        )
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(tiles)))
+    if tiles.shape[3] not in (1, 3):
+        columns = min(columns, len(tiles)) * int(tiles.shape[3])
+        tiles = tiles.transpose(0, 3, 1, 2).reshape(-1, *tiles.shape[1:3], 1)
+    n, height, width, channels = tiles.shape
+    scale = math.ceil(TILE / min(height, width)) if scale is None else scale
+    if columns < 1 or scale < 1 or gap < 0:
+        raise ValueError(f"columns and scale must be at least 1, gap at least 0; got {columns}, {scale}, {gap}")
+    if channels == 1 and not isinstance(background, int):
+        raise ValueError(f"the background of grey images is one number; got {background}")
+    columns = min(columns, n)
+    down, right = height + gap, width + gap
+    canvas = np.empty((math.ceil(n / columns) * down - gap, columns * right - gap, channels), np.uint8)
+    canvas[:] = background
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * down, i % columns * right
+        canvas[top : top + height, left : left + width] = tile
+    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write a PNG, complete or not at all; folders are made."""
+    with new_file(Path(path)) as partial:
+        image.save(partial, format="PNG", optimize=True)
+
+
+def save_image(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an image (H, W, C) as `data pack` stores it: `path`.png if it is grey or RGB, else `path`.npy, (C, H, W)."""
+    if image.shape[2] in (1, 3):
+        save_png(grid(image, scale=1), path.with_name(f"{path.name}.png"))
+        return
+    with new_file(path.with_name(f"{path.name}.npy")) as partial, partial.open("wb") as file:
+        np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)), allow_pickle=False)

@@ -1,0 +1,1 @@
+"""Model folders, cards, the hub, and files of other programs."""

@@ -1,0 +1,238 @@
+"""Weights of feature networks as they are published, in every container that is in use, read without running anything.
+
+The Inception network comes in four: NVIDIA's pickle of an object, its TorchScript twin, a state dict under the same
+names, and the state dict of PyTorch's ports. They hold the same numbers, and give the same hash here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.io.convert.snapshot import MAX_DEPTH, apart, state_dict
+from fewstep.io.convert.source import fetch
+from fewstep.io.convert.torchscript import is_torchscript, read_torchscript
+from fewstep.io.convert.unpickle import Record, read
+from fewstep.metrics.networks.clip import CLIP
+from fewstep.metrics.networks.dinov2 import DINOv2
+from fewstep.metrics.networks.inception import Conv, Inception
+from fewstep.metrics.networks.lpips import WIDTHS, alex_layers
+from fewstep.metrics.weights import (
+    ASSETS,
+    Asset,
+    assets_folder,
+    fill,
+    how_to_get,
+    read_weights,
+    save_weights,
+)
+from fewstep.nets.backbones import VGG16BN, DeiT, EfficientNetLite0, vgg16_layers
+from fewstep.runtime import outputs
+from fewstep.runtime.files import read_tensors, sha256
+from fewstep.runtime.foreign import public
+
+NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
+
+
+def read_published(asset: Asset, path: Path) -> dict[str, Tensor]:
+    """The weights of an asset out of a published file, under our names, complete; ValueError says what is wrong."""
+    tensors = published_tensors(path)
+    state = SELECT[asset.name](tensors)
+    if asset.name in NETWORKS:
+        fill(NETWORKS[asset.name], state, str(path))
+        return state
+    shapes = PARTS[asset.name]
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        wrong = [name for name, shape in shapes.items() if name not in state or tuple(state[name].shape) != shape]
+        raise ValueError(
+            f"{path} lacks {len(wrong)} tensors of {asset.name}, or has them in another shape: {wrong[:5]}"
+        )
+    return state
+
+
+def published_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of real numbers by dotted name, in the order of the file."""
+    if path.suffix == ".safetensors":
+        found = {name: tensor for name, tensor in read_tensors(path)[0].items() if tensor.is_floating_point()}
+    elif is_torchscript(path):
+        found = dict(script_tensors(read_torchscript(path), "", MAX_DEPTH, set()))
+    else:
+        content = read(path)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            content = content["model"]
+        if isinstance(content, Record):
+            found = state_dict(content)
+        elif isinstance(content, dict):
+            found = {str(k): v for k, v in content.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        else:
+            found = {}
+    if not found:
+        raise ValueError(f"{path} holds no weights; expected a state dict, a TorchScript archive or NVIDIA's pickle")
+    try:
+        return apart(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def script_tensors(record: Record, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """A module may be named again and again; it is walked once."""
+    if depth == 0:
+        raise ValueError(f"modules are nested more than {MAX_DEPTH} deep at {prefix[:80]}; no network needs that")
+    for name, value in record.state.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Record) and id(value) not in seen:
+            seen.add(id(value))
+            yield from script_tensors(value, f"{prefix}{name}.", depth - 1, seen)
+
+
+def inception(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under PyTorch's names as they are; under NVIDIA's by the order of the convolutions, which is that of the graph."""
+    if "fc.weight" in tensors:
+        return dict(tensors)
+    with torch.device("meta"):
+        ours = [name for name, module in Inception().named_modules() if isinstance(module, Conv)]
+    theirs = [name.removesuffix("weight") for name, tensor in tensors.items() if tensor.ndim == 4]
+    if len(ours) != len(theirs) or "output.weight" not in tensors or "output.bias" not in tensors:
+        raise ValueError(f"expected {len(ours)} convolutions and a layer `output`; the file has {len(theirs)} of them")
+    state: dict[str, Tensor] = {"fc.weight": tensors["output.weight"], "fc.bias": tensors["output.bias"]}
+    for our, their in zip(ours, theirs, strict=True):
+        for suffix, name in NVIDIA.items():
+            if f"{their}{suffix}" not in tensors:
+                raise ValueError(f"the convolution {their} has no {suffix}; this is not the Inception network's file")
+            tensor = tensors[f"{their}{suffix}"]
+            state[f"{our}.{name}"] = tensor if suffix == "weight" else tensor.flatten()
+        state[f"{our}.bn.weight"] = torch.ones_like(state[f"{our}.bn.bias"])
+    return state
+
+
+def clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
+
+
+def dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name != "mask_token"}
+
+
+def backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The convolutions; the classifier is not needed."""
+    return {name: value for name, value in tensors.items() if name.startswith("features.")}
+
+
+def without(*heads: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """All but the modules behind the last map of features."""
+    return lambda tensors: {name: value for name, value in tensors.items() if name.partition(".")[0] not in heads}
+
+
+def linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`lin0.model.1.weight` (1, C, 1, 1) and so on, as `lin0` (C,)."""
+    return {name.partition(".")[0]: value.flatten() for name, value in tensors.items() if name.startswith("lin")}
+
+
+def convolutions(layers: list[torch.nn.Module]) -> dict[str, tuple[int, ...]]:
+    state = torch.nn.Sequential(*layers).state_dict()
+    return {f"features.{name}": tuple(tensor.shape) for name, tensor in state.items()}
+
+
+SELECT = {
+    "inception-2015-12-05": inception,
+    "clip-vit-b-32": clip,
+    "dinov2-vitl14": dinov2,
+    "vgg16": backbone,
+    "alexnet": backbone,
+    "lpips-vgg": linear,
+    "lpips-alex": linear,
+    "vgg16_bn": without("pre_logits", "head", "classifier"),
+    "tf_efficientnet_lite0": without("conv_head", "bn2", "classifier"),
+    "deit_base_distilled_patch16_224": without("norm", "head", "head_dist"),
+}
+NETWORKS = {
+    "inception-2015-12-05": Inception,
+    "clip-vit-b-32": CLIP,
+    "dinov2-vitl14": DINOv2,
+    "vgg16_bn": VGG16BN,
+    "tf_efficientnet_lite0": EfficientNetLite0,
+    "deit_base_distilled_patch16_224": DeiT,
+}
+with torch.device("meta"):
+    PARTS = {
+        "vgg16": convolutions(vgg16_layers()),
+        "alexnet": convolutions(alex_layers()),
+        **{f"lpips-{name}": {f"lin{i}": (n,) for i, n in enumerate(widths)} for name, widths in WIDTHS.items()},
+    }
+
+
+def find_asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ValueError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def fetch_asset(
+    name: str,
+    *,
+    source: str | Path | None = None,
+    sha256_prefix: str | None = None,
+    offline: bool = False,
+    folder: Path | None = None,
+) -> Path:
+    """Download or read the published weights of an asset, check their hash, and write them for `read_weights`.
+
+    source: a file or address; the asset's first if left out. sha256_prefix: the hash, or its beginning, that the file
+    must have; if left out, what is known of the file of this address or name, if anything is.
+    """
+    asset = find_asset(name)
+    chosen = asset.sources[0].address if source is None else source
+    expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
+    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen])
+    path = fetch(chosen, offline=offline)
+    digest = sha256(path)
+    if not digest.startswith(expected):
+        if "://" in str(chosen):
+            path.unlink()  # of the cache, so that the next call downloads it again
+        raise ValueError(
+            f"{public(chosen)} has the sha256 {digest}; expected {expected}: it is damaged or another file; fetch it again"
+        )
+    return save_weights(asset, read_published(asset, path), digest, folder)
+
+
+def known_hash(asset: Asset, source: str | Path) -> str | None:
+    """The hash of the asset's file of this address, or of this name where no two share it."""
+    by_address = [s for s in asset.sources if s.address == public(source)]
+    by_file = [s for s in asset.sources if s.file == public(source).rsplit("/", 1)[-1]]
+    found = by_address or by_file
+    return found[0].sha256 if len(found) == 1 else None
+
+
+def open_network(name: str, weights: Path | Literal["hub"]) -> tuple[torch.nn.Module, str]:
+    """A feature network with its weights, and the SHA-256 of the published file that has them.
+
+    weights: the file, published or kept by `fewstep assets`; or a folder with NAME.safetensors; or "hub", which is the
+    folder of the assets, to which a missing file is fetched. Raises ValueError if the file is not to be had, or if it
+    does not have each of the network's tensors, and no others than its classifier's, in their shapes and finite.
+    """
+    asset = find_asset(name)
+    if weights == "hub":
+        if not (assets_folder() / asset.file).is_file():
+            try:
+                fetch_asset(name)
+            except (OSError, ValueError) as error:
+                missing = f"the weights of {name} are not in {assets_folder()}, and could not be fetched"
+                raise ValueError(f"{missing}: {error}; {how_to_get(asset)}") from error
+        state, about = read_weights(asset)
+        return fill(NETWORKS[name], state, asset.file), about["source_sha256"]
+    path = weights / asset.file if weights.is_dir() else weights
+    if not path.is_file():
+        raise ValueError(
+            f"the weights of {name} are needed, and there is no file {path}; download {asset.sources[0].address} to it, or "
+            f"{how_to_get(asset)}"
+        )
+    if path.name == asset.file and "asset" in read_tensors(path)[1]:
+        state, about = read_weights(asset, path.parent)
+        return fill(NETWORKS[name], state, str(path)), about["source_sha256"]
+    state = {key: tensor.float() for key, tensor in read_published(asset, path).items()}
+    return fill(NETWORKS[name], state, str(path)), sha256(path)

@@ -1,0 +1,48 @@
+"""References of every kind by path: ours, EDM's and ADM's npz, EDM2's pickle, or images themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from fewstep.data import images
+from fewstep.io.convert.source import fetch
+from fewstep.io.convert.unpickle import read
+from fewstep.metrics.references import Reference, check_moments, load_reference
+from fewstep.metrics.sources import open_set
+from fewstep.runtime.files import sha256
+
+EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
+
+
+def open_reference(path: str | Path) -> Reference:
+    """A reference file, by path or http(s) address, or images of any source; "digits" is the built-in set."""
+    if "://" in str(path):
+        return replace(open_reference(fetch(path)), name=PurePosixPath(urlsplit(str(path)).path).stem)
+    if str(path) == "digits":
+        return Reference.of(images("digits"))
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        return load_reference(path)
+    if path.suffix.lower() == ".pkl":
+        return edm2_reference(path)
+    return Reference.of(open_set(path))
+
+
+def edm2_reference(path: Path) -> Reference:
+    """EDM2's pickle {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}; nothing in it is run."""
+    content = read(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected EDM2's reference, a dict; it is a {type(content).__name__}")
+    moments = {}
+    for name, extractor in EDM2.items():
+        if isinstance(entry := content.get(name), dict):
+            moments[extractor, "features"] = check_moments(entry.get("mu"), entry.get("sigma"), f"{path}, {name}")
+    if not moments:
+        raise ValueError(
+            f"{path}: expected fid or fd_dinov2 with mu and sigma; it has {[str(k)[:40] for k in content]}"
+        )
+    n = content.get("num_images")
+    hashes = dict.fromkeys(extractor for extractor, _ in moments)
+    return Reference(path.stem, sha256(path), n if isinstance(n, int) else None, moments, extractors=hashes)

@@ -1,0 +1,1 @@
+"""What a process stands on: ranks, precision, progress, safe files."""

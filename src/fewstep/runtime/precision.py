@@ -1,0 +1,106 @@
+"""In which precision numbers are multiplied: what the hardware is fast in, and what float32 means on GPUs.
+
+Networks compute in the precision that they are given (`Denoiser(dtype=...)`). float32 means float32: TF32, in which GPUs
+round the factors of products and convolutions to 10 bits, is off unless it is asked for, as in EDM and its descendants,
+although PyTorch itself convolves in it. Who wants speed takes bfloat16; who asks for float32 has a reason, such as a loss
+that is a small difference, or images that a seed gave before. Metrics never compute in TF32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.runtime.distributed import device
+
+PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+"""Layers whose precision `lower` chooses."""
+
+
+def fast_dtype(place: torch.device | None = None) -> torch.dtype:
+    """bfloat16 where a device (this process's if None) computes in it: GPUs since 2020, CPUs with AVX512-BF16; else float32.
+
+    Elsewhere it is emulated, a hundred times slower.
+    """
+    kind = (place or device()).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()  # there is no public name for it
+    return torch.bfloat16 if native else torch.float32
+
+
+DTYPES = {
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float64": torch.float64,
+}
+"""In which networks can compute."""
+
+
+def chosen_dtype(name: str | torch.dtype, place: torch.device | None = None) -> torch.dtype:
+    """The precision of that name, one of `DTYPES`; auto is `fast_dtype` on a device, or on this process's.
+
+    Raises ValueError for another name, and for numbers in which no network computes.
+    """
+    if name == "auto":
+        return fast_dtype() if place is None else fast_dtype(place)
+    chosen = DTYPES.get(name) if isinstance(name, str) else name
+    if chosen is None or chosen not in DTYPES.values():
+        raise ValueError(f"dtype {name}: networks compute in auto, {', '.join(DTYPES)}")
+    return chosen
+
+
+def master(module: nn.Module) -> None:
+    """Hold what trains in float32 at least, in place, whatever file it came from; networks that never move stay as they are.
+
+    A step of Adam is smaller than the distance between two numbers in float16 or bfloat16, in which published networks
+    are stored. What they compute in is another matter (`Denoiser.dtype`).
+    """
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        return
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+            tensor.data = tensor.data.float()
+    for child in module.children():
+        master(child)
+
+
+def lower(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of `PRODUCTS` of a network that never trains compute in `dtype`, in place: their weights are cast once,
+    their inputs at each call.
+
+    Sums of their outputs and values in float32 are in float32, by PyTorch's type promotion. Of float32 nothing changes.
+    """
+
+    def cast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        once = {x: x.to(dtype) for x in inputs}  # attention to itself is quick if all three are one tensor
+        return tuple(once[x] for x in inputs)
+
+    for layer in network.modules() if dtype != torch.float32 else ():
+        if isinstance(layer, PRODUCTS):
+            layer.to(dtype).register_forward_pre_hook(cast)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether GPUs may round the factors of float32 products and convolutions to 10 bits, for the duration."""
+    cudnn: Any = torch.backends.cudnn  # the newer settings are not known to the type checker
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value

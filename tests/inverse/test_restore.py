@@ -1,0 +1,454 @@
+"""`fewstep restore`: what it writes, that samples depend on their seeds alone, given measurements, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep import demo, inverse
+from fewstep.cli import main, warning_line
+from fewstep.cli.restoration import build
+from fewstep.core.conditional import generative
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.oracle import GaussianDenoiser
+from fewstep.data import digits
+from fewstep.inverse import adapters, restorations, restore
+from fewstep.inverse.operator import Decomposed
+from fewstep.io import model_folder
+from fewstep.metrics.image import psnr
+from fewstep.report import write_report
+from tests.conftest import tiny_net
+from tests.linear import matrix
+
+SHAPE = (1, 8, 8)
+FAST = ["--nfe", "6", "--first", "3", "--class", "data"]
+
+
+@pytest.fixture
+def model(denoiser, tmp_path) -> str:
+    return str(model_folder.save(denoiser, tmp_path / "model", model_folder.Card(name="tiny")))
+
+
+@pytest.fixture
+def student() -> Denoiser:
+    """A generative denoiser without classes, of a few weights."""
+    torch.manual_seed(0)
+    return generative(Denoiser(tiny_net(label_dim=0))).eval()
+
+
+def fails(capsys, *argv: str) -> str:
+    capsys.readouterr()
+    try:
+        code = main(list(argv))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    return capsys.readouterr().err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def pixels(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image))[None]
+
+
+def test_what_is_written(model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    argv = ["restore", model, "digits", "--task", "box_inpainting", "--samples", "3", "--out", str(out), *FAST]
+    assert main(argv) == 0
+    assert "psnr" in capsys.readouterr().out
+    names = ["000000", "000001", "000002"]
+    expected = {f"{folder}/{name}.png" for folder in ("samples/0", "samples/1", "samples/2", "mean") for name in names}
+    expected |= {f"{folder}/{name}.png" for folder in ("measurements", "deviation", "sheets") for name in names}
+    expected |= {f"measurements/{name}.npy" for name in names} | {"metrics.json", "sheet.png"}
+    assert set(files(out)) == expected
+
+    result = json.loads((out / "metrics.json").read_text())
+    about = result["protocol"]
+    assert (
+        about["nfe"] == 6 and about["preset"] == "published" and about["prior_steps"] == 3 and about["class"] == "data"
+    )
+    truth = torch.from_numpy(np.stack([digits()[i] for i in range(3)]))
+    for i, name in enumerate(names):
+        samples = torch.stack([pixels(out / "samples" / str(j) / f"{name}.png") for j in range(3)])
+        values = result["images"][name]["psnr"]
+        assert values["samples"] == pytest.approx(psnr(samples, truth[i].expand(3, -1, -1, -1)).tolist(), abs=1e-4)
+        mean = psnr(pixels(out / "mean" / f"{name}.png")[None], truth[i][None])
+        assert values["mean_of_samples"] == pytest.approx(mean.item(), abs=1e-4)
+        y = np.load(out / "measurements" / f"{name}.npy")
+        kept = inverse.box_mask(8, 8).numpy() > 0
+        noise = y[0][kept] - (truth[i, 0].numpy()[kept] / 127.5 - 1)
+        assert 0.02 < noise.std() < 0.08
+    figures = result["figures"]["psnr"]
+    best = np.mean([max(v["psnr"]["samples"]) for v in result["images"].values()])
+    assert figures["best_of_3_runs_chosen_by_the_truth"] == pytest.approx(best)
+    assert figures["best_of_3_runs_chosen_by_the_truth"] > figures["sample"]
+    assert "window" in result["notes"]["ssim"] and 0 < result["figures"]["ssim_7"]["sample"] < 1
+
+
+def test_images_of_an_npz_file(model, tmp_path, monkeypatch, capsys) -> None:
+    """As of the data set itself, and without a warning."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", arr_0=digits().decoded()[:2].transpose(0, 2, 3, 1))
+    base = ["restore", model, "--task", "box_inpainting", "--samples", "1", "--nfe", "6"]
+    assert main([*base, "digits", "--first", "2", "--class", "none", "--out", "a"]) == 0
+    assert main([*base, "images.npz", "--class", "none", "--out", "b"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 2 and all("trained with classes alone" in line for line in warnings)
+    a, b = files(tmp_path / "a"), files(tmp_path / "b")
+    assert sorted(a["samples/0/" + name] for name in ("000000.png", "000001.png")) == sorted(
+        content for name, content in b.items() if name.startswith("samples/0")
+    )
+
+
+def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:
+    """Not on the batch, nor on how many samples and images there are."""
+    base = ["restore", model, "digits", "--task", "super_resolution", "--preset", "balanced", *FAST]
+    assert main([*base, "--samples", "3", "--batch", "7", "--out", str(tmp_path / "a")]) == 0
+    assert main([*base, "--samples", "2", "--batch", "1", "--first", "2", "--out", str(tmp_path / "b")]) == 0
+    a, b = (files(tmp_path / name) for name in "ab")
+    same = [name for name in b if name.startswith(("samples", "measurements"))]
+    assert len(same) == 8 and all(a[name] == b[name] for name in same)
+    assert a["samples/0/000000.png"] != a["samples/1/000000.png"]
+    assert main([*base, "--samples", "1", "--seed", "1", "--out", str(tmp_path / "c")]) == 0
+    assert files(tmp_path / "c")["samples/0/000000.png"] != a["samples/0/000000.png"]
+
+
+def test_ranks_share_the_images(denoiser, tmp_path, monkeypatch) -> None:
+    """Two ranks, one after the other, write what one writes, and their figures add up."""
+    data = digits()
+    job = restorations.Job(
+        "colour",
+        inverse.Inpainting(inverse.random_mask(8, 8), SHAPE),
+        0.05,
+        ["a", "b", "c"],
+        [data[i] for i in range(3)],
+        None,
+        [0, 1, 2],
+        samples=2,
+        seed=0,
+        batch_size=4,
+    )
+    solver = restore.Solver(evaluations=4, prior_steps=2)
+    alone = restorations.restore_all(denoiser, job, solver, tmp_path / "one", protocol={})
+    tables: list[list[Tensor]] = []
+    monkeypatch.setattr(restorations, "world_size", lambda: 2)
+    monkeypatch.setattr(restorations, "sum_over_ranks", lambda tensors: tables.append([t.clone() for t in tensors]))
+    for r in (0, 1):
+        monkeypatch.setattr(restorations, "rank", lambda r=r: r)
+        restorations.restore_all(denoiser, job, solver, tmp_path / "two", protocol={})
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    total = tables[0][0] + tables[1][0]
+    assert total[:, :-1, 0].mean().item() == pytest.approx(alone["figures"]["psnr"]["sample"])
+
+
+def test_given_measurements_give_the_same_restorations(model, tmp_path) -> None:
+    base = ["--task", "gaussian_deblur", "--samples", "2", "--nfe", "6", "--class", "none"]
+    assert main(["restore", model, "digits", *base, "--first", "2", "--out", str(tmp_path / "a")]) == 0
+    given = str(tmp_path / "a" / "measurements")
+    assert main(["restore", model, given, "--given", *base, "--out", str(tmp_path / "b")]) == 0
+    a, b = (files(tmp_path / name) for name in "ab")
+    same = [name for name in a if name.startswith(("samples", "measurements", "mean"))]
+    assert same and all(a[name] == b[name] for name in same)
+    assert json.loads(b["metrics.json"])["figures"] == {}
+
+
+def test_an_earlier_restoration_is_replaced_and_nothing_else(model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    base = ["restore", model, "digits", "--task", "box_inpainting", "--out", str(out), *FAST]
+    assert main([*base, "--first", "2", "--samples", "2"]) == 0
+    again = ["restore", model, str(out / "measurements"), "--given", *base[3:]]
+    assert "which would be replaced" in fails(capsys, *again)
+    assert main([*base, "--first", "1", "--samples", "1"]) == 0
+    assert (
+        [p.name for p in (out / "samples").rglob("*.png")]
+        == ["000000.png"]
+        == [p.name for p in (out / "mean").iterdir()]
+    )
+    (out / "letter.txt").write_text("mine")
+    assert "letter.txt" in fails(capsys, *base, "--first", "1")
+    assert (out / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("task", [t for t in restore.TASKS if t != "colorization"])
+def test_every_task_has_an_operator_for_any_size(task: str) -> None:
+    for shape in ((1, 8, 8), (3, 48, 40)):
+        op = restore.TASKS[task](shape)
+        assert op(torch.zeros(2, *shape)).isfinite().all()
+    preset = restore.named_preset("balanced", task)
+    assert restore.fitted(preset, op).coupling == ("split" if not isinstance(op, Decomposed) else "tight")
+
+
+@pytest.mark.parametrize("solver", ["dps", "daps", "diffpir"])
+def test_other_solvers(model, tmp_path, solver: str) -> None:
+    argv = ["restore", model, "digits", "--task", "phase_retrieval", "--solver", solver, "--samples", "1"]
+    assert main([*argv, "--out", str(tmp_path / "out"), *FAST]) == 0
+    about = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+    assert about["solver"] == solver and about["nfe"] == 6 and "preset" not in about
+
+
+def test_a_student_draws_and_a_users_operator_measures(student, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model_folder.save(student, tmp_path / "student")
+    Path("mine.py").write_text("def rows(x):\n    return x.cumsum(2) / 8\n\ndef odd(x):\n    return x.abs().sum(3)\n")
+    for name in ("rows", "odd"):
+        argv = ["restore", "student", "digits", "--task", f"mine.py:{name}", "--preset", "balanced", "--first", "2"]
+        assert main([*argv, "--nfe", "5", "--samples", "2", "--out", name]) == 0
+    protocol = json.loads(Path("rows/metrics.json").read_text())["protocol"]
+    assert protocol["nfe"] == 5 and "prior_steps" not in protocol
+    linear = adapters.operator_of(lambda x: x.cumsum(2), SHAPE)
+    assert isinstance(linear, inverse.LinearFunction)
+    assert isinstance(adapters.operator_of(lambda x: x.abs(), SHAPE), inverse.Function)
+    assert adapters.operator_of(linear, SHAPE) is linear
+    with pytest.raises(ValueError, match="takes images of shape"):
+        adapters.operator_of(linear, (1, 9, 9))
+
+
+class Prior(Denoiser):
+    """A Gaussian prior's exact denoiser in the place of a network's."""
+
+    def __init__(self, exact: GaussianDenoiser) -> None:
+        super().__init__(tiny_net(label_dim=0))
+        self.exact = exact
+
+    def forward(self, x: Tensor, sigma: Any, label: Tensor | None = None, *, augment: Tensor | None = None) -> Tensor:
+        return self.exact(x, sigma)
+
+
+def test_many_samples_have_the_mean_and_deviation_of_the_posterior() -> None:
+    """A teacher that is exact, 8 evaluations for each draw; coverage of the truths is that of a calibrated posterior."""
+    place = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).double()
+    covariance = 0.25 * torch.exp(-(torch.cdist(place, place) ** 2) / 18) + 1e-3 * torch.eye(64).double()
+    exact = GaussianDenoiser(torch.zeros(*SHAPE, dtype=torch.float64), covariance)
+    truth = exact.sample(1, generator=torch.Generator().manual_seed(0)).float()
+    op = inverse.Inpainting(inverse.box_mask(8, 8), SHAPE)
+    y = restore.measure(op, truth, 0.05, [1])
+    n = 200
+    solver = restore.Solver(evaluations=49 * 8, prior_steps=8)
+    samples = restore.restore(Prior(exact), op, y.expand(n, -1, -1, -1), 0.05, range(n), solver=solver)
+    seen = inverse.box_mask(8, 8).flatten() > 0
+    mean, cov = exact.posterior(matrix(op)[seen], y.flatten()[seen], 0.05).moments()
+    gap = (samples.mean(0).flatten() - mean.flatten()).abs()
+    deviation = cov.diagonal().sqrt()
+    assert (gap < 0.03 + 4 * deviation / n**0.5).all()
+    assert (samples.std(0).flatten() - deviation).abs().max() < 0.04
+    assert deviation[~seen].min() > 0.05
+
+
+def test_coverage() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(17, 1, 200, 200)
+    assert restorations.coverage(draws[1:], draws[0]) == pytest.approx(0.5 * 15 / 17, abs=0.01)
+    assert restorations.coverage(draws[1:], draws[0] + 10) == 0
+    assert restorations.coverage(0.5 * draws[1:], draws[0]) < 0.3
+
+
+def test_the_demo_restores_hidden_and_blurred_digits(model, tmp_path) -> None:
+    demo.restorations(Path(model), tmp_path / "restored", seed=0)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    for task in demo.TASKS:
+        told = json.loads((tmp_path / "restored" / task / "metrics.json").read_text())
+        assert told["n"] == 8 and told["samples"] == 4 and told["protocol"]["task"] == task
+        assert f"<b>{task.replace('_', ' ').capitalize()}</b>" in page
+
+
+def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ["restore", model, "digits", "--out", "out", "--first", "1"]
+    task = ["--task", "box_inpainting"]
+    assert "give --class" in fails(capsys, *base, *task)
+    assert "labels of this model are 0 to 9" in fails(capsys, *base, *task, "--class", "10")
+    base += ["--class", "3"]
+    assert "there is no task" in fails(capsys, *base, "--task", "unblur")
+    assert "several channels" in fails(capsys, *base, "--task", "colorization", "--preset", "balanced")
+    assert "nothing is published" in fails(capsys, *base, "--task", "jpeg")
+    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y", "0")
+    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")
+    assert "at least 1" in fails(capsys, *base, *task, "--samples", "0")
+    assert "--first must be at least 1" in fails(capsys, *base, *task, "--first", "0")
+    assert "--weight must be positive" in fails(capsys, *base, *task, "--solver", "diffpir", "--weight=-1")
+    assert "positive and finite; got inf" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "inf")
+    assert "are not finite" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "1e38")
+    assert not (tmp_path / "out").exists()  # nor is anything half-written
+    assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
+    assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
+    assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")
+    Image.new("L", (9, 8), 255).save("mask.png")
+    assert "a mask for images" in fails(capsys, *base, *task, "--mask", "mask.png")
+    Image.new("L", (8, 8)).save("black.png")
+    assert "black.png: every pixel of this mask is black" in fails(capsys, *base, *task, "--mask", "black.png")
+    Image.new("LA", (8, 8), (255, 0)).save("clear.png")
+    assert "it has transparent pixels" in fails(capsys, *base, *task, "--mask", "clear.png")
+    np.save("complex.npy", np.ones((8, 8)) * 1j)
+    assert "expected an npy file of real" in fails(capsys, *base, *task, "--mask", "complex.npy")
+    assert "--beta, --ema-sigma: of pnp_gd, no effect on dps" in fails(
+        capsys, *base, *task, "--solver", "dps", "--beta", "1e-3", "--ema-sigma", "1"
+    )
+    assert "--rho has no effect on the preset balanced" in fails(
+        capsys, *base, *task, "--preset", "balanced", "--rho", "2"
+    )
+    assert "beta must be positive" in fails(capsys, *base, *task, "--beta", "0")
+    assert "rho must be positive" in fails(capsys, *base, *task, "--rho=-1")
+    assert "sigma_min must be less than sigma_max" in fails(capsys, *base, *task, "--sigma-min", "90")
+    assert "decay in [0, 1); got 100, 1.0" in fails(capsys, *base, *task, "--ema-decay", "1")
+    assert "--ncvsd-shift has no effect" in fails(capsys, *base, *task, "--ncvsd-shift")
+    np.save("kernel.npy", np.ones((9, 9)) / 81)
+    assert "larger than the images" in fails(capsys, *base, "--task", "motion_deblur", "--kernel", "kernel.npy")
+    for kernel in (np.array([["a"]]), np.ones((3, 3)) * 1j):
+        np.save("words.npy", kernel)
+        assert "words.npy: expected an npy file of real" in fails(
+            capsys, *base, "--task", "motion_deblur", "--kernel", "words.npy"
+        )
+    Path("mine.py").write_text("def flat(x):\n    return x.reshape(1, -1)\n")
+    assert "one for each; this one returned" in fails(capsys, *base, "--task", "mine.py:flat", "--preset", "balanced")
+    (tmp_path / "given").mkdir()
+    given = ["restore", model, "given", "--given", *task, "--class", "3", "--out", "out"]
+    assert "expected a folder of measurements" in fails(capsys, *given)
+    np.save("given/a.npy", np.zeros((1, 8, 9), np.float32))
+    assert "given/a.npy: this task's measurements" in fails(capsys, *given)
+    np.save("given/a.npy", np.full((1, 8, 8), np.nan, np.float32))
+    assert "with 64 NaN or infinite values" in fails(capsys, *given)
+    Path("given/a.npy").unlink()
+    Image.new("RGB", (8, 8)).save("given/a.png")
+    assert "given/a.png: this task's measurements are finite floats of shape (1, 8, 8)" in fails(capsys, *given)
+    Image.new("LA", (8, 8)).save("given/a.png")
+    assert "given/a.png: " in (said := fails(capsys, *given)) and "it has transparent pixels" in said
+    phase = [a if a != "box_inpainting" else "phase_retrieval" for a in given]
+    assert "an image cannot hold the moduli" in fails(capsys, *phase)
+    one_step = Denoiser(denoiser.net, levels=(2.5,))
+    model_folder.save(one_step, "one_step")
+    assert "own noise levels" in fails(capsys, "restore", "one_step", *base[2:], *task)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ncvsds_names_and_options(model, tmp_path, capsys) -> None:
+    """Every option of its `posterior_sample.py` changes what its name says, and metrics.json tells the values."""
+    base = ["restore", model, "digits", "--task", "gaussian_deblur_circ", "--runs", "1", *FAST]
+    said = [
+        "--beta",
+        "0.004",
+        "--rho",
+        "3",
+        "--sigma-min",
+        "0.01",
+        "--sigma-max",
+        "40",
+        "--ema-sigma",
+        "1",
+        "--ema-decay",
+    ]
+    assert main([*base, "--out", str(tmp_path / "default")]) == 0
+    assert main([*base, *said, "0.3", "--out", str(tmp_path / "said")]) == 0
+    about = [json.loads((tmp_path / n / "metrics.json").read_text())["protocol"] for n in ("default", "said")]
+    assert [a["task"] for a in about] == ["gaussian_deblur_circ"] * 2
+    published = {"beta": 2e-3, "rho": 2, "sigma_min": 0.002, "sigma_max": 80, "ema_below": 100, "ema_decay": 0.6}
+    changed = {"beta": 0.004, "rho": 3, "sigma_min": 0.01, "sigma_max": 40, "ema_below": 1, "ema_decay": 0.3}
+    for found, expected in zip(about, (published, changed), strict=True):
+        assert found["preset_settings"] == expected | {"coupling": "split", "persistence": 0.0}
+    ours = [a if a != "gaussian_deblur_circ" else "gaussian_deblur" for a in base]
+    assert main([*ours, "--out", str(tmp_path / "ours")]) == 0
+    a, b, c = (files(tmp_path / name) for name in ("default", "ours", "said"))
+    assert all(a[name] == b[name] for name in a if name.startswith("samples"))
+    assert all(a[name] != c[name] for name in a if name.startswith("samples"))
+
+
+@pytest.mark.parametrize("option", ["--beta", "--rho", "--sigma-min", "--sigma-max", "--ema-sigma", "--ema-decay"])
+def test_each_option_of_pnp_gd_counts(model, tmp_path, option: str) -> None:
+    base = ["restore", model, "digits", "--task", "box_inpainting", "--runs", "1", *FAST, "--first", "1", "--out"]
+    value = {"--beta": "0.1", "--rho": "5", "--sigma-min": "1", "--sigma-max": "20"}.get(option, "0.9")
+    assert main([*base, str(tmp_path / "a")]) == 0
+    assert main([*base, str(tmp_path / "b"), option, value]) == 0
+    name = "samples/0/000000.png"
+    assert files(tmp_path / "a")[name] != files(tmp_path / "b")[name]
+
+
+def test_measurements_of_ncvsds_code_can_be_given(model, tmp_path) -> None:
+    """Its folder holds PNG files alone, blurred by kernels whose centre lies a pixel off."""
+    base = ["restore", model, "--task", "motion_deblur_circ", "--samples", "1", "--nfe", "6", "--class", "none"]
+    shifted = [*base, "--ncvsd-shift"]
+    assert main([*shifted, "digits", "--first", "2", "--out", str(tmp_path / "a")]) == 0
+    operator = restore.BLURS["motion_deblur_circ"](SHAPE, (-1, -1))
+    x = torch.from_numpy(digits()[0] / 127.5 - 1).float()[None]
+    y = np.load(tmp_path / "a/measurements/000000.npy")
+    torch.testing.assert_close(torch.from_numpy(y)[None], operator(x), atol=0.25, rtol=0)
+    plain = restore.TASKS["motion_deblur_circ"](SHAPE)
+    torch.testing.assert_close(operator(x), plain(x).roll((-1, -1), (2, 3)))
+    given = tmp_path / "given"
+    given.mkdir()
+    for file in (tmp_path / "a/measurements").glob("*.png"):
+        (given / file.name).write_bytes(file.read_bytes())
+    assert main([*shifted, str(given), "--given", "--out", str(tmp_path / "b")]) == 0
+    assert main([*base, str(given), "--given", "--out", str(tmp_path / "c")]) == 0
+    seen = np.load(tmp_path / "b/measurements/000000.npy")
+    assert np.abs(seen - y.clip(-1, 1)).max() < 0.51 / 127.5
+    a, b, c = (pixels(tmp_path / name / "samples/0/000000.png").int() for name in "abc")
+    assert (a - b).abs().max() <= 1 and not torch.equal(b, c)
+
+
+@pytest.mark.parametrize("kind", ["0/255", "0/1", "1 bit", "palette", "opaque alpha", "npy", "rgb"])
+def test_masks_of_any_kind(tmp_path, kind: str) -> None:
+    mask = (np.arange(64).reshape(8, 8) % 3 > 0).astype(np.uint8)
+    file = tmp_path / ("mask.npy" if kind == "npy" else "mask.png")
+    if kind == "npy":
+        np.save(file, mask)
+    elif kind == "0/1":
+        Image.fromarray(mask).save(file)
+    else:
+        mode = {"1 bit": "1", "palette": "P", "opaque alpha": "LA", "rgb": "RGB"}.get(kind, "L")
+        Image.fromarray(mask * 255).convert(mode).save(file)
+    operator = build("box_inpainting", SHAPE, file, None, None)
+    assert isinstance(operator, inverse.Inpainting)
+    torch.testing.assert_close(operator.singular[0], torch.from_numpy(mask).float())
+
+
+def test_a_kernel_that_changes_the_brightness_is_allowed_and_said(model, tmp_path) -> None:
+    np.save(tmp_path / "kernel.npy", np.full((2, 2), 0.5))
+    argv = ["restore", model, "digits", "--task", "motion_deblur", "--kernel", str(tmp_path / "kernel.npy")]
+    with pytest.warns(UserWarning, match="the kernel sums to 2, not to one") as told:
+        assert main([*argv, "--runs", "1", "--out", str(tmp_path / "out"), *FAST]) == 0
+    line = warning_line(told[0].message, told[0].category, told[0].filename, told[0].lineno)
+    assert line == "fewstep: warning: the kernel sums to 2, not to one: it changes the brightness\n"
+    assert (tmp_path / "out" / "samples" / "0").exists() and not (tmp_path / "out" / "samples" / "1").exists()
+
+
+def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student, tmp_path) -> None:
+    """The operator is steep for the second image's measurement alone; the first is restored as if it were alone."""
+    op = inverse.Function(lambda x: x + 3 * x**3, SHAPE)
+    y = [np.zeros(SHAPE, np.float32), np.full(SHAPE, 300.0, np.float32)]
+
+    def restored(n: int, out: str) -> dict[str, Any]:
+        job = restorations.Job("cubic", op, 0.05, ["a", "b"][:n], None, y[:n], None, samples=2, seed=0, batch_size=4)
+        return restorations.restore_all(student, job, restore.Solver(evaluations=6), tmp_path / out, protocol={})
+
+    result = restored(2, "both")
+    told = result["langevin_diverged"]
+    assert [(d["image"], d["sample"]) for d in told] == [("b", 0), ("b", 1)]
+    assert all(d["mended_by_smaller_steps"] > 0 for d in told)
+    assert "2 of 4 samples" in result["notes"]["langevin"]
+    alone = restored(1, "alone")
+    assert "langevin_diverged" not in alone and "langevin" not in alone["notes"]
+    for j in "01":
+        assert pixels(tmp_path / "both/samples" / j / "b.png").any()
+        same = [(tmp_path / out / "samples" / j / "a.png").read_bytes() for out in ("both", "alone")]
+        assert same[0] == same[1]
+
+
+def test_solvers_that_are_none_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no solver is called 'dpss'; there are pnp_gd, dps, daps, diffpir"):
+        restore.Solver("dpss")  # pyright: ignore[reportArgumentType] - that is the point
+
+
+def test_a_student_needs_pnp_gd(student) -> None:
+    op = inverse.Inpainting(inverse.box_mask(8, 8), SHAPE)
+    with pytest.raises(ValueError, match="take pnp_gd"):
+        restore.restore(student, op, torch.zeros(1, *SHAPE), 0.1, [0], solver=restore.Solver("dps"))
