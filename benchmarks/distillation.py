@@ -21,11 +21,11 @@ from benchmarks.measure import Table, compared, flops, forget_peak, in_fresh_pro
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Method
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
-from fewstep.distill.gdd import generator_of
+from fewstep.distill.gdd import EncoderFeatures, generator_of
 from fewstep.io.convert import upstream_state_dict
 from fewstep.io.convert.features import NETWORKS
 from fewstep.nets.blocks import recompute_blocks
-from fewstep.nets.features import EFFICIENTNET, VGG, EncoderFeatures, PretrainedFeatures
+from fewstep.nets.features import EFFICIENTNET, VGG, PretrainedFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.runtime.distributed import device
 

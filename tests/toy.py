@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Denoiser, Features
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Method
 from fewstep.core.noise import LogNormal
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.generation import default_plan
+from fewstep.nets.contract import Features
 from fewstep.samplers import last
 from fewstep.train.ema import HalfLife
 from fewstep.train.optim import Adam

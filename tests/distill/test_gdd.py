@@ -20,13 +20,13 @@ from fewstep.core.method import Batch
 from fewstep.core.precondition import VP
 from fewstep.data.diffaugment import ADA, BG, BGC, DiffAugment
 from fewstep.distill import GDD, SiD
-from fewstep.distill.gdd import INNATE, Role, freeze_layers, generator_of
+from fewstep.distill.gdd import INNATE, EncoderFeatures, Role, freeze_layers, generator_of
 from fewstep.distill.players import one_step
 from fewstep.io.convert import convert
 from fewstep.io.model_folder import Card, load, save
 from fewstep.nets.adm import ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.features import Classifier, EncoderFeatures
+from fewstep.nets.features import Classifier
 from fewstep.nets.projected import ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet

@@ -13,11 +13,11 @@ from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.distill import GDD
+from fewstep.distill.gdd import EncoderFeatures
 from fewstep.io import model_folder
 from fewstep.nets import blocks
 from fewstep.nets.blocks import Block, UNetBlock, compile_blocks, recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train import run
 from fewstep.train.optim import Adam

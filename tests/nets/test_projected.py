@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets.features import (
     DEIT,
     EFFICIENTNET,
@@ -16,7 +17,6 @@ from fewstep.nets.features import (
     VGG,
     Backbone,
     Classifier,
-    EncoderFeatures,
     PretrainedFeatures,
     RandomConv2d,
 )

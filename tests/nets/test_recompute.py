@@ -12,10 +12,10 @@ from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.distill import GDD, NCVSD, SiDA
+from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets import blocks
 from fewstep.nets.blocks import Block, Recomputation, UNetBlock, compile_blocks, recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train import run
 from tests.conftest import tiny_net

@@ -18,9 +18,9 @@ from fewstep.core.method import Batch, Method
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.distill import DMD2, GDD, NCVSD, SiDA
+from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
-from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.runtime.distributed import backend, sum_over_ranks
 from fewstep.train import strategies

@@ -10,9 +10,8 @@ import torch
 import fewstep as fs
 from fewstep.core.method import Batch, zero_nonfinite
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
-from fewstep.distill.gdd import INNATE
+from fewstep.distill.gdd import INNATE, EncoderFeatures
 from fewstep.io.convert import convert
-from fewstep.nets.features import EncoderFeatures
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.optim import Adam

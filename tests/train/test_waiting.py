@@ -21,8 +21,9 @@ from fewstep.core.precondition import IDDPM
 from fewstep.data.augment import WIDTHS, AugmentPipe
 from fewstep.data.diffaugment import ADA, DiffAugment
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
+from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
-from fewstep.nets.features import Classifier, EncoderFeatures
+from fewstep.nets.features import Classifier
 from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.trainer import Trainer

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import USUAL, Denoiser, Features
+from fewstep.core.denoiser import USUAL, Denoiser
 from fewstep.core.inputs import check_images
 from fewstep.core.noise import Noise, expand, fuse
 from fewstep.core.precondition import Precondition
+from fewstep.nets.contract import Features
 from fewstep.nets.controlled import Controlled, without_dropout
 from fewstep.nets.discriminators import PairDiscriminator
 from fewstep.nets.edm2 import Uncertainty
-from fewstep.nets.layers import activations
+from fewstep.runtime.precision import activations
 
 
 class Observation(NamedTuple):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from fewstep.core.inputs import check_guidance, check_images, check_label, highe
 from fewstep.core.noise import expand
 from fewstep.core.precondition import EDM, Precondition
 from fewstep.data.codec import Codec, Pixels
-from fewstep.nets.layers import activations
+from fewstep.nets.contract import Features, SamplingDefaults
+from fewstep.runtime.precision import activations
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """`(x, sigma) -> x0`: a denoiser with label and guidance already bound."""
@@ -26,40 +27,6 @@ preconditioning, which has no bound.
 """
 RAISED = 1.4143
 """By how much EDM's stochastic sampler raises a level above its range, at most: sqrt(2)."""
-
-
-class Features(NamedTuple):
-    """What a U-Net's encoder hands to its decoder."""
-
-    bottleneck: Tensor
-    skips: tuple[Tensor, ...]
-    embedding: Tensor
-
-
-class SamplingDefaults(NamedTuple):
-    """How the authors of a network sample it, down to the random numbers: with these a seed gives their image.
-
-    steps: number of steps of Heun's method. noise_dtype: in which the noise of a stochastic sampler is drawn, None for
-    that of its state, float64. idle_noise: whether churn also draws noise at steps that add none. The defaults are EDM's.
-    """
-
-    steps: int = 18
-    noise_dtype: torch.dtype | None = None
-    idle_noise: bool = True
-
-
-class Network(Protocol):
-    """A raw network F: a U-Net in two halves, with its frozen configuration."""
-
-    config: Any
-    in_channels: int
-    resolution: int
-    num_classes: int
-
-    def encode(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
-    ) -> Features: ...
-    def decode(self, features: Features) -> Tensor: ...
 
 
 class Encoded(NamedTuple):

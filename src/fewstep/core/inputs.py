@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from fewstep.nets.layers import forward_mode
+from fewstep.runtime.autodiff import forward_mode
 
 
 def readable(x: Tensor) -> bool:

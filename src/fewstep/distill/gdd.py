@@ -7,12 +7,12 @@ what is learnt is how the teacher's layers are used.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -23,7 +23,8 @@ from fewstep.data.diffaugment import ADA
 from fewstep.distill.adversarial import as_fake, as_real, verdicts
 from fewstep.distill.players import check_teacher, one_step
 from fewstep.nets.blocks import UNetBlock
-from fewstep.nets.features import Classifier
+from fewstep.nets.features import MIN_SIZE
+from fewstep.nets.layers import Frozen
 from fewstep.runtime.precision import master
 
 Role = Literal["conv0", "conv1", "proj", "qkv", "skip"]
@@ -71,6 +72,30 @@ def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
     master(net)
     boundary = Boundary(teacher.sigma_data, eps, teacher.sigma_min, teacher.sigma_max)
     return Denoiser(net, precondition=boundary, levels=(sigma,), dtype=teacher.dtype, codec=teacher.codec)
+
+
+class EncoderFeatures(Frozen):
+    """The features that a teacher's encoder sees in a clean image, as if it had the noise level `sigma`.
+
+    The last skip connection of each resolution, from the finest down to 4 pixels a side; with the image's class.
+    """
+
+    def __init__(self, teacher: Denoiser, sigma: float) -> None:
+        super().__init__()
+        if sigma <= 0:
+            raise ValueError(f"the encoder of a denoiser takes noise levels above 0; got sigma={sigma:g}")
+        self.name, self.sigma = f"encoder of the teacher at sigma {sigma:g}", sigma
+        self.denoiser = copy.deepcopy(teacher).requires_grad_(False).eval()
+        device = next(self.denoiser.parameters()).device
+        label = torch.zeros(1, dtype=torch.long, device=device) if teacher.num_classes else None
+        with torch.no_grad():
+            found = self(torch.zeros(1, *teacher.shape, device=device), label)
+        self.channels = tuple(f.shape[1] for f in found)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
+        skips = self.denoiser.encode(x, self.sigma, label if self.denoiser.num_classes else None).features.skips
+        levels = {skip.shape[-1]: skip.to(x.dtype) for skip in skips}
+        return [levels[side] for side in sorted(levels, reverse=True) if side >= MIN_SIZE]
 
 
 class GDD(Method):
@@ -155,21 +180,3 @@ class GDD(Method):
 def total(term: Callable[[Tensor], Tensor], logits: list[Tensor]) -> Tensor:
     """A term (B,) of the game, summed over feature networks; within each it is a mean over its logits."""
     return torch.stack([term(each) for each in logits]).sum(0)
-
-
-class Classification(Method):
-    """Trains a classifier on images and their classes, so that its features can be a discriminator's (see `Classifier`)."""
-
-    product = "classifier"
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.phases = (Phase("classifier", self.cross_entropy),)
-
-    def cross_entropy(self, batch: Batch) -> Loss:
-        assert batch.label is not None
-        logits = self.classifier.logits(batch.image)
-        return F.cross_entropy(logits, batch.label, reduction="none"), {
-            "accuracy": (logits.argmax(1) == batch.label).float().mean()
-        }

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from fewstep.nets.convolution import Conv2d
-from fewstep.nets.layers import IN_PARTS, Frozen, GroupNorm, Init, Linear, attention, dropout, forward_mode
+from fewstep.nets.layers import IN_PARTS, Frozen, GroupNorm, Init, Linear, attention, dropout
+from fewstep.runtime.autodiff import forward_mode
 from fewstep.runtime.files import cache_folder
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]

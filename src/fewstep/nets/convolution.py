@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.nets.layers import Init, cast, forward_mode
+from fewstep.nets.layers import Init, cast
+from fewstep.runtime.autodiff import forward_mode
 
 
 class Convolution(torch.autograd.Function):

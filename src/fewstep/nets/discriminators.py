@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Features
+from fewstep.nets.contract import Features
 from fewstep.nets.controlled import encoder_half
 from fewstep.nets.edm2 import MPConv, mp_cat
-from fewstep.nets.layers import Init, Linear, accurate
+from fewstep.nets.layers import Init, Linear
+from fewstep.runtime.precision import accurate
 
 
 class PairDiscriminator(nn.Module):

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Features, SamplingDefaults
 from fewstep.nets.blocks import Block
+from fewstep.nets.contract import Features, SamplingDefaults
 from fewstep.nets.convolution import conv2d
-from fewstep.nets.layers import accurate, attention, check_halvings, check_taps, dropout, lowered, one_hot
+from fewstep.nets.layers import attention, check_halvings, check_taps, dropout, lowered, one_hot
+from fewstep.runtime.precision import accurate
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:

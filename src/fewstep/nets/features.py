@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Denoiser
-from fewstep.nets.layers import Frozen, activations
-from fewstep.runtime.precision import lower
+from fewstep.nets.layers import Frozen
+from fewstep.runtime.precision import activations, lower
 
 MIN_SIZE = 4
 """The least side of the deepest features: the heads of the discriminator end in a window of 4x4."""
@@ -97,30 +95,6 @@ class PretrainedFeatures(Frozen):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
         features = [f.to(self.dtype) for f in self.net(activations(x, self.dtype))]
         return features if self.scale is None else self.scale(features)
-
-
-class EncoderFeatures(Frozen):
-    """The features that a teacher's encoder sees in a clean image, as if it had the noise level `sigma`.
-
-    The last skip connection of each resolution, from the finest down to 4 pixels a side; with the image's class.
-    """
-
-    def __init__(self, teacher: Denoiser, sigma: float) -> None:
-        super().__init__()
-        if sigma <= 0:
-            raise ValueError(f"the encoder of a denoiser takes noise levels above 0; got sigma={sigma:g}")
-        self.name, self.sigma = f"encoder of the teacher at sigma {sigma:g}", sigma
-        self.denoiser = copy.deepcopy(teacher).requires_grad_(False).eval()
-        device = next(self.denoiser.parameters()).device
-        label = torch.zeros(1, dtype=torch.long, device=device) if teacher.num_classes else None
-        with torch.no_grad():
-            found = self(torch.zeros(1, *teacher.shape, device=device), label)
-        self.channels = tuple(f.shape[1] for f in found)
-
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
-        skips = self.denoiser.encode(x, self.sigma, label if self.denoiser.num_classes else None).features.skips
-        levels = {skip.shape[-1]: skip.to(x.dtype) for skip in skips}
-        return [levels[side] for side in sorted(levels, reverse=True) if side >= MIN_SIZE]
 
 
 class Classifier(nn.Module):

@@ -16,18 +16,10 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
-
-def forward_mode() -> bool:
-    """Whether a forward-mode derivative is being taken (`torch.func.jvp`, dual numbers).
-
-    PyTorch's fused attention has no such derivative, its group norm has none for channels-last tensors and none that
-    compiles. `torch.compile` traces through this, and guards its graphs on the level of differentiation.
-    """
-    return forward_ad._current_level >= 0
-
+from fewstep.runtime.autodiff import forward_mode
+from fewstep.runtime.precision import accurate
 
 Law = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"]
 
@@ -114,16 +106,6 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else lowered(parameter, x, lambda value: value)
 
 
-def activations(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images (B, C, H, W) as the input of a network that computes in `dtype`.
-
-    Below float32 they lie channels-last, where the convolutions of CPUs and GPUs are two to five times as fast; in float32
-    the normalisations lose what convolutions gain.
-    """
-    low = dtype.itemsize < 4 and not forward_mode()
-    return x.to(dtype, memory_format=torch.channels_last if low else torch.preserve_format)
-
-
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`F.dropout`; on a CPU with 16 random bits for a value, p rounded to 2^-16, four times as fast as PyTorch's own.
 
@@ -138,11 +120,6 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     low = x.ndim == 4 and x.dtype.itemsize < 4
     order = torch.empty_like(x, memory_format=torch.channels_last if low else torch.contiguous_format)
     return x * kept.to(x.dtype).div_(1 - p).as_strided(x.shape, order.stride())
-
-
-def accurate(x: Tensor) -> Tensor:
-    """`x` in at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_halvings(resolution: int, halvings: int) -> None:

@@ -147,7 +147,7 @@ def trained_classifier(stream: fs.ImageStream, *, seed: int) -> Classifier:
     """A small classifier of the data, trained here and now: a function of the data and the seed."""
     import torch
 
-    from fewstep.distill.gdd import Classification
+    from fewstep.distill.classification import Classification
     from fewstep.nets.features import Classifier
 
     torch.manual_seed(seed)

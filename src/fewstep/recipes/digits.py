@@ -365,8 +365,7 @@ def gdd(
     """
     import torch
 
-    from fewstep.distill.gdd import GDD, INNATE
-    from fewstep.nets.features import EncoderFeatures
+    from fewstep.distill.gdd import GDD, INNATE, EncoderFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
 
     denoiser, images = _gdd.matching(teacher, data)

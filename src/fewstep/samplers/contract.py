@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoise
-from fewstep.nets.layers import forward_mode
+from fewstep.runtime.autodiff import forward_mode
 
 Sampler = Callable[..., Iterator[Tensor]]
 """`(denoise, x, sigmas, **options) -> Iterator[x]`."""
