@@ -28,7 +28,6 @@ from fewstep.core.denoiser import Denoiser, lay_out
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.data.codec import Pixels
-from fewstep.generation import SeededNoise
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.inverse.restorations import pair_measures
@@ -41,6 +40,7 @@ from fewstep.nets.sizes import EDM2_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import fast_dtype
+from fewstep.sample import SeededNoise
 from fewstep.samplers import last
 
 F64 = torch.float64

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops
 from fewstep.core.denoiser import Denoiser
-from fewstep.generation import default_plan, generate
+from fewstep.sample import default_plan, generate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.generation import default_plan, generate
 from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.blocks import compile_blocks, recompute_blocks
 from fewstep.runtime import precision
+from fewstep.sample import default_plan, generate
 from fewstep.train.input import ReadAhead
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer

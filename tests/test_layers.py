@@ -13,7 +13,7 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ("runtime",),
     ("core", "nets", "data", "samplers", "metrics"),
-    ("distill", "inverse", "io", "train", "generation", "report"),
+    ("distill", "inverse", "io", "train", "sample", "report"),
     ("recipes", "compare", "demo", "bench", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -21,8 +21,8 @@ from fewstep.core.method import Batch, Method
 from fewstep.core.noise import LogNormal
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.oracle import MixtureDenoiser
-from fewstep.generation import default_plan
 from fewstep.nets.contract import Features
+from fewstep.sample import default_plan
 from fewstep.samplers import last
 from fewstep.train.ema import HalfLife
 from fewstep.train.optim import Adam

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fewstep.core.noise import KarrasUniform, LogNormal, LogUniform, add_noise, fuse, karras_sigmas
     from fewstep.core.objectives import DenoisingLoss, Pretraining, StableTarget
     from fewstep.data import ImageData, ImageStream, images
-    from fewstep.generation import Plan, default_plan, generate, generated
     from fewstep.io.model_folder import Card, card, load, save
     from fewstep.metrics.evaluate import evaluate
+    from fewstep.sample import Plan, default_plan, generate, generated
     from fewstep.train.ema import HalfLife, PowerFunction
     from fewstep.train.optim import Adam
     from fewstep.train.posthoc import reconstruct
@@ -88,7 +88,7 @@ NAMES = {
     "core.noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),
     "core.objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "data": ("ImageData", "ImageStream", "images"),
-    "generation": ("Plan", "default_plan", "generate", "generated"),
+    "sample": ("Plan", "default_plan", "generate", "generated"),
     "io.model_folder": ("Card", "card", "load", "save"),
     "metrics.evaluate": ("evaluate",),
     "train.ema": ("HalfLife", "PowerFunction"),

@@ -19,7 +19,6 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.data import images as open_images
 from fewstep.data.grid import grid, save_png
 from fewstep.data.images import ImageData
-from fewstep.generation import Plan, default_plan, gathered, generate, generated
 from fewstep.io.model_folder import card, load, model_folder
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
@@ -31,6 +30,7 @@ from fewstep.runtime import outputs
 from fewstep.runtime.distributed import device, rank
 from fewstep.runtime.files import sha256, write_json
 from fewstep.runtime.foreign import visible
+from fewstep.sample import Plan, default_plan, gathered, generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.run import fit
 

@@ -261,7 +261,7 @@ def test_the_images_that_a_run_has_seen_are_told(tmp_path, capsys):
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fewstep.generation.generate", None)  # nothing is made
+    monkeypatch.setattr("fewstep.sample.generate", None)  # nothing is made
     folder = tmp_path / "folder.png"
     folder.mkdir()
 

@@ -59,7 +59,7 @@ def results(path: str = "out.json"):
 
 def expected(denoiser, seeds) -> float:
     """The Frechet distance of pixels, without the evaluation."""
-    from fewstep.generation import default_plan
+    from fewstep.sample import default_plan
 
     made = np.stack(list(generate(denoiser, seeds, plan=default_plan(denoiser, 2)))).transpose(0, 3, 1, 2)
     both = [Moments.of(Pixels()(torch.from_numpy(x))).compute() for x in (made, digits().decoded().copy())]
@@ -268,7 +268,7 @@ def test_assets(capsys, monkeypatch):
 
 
 def test_mistakes_show_before_images_are_made(model, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["fewstep.generation"], "generate", None)  # whoever makes an image fails
+    monkeypatch.setattr(sys.modules["fewstep.sample"], "generate", None)  # whoever makes an image fails
     np.savez("edm.npz", mu=np.zeros(5), sigma=np.eye(5))
     np.savez("images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
 

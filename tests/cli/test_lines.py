@@ -21,12 +21,12 @@ import torch
 
 from fewstep.cli import main, parsing
 from fewstep.cli.commands import COMMANDS
-from fewstep.generation import generated
 from fewstep.io import model_folder
 from fewstep.runtime import progress
 from fewstep.runtime.files import cache_folder
 from fewstep.runtime.launch import launched
 from fewstep.runtime.memory import explained, lacks_memory
+from fewstep.sample import generated
 from fewstep.samplers.contract import last
 from tests import ROOT
 

@@ -19,8 +19,8 @@ from fewstep.core.conditional import Observation, conditional, generative
 from fewstep.core.denoiser import Denoiser, guided
 from fewstep.core.inputs import highest, readable
 from fewstep.core.precondition import VE
-from fewstep.generation import Guidance, Plan, default_plan, generate
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
+from fewstep.sample import Guidance, Plan, default_plan, generate
 from tests.conftest import tiny_net
 
 X = torch.zeros(2, 1, 8, 8)

@@ -22,7 +22,6 @@ from fewstep.core.conditional import (
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import expand, fuse, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser
-from fewstep.generation import Guidance, Plan, SeededNoise, default_plan, generate
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
 from fewstep.io.convert.snapshot import snapshot
@@ -31,6 +30,7 @@ from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
 from fewstep.nets.sizes import edm2
 from fewstep.nets.song import SongUNet, ncsnpp
+from fewstep.sample import Guidance, Plan, SeededNoise, default_plan, generate
 from fewstep.samplers import indexed_sigmas, last, multistep, posterior
 from tests import GOLDEN
 from tests.conftest import tiny_net

@@ -20,10 +20,10 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import codec
 from fewstep.data.codec import Pixels, StabilityVAE, ready, with_vae
 from fewstep.data.latents import LatentData, LatentStream
-from fewstep.generation import default_plan, generate
 from fewstep.io import model_folder
 from fewstep.io.convert import Record
 from fewstep.io.convert import snapshot as upstream
+from fewstep.sample import default_plan, generate
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit
 from tests.conftest import tiny_net

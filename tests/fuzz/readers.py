@@ -29,7 +29,6 @@ from fewstep.data import ImageData, ImageStream, Pixels, images
 from fewstep.data.latents import LatentData
 from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source
-from fewstep.generation import default_plan, generate
 from fewstep.inverse.restore import TASKS
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, read
@@ -47,6 +46,7 @@ from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.report.page import write_report
+from fewstep.sample import default_plan, generate
 from fewstep.train.ema import PowerFunction
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines

@@ -12,12 +12,12 @@ from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import digits
-from fewstep.generation import generated
 from fewstep.inverse.restore import restore
 from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.extractors import Network
 from fewstep.metrics.sources import Source
 from fewstep.runtime.precision import tf32
+from fewstep.sample import generated
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net

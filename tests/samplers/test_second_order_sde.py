@@ -19,10 +19,10 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.core.precondition import IDDPM
-from fewstep.generation import SeededNoise
 from fewstep.io.model_card import Card
 from fewstep.io.model_folder import save
 from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.sample import SeededNoise
 from fewstep.samplers import counted, euler, heun, last, second_order_sde, taylor2
 from fewstep.samplers.second_order_sde import brownian_pair
 

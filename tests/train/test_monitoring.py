@@ -21,13 +21,13 @@ from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageData, ImageStream, digits
-from fewstep.generation import generate, generated
 from fewstep.io import model_folder
 from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.extractors import NETWORKS, Network
 from fewstep.metrics.protocol import Result
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.sample import generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines, Log
 from fewstep.train.optim import Adam
@@ -173,7 +173,7 @@ def test_a_signal_while_images_are_made(tmp_path, monkeypatch, capfd, moment):
         with denoiser.register_forward_pre_hook(count):
             yield from generate(denoiser, *given, **named)
 
-    where = "fewstep.generation.generate" if moment == "evaluation" else "fewstep.train.snapshots.generate"
+    where = "fewstep.sample.generate" if moment == "evaluation" else "fewstep.train.snapshots.generate"
     monkeypatch.setattr(where, made)
     with pytest.raises(SystemExit) as left:
         fit(short_run(evaluation=evaluation), tmp_path / "run")

@@ -20,12 +20,12 @@ from fewstep.bench.page import write
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.data import images as open_images
-from fewstep.generation import Plan, generate
 from fewstep.io.model_folder import card, load, model_folder
 from fewstep.metrics.evaluate import evaluate
 from fewstep.runtime.distributed import device
 from fewstep.runtime.files import sha256
 from fewstep.runtime.progress import track
+from fewstep.sample import Plan, generate
 from fewstep.samplers import (
     Sampler,
     ancestral,

@@ -115,10 +115,10 @@ def sample(
 
     from fewstep.data.grid import grid as make_grid
     from fewstep.data.grid import save_image, save_png
-    from fewstep.generation import gathered, generate
     from fewstep.runtime.distributed import process_group, rank, world_size
     from fewstep.runtime.files import new_file
     from fewstep.runtime.progress import track
+    from fewstep.sample import gathered, generate
 
     with process_group():
         network = sampling.load(model)

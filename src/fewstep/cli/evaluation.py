@@ -163,11 +163,11 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     from dataclasses import replace
 
     from fewstep.data.codec import ready
-    from fewstep.generation import generated
     from fewstep.io.model_folder import card, model_folder
     from fewstep.metrics.protocol import repeat_seeds
     from fewstep.runtime.distributed import device
     from fewstep.runtime.files import sha256
+    from fewstep.sample import generated
 
     model = sampling.load(path)
     plan = sampling.plan(model)

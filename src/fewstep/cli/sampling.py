@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from fewstep.core.conditional import GenerativeDenoiser
     from fewstep.core.denoiser import Denoiser
-    from fewstep.generation import Guidance, Plan
+    from fewstep.sample import Guidance, Plan
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Sampling:
                 raise ValueError(f"--{field.name.replace('_', '-')} must be a number; got nan")
         from fewstep import samplers
         from fewstep.core.conditional import GenerativeDenoiser
-        from fewstep.generation import default_plan
+        from fewstep.sample import default_plan
 
         draws = isinstance(denoiser, GenerativeDenoiser)
         if draws and self.sampler in (None, "posterior"):
@@ -147,7 +147,7 @@ class Sampling:
         """A plan for a model that draws from the posterior: its own levels, or those given."""
         import torch
 
-        from fewstep.generation import Plan, default_plan
+        from fewstep.sample import Plan, default_plan
         from fewstep.samplers import indexed_sigmas, posterior
 
         network = {"dtype": "float32", "vae": None, "tf32": False, "compile": False}
@@ -171,7 +171,7 @@ class Sampling:
     def chosen(self, denoiser: Denoiser) -> Plan:
         """A plan of a named sampler on chosen noise levels."""
         from fewstep import samplers
-        from fewstep.generation import Plan
+        from fewstep.sample import Plan
 
         steps = denoiser.sampling.steps if self.steps is None else self.steps
         bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
@@ -231,7 +231,7 @@ class Sampling:
         return known[name]
 
     def guided(self) -> Guidance | None:
-        from fewstep.generation import Guidance
+        from fewstep.sample import Guidance
 
         interval = (self.guidance_min, self.guidance_max)
         if self.guidance == 1:

@@ -15,11 +15,11 @@ from fewstep import inverse
 from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoise, Denoiser
 from fewstep.core.noise import Noise, karras_sigmas
-from fewstep.generation import SeededNoise, check_label
 from fewstep.inverse import Likelihood, Operator
 from fewstep.inverse.operator import Decomposed
 from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, Preset
 from fewstep.runtime.precision import tf32
+from fewstep.sample import SeededNoise, check_label
 from fewstep.samplers import last
 
 Shape = tuple[int, int, int]

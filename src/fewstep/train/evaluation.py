@@ -12,7 +12,6 @@ import torch
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.data.images import ImageData
-from fewstep.generation import generated
 from fewstep.io import model_folder
 from fewstep.io.model_folder import Card
 from fewstep.metrics import evaluate as metrics
@@ -21,6 +20,7 @@ from fewstep.metrics.protocol import Result, differences
 from fewstep.metrics.references import Reference
 from fewstep.metrics.sources import Images
 from fewstep.runtime.files import write_json
+from fewstep.sample import generated
 from fewstep.train.preemption import Watch
 
 

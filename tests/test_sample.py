@@ -6,8 +6,8 @@ import torch.distributed as dist
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.precondition import VE
-from fewstep.generation import BatchSize, Plan, SeededNoise, default_plan, gathered, generate, in_batches
 from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.sample import BatchSize, Plan, SeededNoise, default_plan, gathered, generate, in_batches
 from fewstep.samplers import churn, heun, multistep
 
 
