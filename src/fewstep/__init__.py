@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fewstep.data import ImageData, ImageStream, images
     from fewstep.io.model_folder import Card, card, load, save
     from fewstep.metrics.evaluate import evaluate
+    from fewstep.runtime.threads import use_threads
     from fewstep.sample import Plan, default_plan, generate, generated
     from fewstep.train.ema import HalfLife, PowerFunction
     from fewstep.train.optim import Adam
@@ -71,6 +72,7 @@ __all__ = [
     "save",
     "score",
     "transfer",
+    "use_threads",
 ]
 
 ROOMS = {
@@ -91,6 +93,7 @@ NAMES = {
     "sample": ("Plan", "default_plan", "generate", "generated"),
     "io.model_folder": ("Card", "card", "load", "save"),
     "metrics.evaluate": ("evaluate",),
+    "runtime.threads": ("use_threads",),
     "train.ema": ("HalfLife", "PowerFunction"),
     "train.optim": ("Adam",),
     "train.posthoc": ("reconstruct",),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from fewstep.runtime.threads import bound_spin
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on standard error and exit code 2, a warning is one line.
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     format_before, warnings.formatwarning = warnings.formatwarning, warning_line
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
+    bound_spin()
     name = "fewstep"
     try:
         streams()
