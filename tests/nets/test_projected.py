@@ -233,7 +233,7 @@ def test_power_iterations_follow_the_weights():
     with torch.no_grad():
         layer.weight.normal_()
     for _ in range(100):
-        judge.settle()
+        judge.after_step()
     found = layer.u @ layer.weight.flatten(1) @ layer.v
     assert found.item() == pytest.approx(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item(), rel=1e-4)
 

@@ -113,7 +113,7 @@ def test_tables_and_bars_take_no_markup(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.delenv("FORCE_COLOR")
     with Progress(f"[red]packing{ESCAPES}[/blue]", total=1) as progress:
-        progress.figures({"[b]loss": 1.0})
+        progress.show_losses({"[b]loss": 1.0})
         progress.show()
     error = capsys.readouterr().err
     assert f"[red]packing{SHOWN}[/blue]" in error and "[b]loss=1" in error

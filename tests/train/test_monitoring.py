@@ -318,10 +318,10 @@ class Spy:
     """What a run wrote to trackers."""
 
     def __init__(self):
-        self.figures, self.images, self.closed = [], [], False
+        self.metrics, self.images, self.closed = [], [], False
 
-    def log(self, nimg, figures):
-        self.figures.append((nimg, dict(figures)))
+    def log(self, nimg, metrics):
+        self.metrics.append((nimg, dict(metrics)))
 
     def image(self, nimg, name, image):
         self.images.append((nimg, name, image.size))
@@ -335,7 +335,7 @@ def test_a_run_tells_its_trackers_what_it_logs(tmp_path, monkeypatch):
     monkeypatch.setitem(TRACKERS, "spy", lambda folder, name, config, nimg: spy)
     fit(short_run(16, track=("spy",)), tmp_path / "run")
     log = lines(tmp_path / "run" / "log.jsonl")
-    assert [{"nimg": nimg, **figures} for nimg, figures in spy.figures] == log
+    assert [{"nimg": nimg, **metrics} for nimg, metrics in spy.metrics] == log
     with Image.open(tmp_path / "run" / "samples" / f"{16:012d}.png") as samples:
         assert spy.images == [(16, "samples", samples.size)]
     assert spy.closed

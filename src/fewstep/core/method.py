@@ -135,7 +135,7 @@ class Method(nn.Module):
     uneven: bool = False
     every_level: bool = False
 
-    def settle(self, logs: dict[str, Tensor], images: int) -> None:
+    def after_step(self, logs: dict[str, Tensor], images: int) -> None:
         """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.
 
         logs: what the step logged, the same on every rank. What is kept belongs into buffers, so that a resumed run is

@@ -27,7 +27,7 @@ def as_fake(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def verdicts(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+def discriminator_stats(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     """How well a discriminator tells real from fake, by its logits (B, ...) on both: shares of logits on the right side,
     the mean margin between the two, and the mean sign of the real ones, by which adaptive augmentation steers.
     """

@@ -17,7 +17,7 @@ from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Loss, Method, Phase
 from fewstep.core.noise import KarrasUniform, add_noise, expand, karras_ramp
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels
-from fewstep.distill.adversarial import ClipNorm, as_fake, as_real, verdicts
+from fewstep.distill.adversarial import ClipNorm, as_fake, as_real, discriminator_stats
 from fewstep.distill.players import check_teacher, frozen, simulated, student, trainable
 from fewstep.distill.sid import deviation, relative_gap
 
@@ -152,4 +152,4 @@ class DMD2(Method):
             return loss, logs
         real, fake = self.judged(batch.image, batch.label), self.judged(x0, batch.label)
         disc = as_real(real) + as_fake(fake)
-        return loss + self.disc_weight * disc, logs | {"disc": disc.detach().mean()} | verdicts(real, fake)
+        return loss + self.disc_weight * disc, logs | {"disc": disc.detach().mean()} | discriminator_stats(real, fake)

@@ -20,7 +20,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Loss, Method, Phase
 from fewstep.core.precondition import EDM, Boundary
 from fewstep.data.diffaugment import ADA
-from fewstep.distill.adversarial import as_fake, as_real, verdicts
+from fewstep.distill.adversarial import as_fake, as_real, discriminator_stats
 from fewstep.distill.players import check_teacher, one_step
 from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.features import MIN_SIZE
@@ -159,7 +159,7 @@ class GDD(Method):
             x0 = one_step(self.generator, batch, self.sigma_init)
         fake, real = self.judge(x0, batch.label), self.judge(batch.image, batch.label)
         loss = self.loss_scale * (total(as_fake, fake) + total(as_real, real))
-        return loss, verdicts(torch.cat(real, dim=1), torch.cat(fake, dim=1))
+        return loss, discriminator_stats(torch.cat(real, dim=1), torch.cat(fake, dim=1))
 
     def r1_penalty(self, batch: Batch) -> Loss:
         """every gamma / 2 |d(sum of all logits of an image) / d image|^2 (Mescheder et al., 2018), on images as they are."""
@@ -169,10 +169,10 @@ class GDD(Method):
         [slope] = torch.autograd.grad(torch.cat(logits, dim=1).sum(), image, create_graph=True)
         return self.r1_every * self.r1 / 2 * slope.square().flatten(1).sum(1), {}
 
-    def settle(self, logs: dict[str, Tensor], images: int) -> None:
+    def after_step(self, logs: dict[str, Tensor], images: int) -> None:
         """The spectral norms follow the heads, and the strength of adaptive augmentation the discriminator."""
-        if hasattr(self.discriminator, "settle"):
-            cast(Any, self.discriminator).settle()
+        if hasattr(self.discriminator, "after_step"):
+            cast(Any, self.discriminator).after_step()
         if isinstance(self.augment, ADA):
             self.augment.follow(logs["discriminator_loss/sign_real"], images)
 

@@ -35,7 +35,7 @@ from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Loss, Method, Phase, zero_nonfinite
 from fewstep.core.noise import LogNormal, add_noise, expand, fuse, karras_ramp
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels, edm_weight
-from fewstep.distill.adversarial import as_fake, as_real, verdicts
+from fewstep.distill.adversarial import as_fake, as_real, discriminator_stats
 from fewstep.distill.players import check_teacher, frozen, trainable
 from fewstep.runtime.precision import master
 
@@ -163,7 +163,7 @@ class NCVSD(Method):
         real = self.discriminator(add_noise(batch.image, t), t, batch.label, given=seen)
         fake = self.discriminator(add_noise(x0, t), t, batch.label, given=seen)
         loss = (as_fake(fake) + as_real(real)) / 2 * x0[0].numel()
-        return self.loss_scale * loss, verdicts(real, fake)
+        return self.loss_scale * loss, discriminator_stats(real, fake)
 
     def vsd_loss(self, batch: Batch) -> Loss:
         """The generator's loss before the adversarial term enters."""

@@ -16,7 +16,7 @@ from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Loss, Method, Phase, sanitize
 from fewstep.core.noise import KarrasUniform, add_noise, expand
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels
-from fewstep.distill.adversarial import ClipValue, as_fake, as_real, encoder_logits, verdicts
+from fewstep.distill.adversarial import ClipValue, as_fake, as_real, discriminator_stats, encoder_logits
 from fewstep.distill.players import check_teacher, few_steps, frozen, student
 from fewstep.distill.sid import confidence, deviation, learner, relative_gap, sid_loss
 
@@ -99,7 +99,7 @@ class SiDA(Method):
         real_logits = encoder_logits(self.fake_score.encode(real.image + n, sigma, real.label, augment=real.augment))
         weight = self.objective.weight(sigma, self.fake_score.sigma_data) * confidence(self.fake_score, sigma)
         disc = weight * self.averaged(as_real(real_logits) + as_fake(fake_logits)) / 2
-        logs |= {"disc": disc.detach().mean()} | verdicts(real_logits, fake_logits)
+        logs |= {"disc": disc.detach().mean()} | discriminator_stats(real_logits, fake_logits)
         return loss + self.disc_weight * disc, logs
 
     def judged(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,7 @@ class ProjectedDiscriminator(nn.Module):
         self.networks.eval()
         return self
 
-    def settle(self) -> None:
+    def after_step(self) -> None:
         """One power iteration of every spectral norm; after each step of the heads."""
         for layer in self.modules():
             if isinstance(layer, SpectralConv2d):

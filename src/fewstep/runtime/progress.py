@@ -43,7 +43,7 @@ def stop() -> None:
 
 
 class Progress:
-    """Shows how far a task is, its rate, the time that remains, and its current figures, on standard error.
+    """Shows how far a task is, its rate, the time that remains, and its current losses, on standard error.
 
     total, done: in `unit`; `done` is where a resumed task begins. Only the first rank shows anything.
     """
@@ -85,8 +85,8 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def figures(self, values: Mapping[str, float]) -> None:
-        """Show the losses among the logged figures."""
+    def show_losses(self, values: Mapping[str, float]) -> None:
+        """Show the losses among the logged metrics."""
         shown = {k: v for k, v in values.items() if "/" not in k}
         self.text = visible(" ".join(f"{k}={v:.4g}" for k, v in shown.items()))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.train.strategies import laid_out_as, part, whole
+from fewstep.train.strategies import part, shard_like, whole
 
 
 class Profile(Protocol):
@@ -101,7 +101,7 @@ class Average:
         """Lie on the ranks as the source does by now."""
         source = dict(self.source.named_parameters())
         self.parted = any(part(p) is not p for p in source.values())
-        self.params = {name: laid_out_as(source[name], p) for name, p in self.params.items()}
+        self.params = {name: shard_like(source[name], p) for name, p in self.params.items()}
         self.empty()
 
     def empty(self) -> None:
@@ -126,7 +126,7 @@ class Average:
             return
         if wrong := state.keys() ^ self.module.state_dict().keys():
             raise KeyError(f"the average has no {', '.join(sorted(wrong))}")
-        self.params = {name: laid_out_as(p, state[name]) for name, p in self.params.items()}
+        self.params = {name: shard_like(p, state[name]) for name, p in self.params.items()}
         buffers = {name: tensor for name, tensor in state.items() if name not in self.params}
         self.module.load_state_dict(buffers, strict=False)
 

@@ -70,7 +70,7 @@ def parsed(text: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, 
 
 
 class Log:
-    """`log.jsonl`: figures averaged since the last line."""
+    """`log.jsonl`: metrics averaged since the last line."""
 
     def __init__(self, path: Path, nimg: int) -> None:
         self.lines = Lines(path, nimg)
@@ -82,24 +82,24 @@ class Log:
             self.sums[key] = self.sums[key] + value if key in self.sums else value
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the next line will say so far: averages, and sums of counts (`nonfinite/...`).
 
         Figures `by_sigma` become their mean over all samples and that of each bin with samples, as `KEY@LEVEL`.
         """
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for key, total in self.sums.items():
             if total.ndim == 0:
-                figures[key] = float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
+                metrics[key] = float(total) / (1 if key.startswith("nonfinite/") else self.counts[key])
                 continue
             sums, counts = total.tolist()
-            figures[key] = sum(sums) / sum(counts) if any(counts) else np.nan
-            figures |= {f"{key}@{level}": s / n for level, s, n in zip(LEVELS, sums, counts, strict=True) if n}
-        return figures
+            metrics[key] = sum(sums) / sum(counts) if any(counts) else np.nan
+            metrics |= {f"{key}@{level}": s / n for level, s, n in zip(LEVELS, sums, counts, strict=True) if n}
+        return metrics
 
     def write(self, entry: dict[str, Any]) -> dict[str, float]:
-        """Append a line; returns its `figures`."""
-        figures = self.figures()
+        """Append a line; returns its `metrics`."""
+        metrics = self.metrics()
         self.sums, self.counts = {}, {}
-        self.lines.append({k: model_folder.plain(v) for k, v in (entry | figures).items()})
-        return figures
+        self.lines.append({k: model_folder.plain(v) for k, v in (entry | metrics).items()})
+        return metrics

@@ -149,17 +149,17 @@ class Loop:
         rate = (trainer.nimg - self.logged_nimg) / max(now - self.logged, 1e-9)
         entry = {"nimg": trainer.nimg, "seconds": self.before + now - self.started, "images_per_second": rate}
         entry |= {"peak_memory_gib": peak_memory_gib(), **condition}
-        figures = self.log.write(entry)
-        check_finite(figures, trainer, self.folder)
+        metrics = self.log.write(entry)
+        check_finite(metrics, trainer, self.folder)
         for tracker in self.trackers:
-            tracker.log(trainer.nimg, {k: v for k, v in (entry | figures).items() if k != "nimg"})
-        progress.figures(figures)
+            tracker.log(trainer.nimg, {k: v for k, v in (entry | metrics).items() if k != "nimg"})
+        progress.show_losses(metrics)
         self.logged, self.logged_nimg = now, trainer.nimg
 
     def save(self) -> None:
         """Begin a checkpoint."""
         if self.lead:
-            check_finite(self.log.figures(), self.trainer, self.folder)
+            check_finite(self.log.metrics(), self.trainer, self.folder)
         self.checkpoints.save(self.trainer.state_dict(), seconds=self.before + time.monotonic() - self.started)
         self.saved = time.monotonic()
 
@@ -178,11 +178,11 @@ class Loop:
             self.logged, self.started = self.logged + taken, self.started + taken
             if self.lead:
                 self.record(results, product)
-                figures = {r.key: r.value for r in results}
-                self.log.lines.amend(self.trainer.nimg, figures)
+                metrics = {r.key: r.value for r in results}
+                self.log.lines.amend(self.trainer.nimg, metrics)
                 for tracker in self.trackers:
-                    tracker.log(self.trainer.nimg, figures)
-                progress.figures(figures)
+                    tracker.log(self.trainer.nimg, metrics)
+                progress.show_losses(metrics)
         if pictured:
             picture = take_snapshot(self.run, self.trainer, self.folder, self.grid, watch)
             for tracker in self.trackers:
@@ -221,9 +221,9 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
 
-def check_finite(figures: dict[str, float], trainer: Trainer, folder: Path) -> None:
+def check_finite(metrics: dict[str, float], trainer: Trainer, folder: Path) -> None:
     """Stop a run whose loss diverged, before its checkpoint overwrites a good one."""
-    lost = [key for key, value in figures.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
+    lost = [key for key, value in metrics.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
     if lost:
         names = [key for key in lost if "/" not in key] or lost  # the losses, rather than all that is told of them
         raise ValueError(

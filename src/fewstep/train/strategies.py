@@ -161,7 +161,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(model: Tensor, tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, whole or in the same parts, laid out as `model`; the tensor itself if `model` is whole."""
     if not isinstance(model, DTensor):
         return tensor

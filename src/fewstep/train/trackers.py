@@ -1,4 +1,4 @@
-"""Where the figures of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen.
+"""Where the metrics of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen.
 
 A tracker never ends a run: what fails in one is a warning, and the run goes on without it. Its record has each step once,
 however often the run was interrupted.
@@ -35,9 +35,9 @@ REACH_SECONDS, INIT_SECONDS, CLOSE_SECONDS = 5.0, 20.0, 20.0
 
 
 class Tracker(Protocol):
-    """Takes figures and images of a run at a number of training images; `close` when the run ends or is interrupted."""
+    """Takes metrics and images of a run at a number of training images; `close` when the run ends or is interrupted."""
 
-    def log(self, nimg: int, figures: Mapping[str, float]) -> None: ...
+    def log(self, nimg: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, nimg: int, name: str, image: Image.Image) -> None: ...
     def close(self) -> None: ...
 
@@ -54,8 +54,8 @@ class TensorBoard:
         package = load("torch.utils.tensorboard", "tensorboard")
         self.writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1)
 
-    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
-        for key, value in figures.items():
+    def log(self, nimg: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
             self.writer.add_scalar(key, value, nimg)
         self.writer.flush()
 
@@ -77,9 +77,9 @@ class Hosted:
         self.path = folder / "sent.json"
         self.sent: dict[str, int] = read_json(self.path) if self.path.exists() else {}
 
-    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
-        if new := self.first(nimg, figures):
-            self.run.log({key: figures[key] for key in new}, step=nimg)
+    def log(self, nimg: int, metrics: Mapping[str, float]) -> None:
+        if new := self.first(nimg, metrics):
+            self.run.log({key: metrics[key] for key in new}, step=nimg)
 
     def image(self, nimg: int, name: str, image: Image.Image) -> None:
         if self.first(nimg, [name]):
@@ -157,9 +157,9 @@ class Guarded:
             self.tracker = None
         return None
 
-    def log(self, nimg: int, figures: Mapping[str, float]) -> None:
+    def log(self, nimg: int, metrics: Mapping[str, float]) -> None:
         if (tracker := self.tracker) is not None:
-            self.tried(lambda: tracker.log(nimg, figures))
+            self.tried(lambda: tracker.log(nimg, metrics))
 
     def image(self, nimg: int, name: str, image: Image.Image) -> None:
         if (tracker := self.tracker) is not None:

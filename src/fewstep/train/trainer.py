@@ -16,7 +16,7 @@ from fewstep.runtime import precision
 from fewstep.runtime.distributed import copy_from_first, rank, sum_over_ranks, world_size
 from fewstep.train.ema import HalfLife, Profile, averages
 from fewstep.train.input import ReadAhead, Stream
-from fewstep.train.strategies import Strategy, alike, hand_over, laid_out_as, summed_over_ranks, whole
+from fewstep.train.strategies import Strategy, alike, hand_over, shard_like, summed_over_ranks, whole
 
 
 class Optimizer(Protocol):
@@ -157,7 +157,7 @@ class Trainer:
             if phase.due(self.steps, self.nimg):
                 with precision.tf32(self.tf32):
                     logs |= self.move(index, phase)
-        self.method.settle(logs, self.batch_size)
+        self.method.after_step(logs, self.batch_size)
         for average in self.averages:
             average.update(self.nimg, self.batch_size)
         self.steps += 1
@@ -257,9 +257,7 @@ class Trainer:
             part, rest = key.split(".", 1)
             parts[part][rest] = value
         mine = self.method.state_dict()
-        self.method.load_state_dict(
-            {k: laid_out_as(mine[k], v) if k in mine else v for k, v in parts["method"].items()}
-        )
+        self.method.load_state_dict({k: shard_like(mine[k], v) if k in mine else v for k, v in parts["method"].items()})
         for average in self.averages:
             prefix = f"{average.profile.name}/"
             average.load_state_dict(
@@ -270,7 +268,7 @@ class Trainer:
             name, index, entry = key.rsplit(".", 2)
             param = self.seen[name][int(index)]
             moments[name].setdefault(int(index), {})[entry] = (
-                laid_out_as(param, value) if value.shape == param.shape else value  # the count of steps has no parts
+                shard_like(param, value) if value.shape == param.shape else value  # the count of steps has no parts
             )
         for name, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
