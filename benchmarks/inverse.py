@@ -23,11 +23,12 @@ from torch import Tensor
 from benchmarks import reference
 from benchmarks.measure import Table, alternate, clock, compared
 from fewstep import inverse
-from fewstep.core.conditional import GenerativeDenoiser, generative
+from fewstep.core.codec import Pixels
+from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser, lay_out
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
-from fewstep.data.codec import Pixels
+from fewstep.distill.conditional import generative
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.inverse.restorations import pair_measures

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Method
+from fewstep.core.network import Features
 from fewstep.core.noise import LogNormal
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.oracle import MixtureDenoiser
-from fewstep.nets.contract import Features
 from fewstep.sample import default_plan
 from fewstep.samplers import last
 from fewstep.train.ema import HalfLife

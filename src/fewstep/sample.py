@@ -20,7 +20,6 @@ from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.core.denoiser import Denoise, Denoiser, guided
 from fewstep.core.inputs import check_guidance, told
 from fewstep.core.noise import Noise
-from fewstep.data.codec import ready
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import Source
 from fewstep.runtime import precision
@@ -293,7 +292,7 @@ def generate(
     plan = plan or default_plan(denoiser)
     check_label(denoiser, label, len(seeds))
     plan.check(denoiser)
-    ready(denoiser.codec, next(denoiser.parameters()).device)
+    denoiser.codec.prepare(next(denoiser.parameters()).device)
     return images_of(denoiser, seeds, label, plan, batch_size, tf32)
 
 

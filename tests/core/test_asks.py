@@ -15,10 +15,11 @@ import torch
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
-from fewstep.core.conditional import Observation, conditional, generative
+from fewstep.core.conditional import Observation
 from fewstep.core.denoiser import Denoiser, guided
 from fewstep.core.inputs import highest, readable
 from fewstep.core.precondition import VE
+from fewstep.distill.conditional import conditional, generative
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.sample import Guidance, Plan, default_plan, generate
 from tests.conftest import tiny_net

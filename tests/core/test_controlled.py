@@ -10,18 +10,11 @@ import pytest
 import torch
 
 from fewstep.cli.sampling import Sampling
-from fewstep.core.conditional import (
-    ConditionalDenoiser,
-    GenerativeDenoiser,
-    Observation,
-    conditional,
-    generative,
-    mean_images,
-    pair_discriminator,
-)
+from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import expand, fuse, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser
+from fewstep.distill.conditional import conditional, generative, mean_images, pair_discriminator
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
 from fewstep.io.convert.snapshot import snapshot

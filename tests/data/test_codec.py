@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fewstep.cli import main
+from fewstep.core.codec import Pixels
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import codec
-from fewstep.data.codec import Pixels, StabilityVAE, ready, with_vae
+from fewstep.data.codec import StabilityVAE, with_vae
 from fewstep.data.latents import LatentData, LatentStream
 from fewstep.io import model_folder
 from fewstep.io.convert import Record
@@ -139,7 +140,7 @@ def test_a_vae_of_other_latents_is_refused_before_its_weights_are_read(config, c
     with pytest.raises(ValueError, match=complaint):
         with_vae(StabilityVAE(), folder)
     with pytest.raises(ValueError, match=complaint):
-        ready(StabilityVAE(str(folder)), torch.device("cpu"))
+        StabilityVAE(str(folder)).prepare(torch.device("cpu"))
 
 
 def test_the_vae_of_a_model_can_be_named(tmp_path, monkeypatch):
@@ -203,7 +204,7 @@ def test_a_vae_with_weights_of_another_is_refused(diffusers, monkeypatch):
 
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", broken)
     with pytest.raises(ValueError, match=r"1 tensors do not fit its config.json, such as decoder.conv_in.bias"):
-        ready(StabilityVAE(), torch.device("cpu"))
+        StabilityVAE().prepare(torch.device("cpu"))
 
 
 def test_real_vae_files(tmp_path):
@@ -216,20 +217,20 @@ def test_real_vae_files(tmp_path):
     vae.save_pretrained(tmp_path / "bin", safe_serialization=False)
     codec.autoencoder.cache_clear()
     named = with_vae(StabilityVAE(), tmp_path / "vae")
-    ready(named, torch.device("cpu"))
+    named.prepare(torch.device("cpu"))
     assert named.decode(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match=f"there is no {codec.WEIGHTS}"):
-        ready(StabilityVAE(str(tmp_path / "bin")), torch.device("cpu"))
+        StabilityVAE(str(tmp_path / "bin")).prepare(torch.device("cpu"))
     file = tmp_path / "vae" / codec.WEIGHTS
     tensors = load_file(file)
     tensors.pop("decoder.conv_in.bias")
     save_file(tensors, file, metadata={"format": "pt"})
     codec.autoencoder.cache_clear()
     with pytest.raises(ValueError, match="1 tensors do not fit its config.json, such as decoder.conv_in.bias"):
-        ready(named, torch.device("cpu"))
+        named.prepare(torch.device("cpu"))
     file.write_bytes(b"\x80\x04pickle")
     with pytest.raises(ValueError, match="cannot be read"):
-        ready(named, torch.device("cpu"))
+        named.prepare(torch.device("cpu"))
 
 
 def test_codec_of_an_upstream_file():

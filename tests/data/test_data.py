@@ -17,7 +17,8 @@ from PIL import EpsImagePlugin, Image
 
 import fewstep.data.files
 import fewstep.runtime.archives
-from fewstep.data import ImageData, ImageStream, Pixels, digits, images
+from fewstep.core.codec import Pixels
+from fewstep.data import ImageData, ImageStream, digits, images
 from fewstep.data.files import Zip
 
 

@@ -12,16 +12,7 @@ import torch
 
 from fewstep.cli.commands import sample
 from fewstep.cli.sampling import Sampling
-from fewstep.core.conditional import (
-    ConditionalDenoiser,
-    GenerativeDenoiser,
-    Observation,
-    conditional,
-    generative,
-    given_observation,
-    mean_images,
-    pair_discriminator,
-)
+from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation, given_observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import BINS
 from fewstep.core.method import Batch, zero_nonfinite
@@ -29,6 +20,7 @@ from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, expand, fuse
 from fewstep.core.objectives import edm_weight
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.distill import NCVSD, SiD, ncvsd, vsd_loss
+from fewstep.distill.conditional import conditional, generative, mean_images, pair_discriminator
 from fewstep.distill.ncvsd import KarrasGrid
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_discriminator

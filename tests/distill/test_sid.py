@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 import fewstep as fs
-from fewstep.core.conditional import conditional
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, expand
@@ -24,6 +23,7 @@ from fewstep.data import ImageStream
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.labels import LabelData, LabelStream
 from fewstep.distill import DMD2, GDD, SiD, SiDA, sid_loss
+from fewstep.distill.conditional import conditional
 from fewstep.io.model_folder import Card, card, save, to_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2UNet, Uncertainty

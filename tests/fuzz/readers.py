@@ -21,11 +21,12 @@ from PIL import Image
 from fewstep import compare
 from fewstep.cli.arguments import with_config
 from fewstep.cli.restoration import build, check_measurements, read_array
+from fewstep.core.codec import Pixels
 from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.precondition import IDDPM, VE, VP
-from fewstep.data import ImageData, ImageStream, Pixels, images
+from fewstep.data import ImageData, ImageStream, images
 from fewstep.data.latents import LatentData
 from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source

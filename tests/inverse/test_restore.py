@@ -15,10 +15,10 @@ from torch import Tensor
 from fewstep import demo, inverse
 from fewstep.cli import main, warning_line
 from fewstep.cli.restoration import build
-from fewstep.core.conditional import generative
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import digits
+from fewstep.distill.conditional import generative
 from fewstep.inverse import adapters, restorations, restore
 from fewstep.inverse.operator import Decomposed
 from fewstep.io import model_folder

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.core.codec import Pixels
 from fewstep.core.conditional import GenerativeDenoiser
-from fewstep.data.codec import Pixels, StabilityVAE
+from fewstep.data.codec import StabilityVAE
 from fewstep.distill.adversarial import encoder_logits
 from fewstep.io import model_folder
 from fewstep.io.convert import Record, convert, load_snapshot, read, to_denoiser, upstream_state_dict

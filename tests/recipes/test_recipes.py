@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.core.codec import Pixels
 from fewstep.core.method import zero_nonfinite
 from fewstep.core.noise import LogNormal, LogUniform
 from fewstep.core.objectives import StableTarget, VPTime, clean, edm_weight, inverse_variance
 from fewstep.core.precondition import EDM, VE, VP
-from fewstep.data.codec import Pixels, StabilityVAE
+from fewstep.data.codec import StabilityVAE
 from fewstep.io.model_folder import to_dict
 from fewstep.recipes import find, recipes, small
 from fewstep.recipes._edm2 import ROWS

@@ -99,14 +99,14 @@ def latents(
         batch: images at a time; more are faster and need more memory.
     """
     from fewstep.data import images as open_images
-    from fewstep.data.codec import StabilityVAE, ready
+    from fewstep.data.codec import StabilityVAE
     from fewstep.data.latents import encode_images
     from fewstep.runtime.distributed import device, process_group, rank
 
     outputs.file(dest, outside=[source])
     codec = StabilityVAE(encoder, batch_size=batch)
     with process_group():
-        ready(codec, device())
+        codec.prepare(device())
         n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
         if rank() == 0:
             print(f"{dest}: latents of {n:,} images; {next_step('recipes', 'imagenet512:teacher')}")

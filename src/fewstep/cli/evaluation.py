@@ -162,7 +162,6 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 
-    from fewstep.data.codec import ready
     from fewstep.io.model_folder import card, model_folder
     from fewstep.metrics.protocol import repeat_seeds
     from fewstep.runtime.distributed import device
@@ -172,7 +171,7 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     model = sampling.load(path)
     plan = sampling.plan(model)
     plan.check(model)
-    ready(model.codec, device())
+    model.codec.prepare(device())
     about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}
     if sampling.guide is not None:
         about["guide"] = sha256(model_folder(sampling.guide) / "model.safetensors")

@@ -113,7 +113,6 @@ def restore(
 
     from dataclasses import replace
 
-    from fewstep.data.codec import ready
     from fewstep.inverse.restorations import pixel_shape, replacing, restore_all, write_summary
     from fewstep.inverse.restore import Solver, named_preset
     from fewstep.io.model_folder import card, load, model_folder
@@ -123,7 +122,7 @@ def restore(
 
     with process_group():
         denoiser = load(model, device=device(), vae=vae)
-        ready(denoiser.codec, device())
+        denoiser.codec.prepare(device())
         operator = build(task, pixel_shape(denoiser), mask, kernel, factor, ncvsd_shift=ncvsd_shift)
         options = solver_options(solver, weight)
         settings = {name: value for name, value in changes.items() if value is not None}

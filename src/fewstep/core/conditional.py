@@ -6,7 +6,6 @@ estimates with a network, a perfect unconditional denoiser D knows already: E[x0
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,6 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import USUAL, Denoiser
 from fewstep.core.inputs import check_images
 from fewstep.core.noise import Noise, expand, fuse
-from fewstep.core.precondition import Precondition
-from fewstep.nets.contract import Features
-from fewstep.nets.controlled import Controlled, without_dropout
-from fewstep.nets.discriminators import PairDiscriminator
-from fewstep.nets.edm2 import Uncertainty
-from fewstep.runtime.precision import activations
 
 
 class Observation(NamedTuple):
@@ -28,15 +21,6 @@ class Observation(NamedTuple):
 
     y: Tensor
     sigma: float | Tensor
-
-
-def seen(
-    encoder: Any, precondition: Precondition, dtype: torch.dtype, x: Tensor, sigma: float | Tensor, label: Tensor | None
-) -> Features:
-    """What an encoder makes of a noisy image, scaled as for a denoiser."""
-    c = precondition(expand(sigma, x))
-    c_noise = c.noise.flatten().to(torch.promote_types(dtype, torch.float32))
-    return encoder.encode(activations(c.input * x, dtype), c_noise, label)
 
 
 def check_observation(y: Any, x: Tensor) -> None:
@@ -58,7 +42,7 @@ def given_observation(
     """The answer of a `Controlled` network; its preconditioning is that of (x, sigma)."""
     check_observation(given.y, x)
     encoded = denoiser.encode(x, sigma, label, augment=augment)
-    control = seen(denoiser.net.ctrl, denoiser.precondition, denoiser.dtype, *given, label)
+    control = denoiser.features(denoiser.net.ctrl, *given, label)
     return denoiser.decode(encoded._replace(features=denoiser.net.merge(encoded.features, control)))
 
 
@@ -187,76 +171,3 @@ class GenerativeDenoiser(Denoiser):
     def log_variance(self, sigma: Tensor) -> Tensor:
         """The log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
         return super().log_variance((1 + self.gamma) * sigma)
-
-
-class ConditionalDiscriminator(nn.Module):
-    """Logits (B, 1) of whether `x` at `sigma` is a noisy real image of the observation `given`, large for real ones."""
-
-    def __init__(
-        self, net: PairDiscriminator, *, precondition: Precondition, dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__()
-        self.net, self.precondition, self.dtype = net, precondition, dtype
-
-    def see(self, given: Observation, label: Tensor | None = None) -> Features:
-        """The features of an observation, for all images that are judged by it."""
-        return seen(self.net.ctrl, self.precondition, self.dtype, *given, label)
-
-    def forward(
-        self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, given: Observation | Features
-    ) -> Tensor:
-        """given: the observation, or what `see` made of it."""
-        control = given if isinstance(given, Features) else self.see(given, label)
-        return self.net(seen(self.net.enc, self.precondition, self.dtype, x, sigma, label), control)
-
-
-def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoiser:
-    """A conditional denoiser that answers as its teacher until it is trained: for x, or if `fused` for x and y together.
-
-    It trains without dropout. Its log-variance head is new, as the teacher's, where there is one, knows another error.
-    """
-    return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
-
-
-def generative(teacher: Denoiser, *, centred: bool = False, **options: Any) -> GenerativeDenoiser:
-    """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
-    level.
-
-    centred: it starts about the `mean_images` of the teacher. options: gamma, sigma_init, sigma_end, levels of
-    `GenerativeDenoiser`.
-    """
-    means = (teacher.num_classes or 1) if centred else 0
-    result = GenerativeDenoiser(Controlled(without_dropout(teacher.net)), means=means, **options, **shared(teacher))
-    if centred:
-        result.mean = mean_images(teacher, result.sigma_init)
-    return result
-
-
-@torch.no_grad()
-def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
-    """E[x0] of each class (K, C, H, W), or of all images (1, C, H, W) without classes, according to a denoiser.
-
-    What it makes of noise at a level `sigma` at which nothing else is seen, averaged over `draws` of it, always the same.
-    """
-    teacher = copy.deepcopy(teacher).eval()
-    place = next(teacher.parameters()).device
-    z = torch.randn(draws, *teacher.shape, generator=torch.Generator().manual_seed(0)).to(place)
-    classes = [torch.full((draws,), k, device=place) for k in range(teacher.num_classes)] or [None]
-    return torch.stack([teacher(sigma * z, sigma, label).mean(0) for label in classes])
-
-
-def shared(teacher: Denoiser) -> dict[str, Any]:
-    head = teacher.uncertainty
-    channels = head.channels if isinstance(head, Uncertainty) else 128
-    return {
-        "precondition": teacher.precondition,
-        "dtype": teacher.dtype,
-        "codec": teacher.codec,
-        "uncertainty": Uncertainty(channels, getattr(teacher.net.config, "normalizations", 1)),
-    }
-
-
-def pair_discriminator(teacher: Denoiser) -> ConditionalDiscriminator:
-    """NCVSD's discriminator, of two copies of the teacher's encoder and a new last layer."""
-    net = PairDiscriminator(without_dropout(teacher.net))
-    return ConditionalDiscriminator(net, precondition=teacher.precondition, dtype=teacher.dtype)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.codec import Codec, Pixels
 from fewstep.core.inputs import check_guidance, check_images, check_label, highest
+from fewstep.core.network import Features, SamplingDefaults
 from fewstep.core.noise import expand
 from fewstep.core.precondition import EDM, Precondition
-from fewstep.data.codec import Codec, Pixels
-from fewstep.nets.contract import Features, SamplingDefaults
 from fewstep.runtime.precision import activations
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +37,26 @@ class Encoded(NamedTuple):
     features: Features
 
 
-class Denoiser(nn.Module):
+class Preconditioned(nn.Module):
+    """A raw network `net` under a preconditioning, which computes in `dtype`: denoisers, and discriminators of noisy images."""
+
+    def __init__(self, net: nn.Module, precondition: Precondition, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.precondition: Precondition = precondition
+        self.dtype = dtype
+
+    def features(
+        self, encoder: Any, x: Tensor, sigma: float | Tensor, label: Tensor | None, augment: Tensor | None = None
+    ) -> Features:
+        """The features that an encoder of `net` sees in the noisy image `x` (B, C, H, W) at `sigma`."""
+        c = self.precondition(expand(sigma, x))
+        # the embedding of the noise level is never rounded to less than float32
+        c_noise = c.noise.flatten().to(torch.promote_types(self.dtype, torch.float32))
+        return encoder.encode(activations(c.input * x, self.dtype), c_noise, label, augment)
+
+
+class Denoiser(Preconditioned):
     """A raw network under a preconditioning (Karras et al., 2022, Eq. 7): D = c_skip x + c_out F(c_in x; c_noise).
 
     net: the network F. precondition: its coefficients and its range of noise levels, kept with the weights.
@@ -57,12 +76,9 @@ class Denoiser(nn.Module):
         uncertainty: nn.Module | None = None,
         codec: Codec = Pixels(),
     ) -> None:
-        super().__init__()
-        self.net: Any = net
+        super().__init__(net, precondition or EDM(), dtype)
         self.uncertainty = uncertainty
-        self.precondition: Precondition = precondition or EDM()
         self.levels = levels
-        self.dtype = dtype
         self.codec = codec
         self._warned: set[str] = set()
 
@@ -127,10 +143,7 @@ class Denoiser(nn.Module):
         if not torch.compiler.is_compiling():
             self.check(x, sigma, label)
         sigma = expand(sigma, x)
-        c = self.precondition(sigma)
-        # the embedding of the noise level is never rounded to less than float32
-        c_noise = c.noise.flatten().to(torch.promote_types(self.dtype, torch.float32))
-        return Encoded(x, sigma, self.net.encode(activations(c.input * x, self.dtype), c_noise, label, augment))
+        return Encoded(x, sigma, self.features(self.net, x, sigma, label, augment))
 
     def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> None:
         """Refuse an argument that is none, and warn, once for each model, of what it was not trained for."""

@@ -23,7 +23,6 @@ from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Clean, Loss, Method, Phase, sanitize
 from fewstep.core.noise import LogNormal, add_noise, expand
 from fewstep.core.precondition import VP
-from fewstep.data.augment import AugmentPipe
 
 NoiseLevels = Callable[[Tensor], Tensor]
 """Draws noise levels (B,) for images (B, ...)."""
@@ -68,6 +67,15 @@ Rule = Literal["matched", "published"]
 """Which references count in a stable target; see `StableTarget`."""
 
 
+class Augment(Protocol):
+    """Transforms the images of a batch at random, and tells the network how (`Batch.augment`); `data.augment` has one."""
+
+    def __call__(self, batch: Batch, /) -> Batch: ...
+    def exact(self, batch: Batch, /) -> Batch:
+        """The pixel-exact transformations alone."""
+        ...
+
+
 class References(Protocol):
     """A source of independent training images, a function of torch's random stream."""
 
@@ -98,7 +106,7 @@ class StableTarget:
     """
 
     def __init__(
-        self, stream: References, n: int = 4096, *, augment: AugmentPipe | None = None, rule: Rule = "matched"
+        self, stream: References, n: int = 4096, *, augment: Augment | None = None, rule: Rule = "matched"
     ) -> None:
         if rule not in get_args(Rule):
             raise ValueError(f"the rules of the stable target are {', '.join(get_args(Rule))}; got {rule!r}")
@@ -165,7 +173,7 @@ class DenoisingLoss:
         *,
         weight: Weight = edm_weight,
         target: Target = clean,
-        augment: AugmentPipe | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.noise, self.weight, self.target, self.augment = noise, weight, target, augment
 

@@ -9,13 +9,12 @@ from fewstep.data.builtin import digits
 from fewstep.data.images import ImageData, images
 
 if TYPE_CHECKING:
-    from fewstep.data.codec import Pixels
     from fewstep.data.stream import ImageStream
 
-__all__ = ["ImageData", "ImageStream", "Pixels", "digits", "images"]
+__all__ = ["ImageData", "ImageStream", "digits", "images"]
 
 # What needs torch comes when it is asked for: the dataset tool and its worker processes start without.
-LAZY = {"ImageStream": "stream", "Pixels": "codec"}
+LAZY = {"ImageStream": "stream"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Between stored images and the numbers that a denoiser sees: pixels, or latents of the Stability VAE."""
+"""The codec of latents: the Stability VAE, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.core.codec import Codec
 from fewstep.runtime.files import offline, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -20,26 +21,6 @@ EXPECTED = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_
 """Of Stable Diffusion's VAE. The scale is not used here; another one means other latents."""
 DEFAULTS: dict[str, Any] = EXPECTED | {"block_out_channels": (64,)}
 """Of diffusers, for what a config.json leaves out."""
-
-
-class Codec(Protocol):
-    def encode(self, image: Tensor, /) -> Tensor: ...
-    def decode(self, x: Tensor, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Pixels in [-1, 1]; `decode` inverts `encode` exactly, and truncates as EDM does: 0.5 is its rounding."""
-
-    def encode(self, image: Tensor) -> Tensor:
-        """uint8 (..., C, H, W) -> float32: image / 127.5 - 1."""
-        if image.dtype != torch.uint8:
-            raise ValueError(f"pixels are uint8 in [0, 255]; got {image.dtype}")
-        return image.float() / 127.5 - 1
-
-    def decode(self, x: Tensor) -> Tensor:
-        """float (..., C, H, W) -> uint8: trunc(clip(127.5 x + 128, 0, 255))."""
-        return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -97,6 +78,10 @@ class StabilityVAE:
         scale = self.final_std / std
         return scale, -mean * scale
 
+    def prepare(self, device: torch.device) -> None:
+        """Load the VAE, so that anything missing is reported before images are made."""
+        check_config(autoencoder(self.vae, device).config, len(self.raw_mean), self.vae)
+
     @torch.no_grad()
     def batched(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.cat([function(part) for part in x.split(self.batch_size)])
@@ -114,12 +99,6 @@ def with_vae(codec: Codec, vae: str | Path) -> Codec:
         return replace(codec, vae=str(vae))
     check_folder(folder, len(codec.raw_mean))
     return replace(codec, vae=str(folder.resolve()))
-
-
-def ready(codec: Codec, device: torch.device) -> None:
-    """Load what a codec needs, so that what is missing is reported before images are made."""
-    if isinstance(codec, StabilityVAE):
-        check_config(autoencoder(codec.vae, device).config, len(codec.raw_mean), codec.vae)
 
 
 WAY_OUT = (

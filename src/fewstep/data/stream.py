@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep.core.codec import Pixels
 from fewstep.core.method import Batch
-from fewstep.data.codec import Pixels
 from fewstep.data.images import ImageData
 
 

@@ -21,21 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.conditional import (
-    ConditionalDenoiser,
-    ConditionalDiscriminator,
-    GenerativeDenoiser,
-    Observation,
-    conditional,
-    generative,
-    pair_discriminator,
-)
+from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Loss, Method, Phase, zero_nonfinite
 from fewstep.core.noise import LogNormal, add_noise, expand, fuse, karras_ramp
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels, edm_weight
 from fewstep.distill.adversarial import as_fake, as_real, discriminator_stats
+from fewstep.distill.conditional import ConditionalDiscriminator, conditional, generative, pair_discriminator
 from fewstep.distill.players import check_teacher, frozen, trainable
 from fewstep.runtime.precision import master
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep import inverse
+from fewstep.core.codec import Pixels
 from fewstep.core.denoiser import Denoiser
-from fewstep.data.codec import Pixels, StabilityVAE, autoencoder
+from fewstep.data.codec import StabilityVAE, autoencoder
 from fewstep.data.grid import grid, save_image, save_png
 from fewstep.inverse import Operator
 from fewstep.inverse.operator import LangevinDiverged

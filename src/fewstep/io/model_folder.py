@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.codec import Pixels
 from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
-from fewstep.data.codec import Pixels, StabilityVAE, with_vae
+from fewstep.data.codec import StabilityVAE, with_vae
 from fewstep.io import hub
 from fewstep.io.model_card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet

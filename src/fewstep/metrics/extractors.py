@@ -10,7 +10,6 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.codec import Pixels as PixelCodec
 from fewstep.metrics import weights
 from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
@@ -47,7 +46,7 @@ class Pixels:
     resize = "none; pixels in [-1, 1]"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return PixelCodec().encode(images).flatten(1).to(torch.float64)
+        return (images.float() / 127.5 - 1).flatten(1).to(torch.float64)
 
 
 class Network:

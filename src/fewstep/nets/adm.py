@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core.network import Features
 from fewstep.nets.blocks import UNetBlock, add_augment
-from fewstep.nets.contract import Features
 from fewstep.nets.convolution import Conv2d
 from fewstep.nets.layers import GroupNorm, Init, Linear, PositionalEmbedding, check_halvings, one_hot
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.nets.contract import Features
+from fewstep.core.network import Features
 from fewstep.nets.edm2 import EDM2UNet, mp_sum
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.nets.contract import Features
+from fewstep.core.network import Features
 from fewstep.nets.controlled import encoder_half
 from fewstep.nets.edm2 import MPConv, mp_cat
 from fewstep.nets.layers import Init, Linear

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core.network import Features, SamplingDefaults
 from fewstep.nets.blocks import Block
-from fewstep.nets.contract import Features, SamplingDefaults
 from fewstep.nets.convolution import conv2d
 from fewstep.nets.layers import attention, check_halvings, check_taps, dropout, lowered, one_hot
 from fewstep.runtime.precision import accurate

@@ -9,8 +9,8 @@ import fewstep as fs
 from fewstep.recipes._edm import Dtype, loss_scale, target
 
 if TYPE_CHECKING:
+    from fewstep.core.codec import Codec
     from fewstep.core.objectives import Rule
-    from fewstep.data.codec import Codec
     from fewstep.data.latents import LatentStream
 
 MI = 2**20

@@ -38,7 +38,7 @@ def teacher(
         dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
-    from fewstep.data.codec import Pixels
+    from fewstep.core.codec import Pixels
 
     images = _edm.open_images(data, 256, 3, cond=cond)
     return _edm2.train(

@@ -90,7 +90,7 @@ def edm2(
         dtype: of the network's arithmetic, auto for bfloat16 where the hardware has it; weights stay in float32.
         seed: of weights, data order and noise.
     """
-    from fewstep.data.codec import Pixels
+    from fewstep.core.codec import Pixels
 
     images = _edm.open_images(data, 64, 3, cond=True)
     return _edm2.train(

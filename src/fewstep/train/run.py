@@ -22,10 +22,8 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.core.conditional import ConditionalDiscriminator
-from fewstep.core.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser, Preconditioned
 from fewstep.core.method import Method
-from fewstep.data.codec import ready
 from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
@@ -166,11 +164,7 @@ def large(method: nn.Module) -> list[str]:
     for feature networks, which R1 differentiates twice.
     """
     inner = tuple(f"{name}." for name, m in method.named_modules() if isinstance(m, Frozen))
-    return [
-        name
-        for name, m in method.named_modules()
-        if isinstance(m, (Denoiser, ConditionalDiscriminator)) and not name.startswith(inner)
-    ]
+    return [name for name, m in method.named_modules() if isinstance(m, Preconditioned) and not name.startswith(inner)]
 
 
 def check_data(method: Method, stream: ImageStream | LatentStream | LabelStream) -> None:
@@ -204,7 +198,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     run.check()
     product = run.method.get_submodule(run.method.product)
     if isinstance(product, Denoiser):  # of which every snapshot has images
-        ready(product.codec, device())
+        product.codec.prepare(device())
     moving = [p for p in run.method.parameters() if p.requires_grad]
     with claimed(folder) as check, resumable(moving):
         open_folder(folder, run.identity(), about(run), fresh=fresh)

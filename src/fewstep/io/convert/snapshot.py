@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fewstep.data.codec import Codec, Pixels, StabilityVAE
+from fewstep.core.codec import Codec, Pixels
+from fewstep.data.codec import StabilityVAE
 from fewstep.io.convert.identify import refuse_foreign
 from fewstep.io.convert.opcodes import Global
 from fewstep.io.convert.preconditions import PRECONDITIONS

@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from fewstep.core.conditional import ConditionalDenoiser, ConditionalDiscriminator, GenerativeDenoiser
+from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import IDDPM
+from fewstep.distill.conditional import ConditionalDiscriminator
 from fewstep.io.convert.origin import clean, hint, published_teacher, weights_license
 from fewstep.io.convert.preconditions import PRECONDITIONS, edm2, is_number, number
 from fewstep.io.convert.snapshot import LEVELS, ON_EDM2, Kind, Snapshot, load_snapshot
