@@ -142,8 +142,7 @@ class Denoiser(Preconditioned):
         """The first half: features of the noisy image, for discriminators and control branches, and for `decode`."""
         if not torch.compiler.is_compiling():
             self.check(x, sigma, label)
-        sigma = expand(sigma, x)
-        return Encoded(x, sigma, self.features(self.net, x, sigma, label, augment))
+        return Encoded(x, expand(sigma, x), self.features(self.net, x, sigma, label, augment))
 
     def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> None:
         """Refuse an argument that is none, and warn, once for each model, of what it was not trained for."""
