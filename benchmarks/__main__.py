@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MACHINERY = ("__init__", "__main__", "measure", "networks", "reference")
+MACHINERY = ("__init__", "__main__", "convergence", "measure", "networks", "reference")
 
 
 def known() -> dict[str, str]:

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from benchmarks.convergence import f64
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from fewstep.bench.convergence import f64
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.samplers import Sampler
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import inverse, measure, networks, reference, start
+from benchmarks import inverse, measure, networks, reference, samplers, start
 from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
 from torch import Tensor, nn
@@ -70,6 +70,20 @@ def test_a_step_is_measured_and_kept(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["tables"][0]["rows"][0]["images/s"] > 0
     assert record["machine"]["device"] and record["limits"]["copy_bytes_per_s"] == 1e9
+
+
+def test_samplers_are_compared_on_a_mixture(tmp_path):
+    def tables(*options: str) -> list[measure.Table]:
+        parser = argparse.ArgumentParser()
+        samplers.arguments(parser)
+        return list(samplers.run(parser.parse_args(options)))
+
+    path, law, runs = tables("--samples", "8", "--steps", "2", "4", "--svg", str(tmp_path / "out.svg"))
+    assert {"Heun", "Ito-Taylor"} <= {row["sampler"] for row in path.rows} == {row["sampler"] for row in law.rows}
+    assert len(runs.rows) == 2 * len(path.rows)
+    assert (tmp_path / "out.svg").read_text().count('class="fewstep-chart"') == 2
+    with pytest.raises(SystemExit, match="give both or neither"):
+        tables("--images", "digits")
 
 
 def test_a_checkout_without_the_module_is_refused(tmp_path):

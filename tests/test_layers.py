@@ -15,7 +15,7 @@ LAYERS = [
     ("core",),
     ("nets", "data", "samplers", "metrics"),
     ("distill", "inverse", "io", "train", "sample", "report"),
-    ("recipes", "compare", "demo", "bench", "cli", "__main__"),
+    ("recipes", "compare", "demo", "cli", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

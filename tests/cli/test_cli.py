@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -400,14 +399,6 @@ def test_images_of_any_number_of_channels_are_written_and_read(tmp_path, channel
     ]
     assert main([*restored, "--out", str(tmp_path / "restored")]) == 0
     assert {p.suffix for p in (tmp_path / "restored" / "samples").rglob("*.*")} == {ending}
-
-
-def test_bench_samplers(tmp_path, capsys):
-    assert main(["bench", "samplers", "--out", str(tmp_path / "bench"), "--samples", "8"]) == 0
-    rows = json.loads((tmp_path / "bench" / "results.json").read_text())
-    assert {"Heun", "Ito-Taylor"} <= set(re.findall(r"Heun|Ito-Taylor", json.dumps(rows)))
-    assert "Ito-Taylor" in (tmp_path / "bench" / "samplers.md").read_text()
-    assert "reference" in fails(capsys, "bench", "samplers", "--out", str(tmp_path / "x"), "--model", str(tmp_path))
 
 
 def test_version_and_help_need_no_torch():

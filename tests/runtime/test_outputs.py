@@ -37,7 +37,6 @@ FOLDERS = {
     "compare": "compare model digits:sid --data digits --out OUT",
     "sample --out": "sample model --seeds 0 --steps 1 --out OUT",
     "restore": "restore model digits --task box_inpainting --class none --first 1 --samples 1 --nfe 3 --out OUT",
-    "bench samplers": "bench samplers --out OUT",
 }
 MODELS = {
     "convert": f"convert --kind teacher {GOLDEN / 'edm-ddpmpp-cond.pkl'} OUT",

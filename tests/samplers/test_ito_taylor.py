@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.convergence import Paths, anisotropic, arrive, f64, geometric, law, on_a_line, slope
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.bench.convergence import Paths, anisotropic, arrive, f64, geometric, law, on_a_line, slope
 from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas

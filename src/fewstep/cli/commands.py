@@ -238,29 +238,6 @@ def report(folder: Positional[Path]) -> None:
     print(write_report(folder))
 
 
-def bench_samplers(
-    *,
-    out: Path = Path("runs/bench-samplers"),
-    model: Path | None = None,
-    reference: str | None = None,
-    samples: int = 4000,
-    seed: int = 0,
-) -> None:
-    """Compare all samplers: convergence on a mixture whose denoiser is known and, given a model, its distances over cost.
-
-    Args:
-        out: folder for the table, the figures and the numbers.
-        model: model or run folder; needs a reference.
-        reference: real images for the distances: image zip or folder, or the built-in digits.
-        samples: points of the mixture.
-        seed: of the points and their noise.
-    """
-    from fewstep.bench.samplers import bench_samplers as run_bench
-
-    outputs.folder(out)
-    run_bench(out, model=model, reference=reference, samples=samples, seed=seed)
-
-
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "the whole path on a laptop, without a download"),
     "data pack": (data.pack, "pack images into a data set"),
@@ -285,13 +262,12 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "assets fetch": (evaluation.assets_fetch, "get the weights of a feature network"),
     "assets check": (evaluation.assets_check, "check the weights that are there"),
     "report": (report, "one HTML page from a folder of runs"),
-    "bench samplers": (bench_samplers, "compare the samplers"),
     "recipes": (training.recipes, "list the recipes"),
 }
 
 
 COMPUTING = {
-    *("demo", "data latents", "compare", "sample", "restore", "eval", "eval reference", "eval pairs", "bench samplers"),
+    *("demo", "data latents", "compare", "sample", "restore", "eval", "eval reference", "eval pairs"),
 }
 """Commands that compute with networks, beside `train` and `distill`; all of them take `--device`."""
 

@@ -1,13 +1,16 @@
-"""All samplers in one run: errors on a mixture whose denoiser is known, and Frechet distances of a trained model.
+"""All samplers side by side: errors on a mixture with a known denoiser, and Frechet distances of a trained model.
 
-The errors are those against the fine solution on the same paths: that of the path itself, and that of its law, as the
-root mean square difference of characteristic functions. A dual evaluation counts as 2.5 plain ones.
+`python -m benchmarks samplers --model runs/teacher --images digits --svg OUT.svg --json OUT.json`. Errors are measured
+against a fine solution on the same Brownian paths: the distance to the path itself, and the error of its law (root mean
+square difference of characteristic functions). An evaluation with its directional derivative (a dual one) counts as 2.5
+plain evaluations.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.bench.convergence import Draw, Paths, anisotropic, arrive
-from fewstep.bench.page import write
+from benchmarks.convergence import Draw, Paths, anisotropic, arrive
+from benchmarks.measure import Table
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.data import images as open_images
 from fewstep.io.model_folder import card, load, model_folder
 from fewstep.metrics.evaluate import evaluate
+from fewstep.report.numerals import human
+from fewstep.report.plot import Series, line_chart
 from fewstep.runtime.distributed import device
 from fewstep.runtime.files import sha256
 from fewstep.runtime.progress import track
@@ -46,14 +51,26 @@ DUAL = 2.5
 """Plain evaluations that a dual one counts as; `python -m benchmarks dual` measures it."""
 
 STEPS = (5, 10, 20, 40, 80)
-"""On the mixture."""
 
 BUDGETS = (9, 18, 36)
 """Plain evaluations, or their equivalent, of the trained model."""
 
 
+MEASURES = {
+    "path_error": "Distance to the fine solution on the same path",
+    "law_error": "Error of the law (characteristic function)",
+    "fd_pixels": "Frechet distance in pixel space",
+}
+COSTS = {"steps": "steps", "equivalent": "plain evaluations, a dual one counted as 2.5"}
+CHARTS = (("path_error", "steps"), ("law_error", "equivalent"), ("fd_pixels", "equivalent"))
+"""Measures and costs in the file of charts."""
+
+WIDTH, HEIGHT, GAP = 480, 420, 24
+"""Pixels of a chart, and between two."""
+
+
 class Contender(NamedTuple):
-    """A sampler; draw: what its noise stands for, None if it draws none or none that can be shared."""
+    """A sampler. draw: what its noise stands for; None if it draws none, or none that paths can share."""
 
     name: str
     sampler: Sampler
@@ -78,7 +95,7 @@ CONTENDERS = (
 
 
 class Cost(NamedTuple):
-    """Evaluations per sample."""
+    """Network evaluations per sample."""
 
     plain: int
     dual: int
@@ -96,40 +113,43 @@ def cost(sampler: Sampler, sigmas: Tensor) -> Cost:
     return Cost(stub.nfe, stub.jvp)
 
 
-def bench_samplers(
-    out: Path, *, model: Path | None = None, reference: str | None = None, samples: int = 4000, seed: int = 0
-) -> None:
-    """Measure, and write results.json, samplers.md (the table), samplers.svg and samplers.html into `out`.
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="model or run folder for the Frechet distances; needs --images")
+    parser.add_argument("--images", help="real images for the Frechet distances: zip, folder, or the built-in digits")
+    parser.add_argument("--samples", type=int, default=4000, help="points of the mixture (default 4000)")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="on the mixture (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points and their noise (default 0)")
+    parser.add_argument("--svg", type=Path, help="file for the charts")
 
-    model, reference: a model or run folder and real images for the Frechet distances; both or none. samples: points of
-    the mixture.
-    """
-    if (model is None) != (reference is None):
-        raise ValueError(
-            "Frechet distances need both a model and a reference; give --model and --reference, or neither"
-        )
-    if samples < 2:
-        raise ValueError(f"--samples must be at least 2; got {samples}")
+
+def run(given: argparse.Namespace) -> Iterator[Table]:
+    if (given.model is None) != (given.images is None):
+        raise SystemExit("Frechet distances need both --model and --images; give both or neither")
+    if given.samples < 2:
+        raise SystemExit(f"--samples must be at least 2; got {given.samples}")
     # opened before the long work, so that a wrong path fails at once
-    trained = (
-        None if model is None or reference is None else (model, load(model, device=device()), open_images(reference))
-    )
-    rows = list(convergence(samples, seed))
-    if trained is not None:
-        rows += distances(*trained)
-    write(out, rows, order=[c.name for c in CONTENDERS])
+    distances_of_model = iter(())
+    if given.model is not None:
+        distances_of_model = distances(given.model, load(given.model, device=device()), open_images(given.images))
+    rows = [*convergence(given.samples, given.seed, given.steps), *distances_of_model]
+    measured = [measure for measure in MEASURES if any(measure in row for row in rows)]
+    for measure in measured:
+        yield Table(f"{MEASURES[measure]}; in brackets the cost in {COSTS['equivalent']}", by_sampler(rows, measure))
+    yield Table("All runs", rows)
+    if given.svg is not None:
+        given.svg.write_text(beside([chart(rows, m, c) for m, c in CHARTS if m in measured]), encoding="utf-8")
 
 
-def convergence(samples: int, seed: int) -> Iterator[dict[str, Any]]:
+def convergence(samples: int, seed: int, steps: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A row for each sampler and number of steps, on a 2-D mixture from sigma = 20 to 0.02."""
     oracle = anisotropic(2)
-    fine = levels(4 * max(STEPS))
+    fine = levels(4 * max(steps))
     g = torch.Generator().manual_seed(seed)
     paths = Paths(fine, (samples // 2, 2), generator=g)
     x = oracle.sample(samples // 2, 20.0, generator=g).repeat(2, 1)
     frequencies = 2 * torch.randn(2, 64, dtype=torch.float64, generator=g)
     ends = {True: paths.end(ito_taylor, oracle, x, len(fine) - 1), False: arrive(heun, oracle, x, fine)}
-    jobs = [(c, n) for c in CONTENDERS if not c.churned for n in STEPS]
+    jobs = [(c, n) for c in CONTENDERS if not c.churned for n in steps]
     for contender, n in track(jobs, total=len(jobs), description="mixture", unit="runs"):
         stochastic = contender.draw is not None
         end = (
@@ -142,9 +162,8 @@ def convergence(samples: int, seed: int) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         arrive(contender.sampler, oracle, x, levels(n))
         yield {
-            "model": "2-D mixture",
-            "method": "exact denoiser",
             "sampler": contender.name,
+            "model": "2-D mixture",
             "steps": n,
             "nfe": spent.plain + spent.dual - 1,  # the evaluation at the end of the range is not needed here
             "dual": spent.dual,
@@ -153,8 +172,6 @@ def convergence(samples: int, seed: int) -> Iterator[dict[str, Any]]:
             "path_error": (end - ends[stochastic]).norm(dim=1).mean().item(),
             "law_error": gap.abs().square().mean().sqrt().item(),
             "n": samples,
-            "seeds": str(seed),
-            "protocol": {"sigma": "20 to 0.02, rho 7", "kappa": 1 if stochastic else 0, "fine_steps": len(fine) - 1},
         }
 
 
@@ -190,9 +207,8 @@ def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, 
         }
         (result, *_) = evaluate(made, real, protocol=described)
         yield {
-            "model": about.name,
-            "method": about.method,
             "sampler": contender.name,
+            "model": about.name,
             "steps": len(plan.sigmas) - 1,
             "nfe": spent.plain + spent.dual,
             "dual": spent.dual,
@@ -201,8 +217,7 @@ def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, 
             result.metric: result.value,
             "n": result.n,
             "seeds": f"0-{len(seeds) - 1}",
-            "images_per_second": len(seeds) / seconds,
-            "protocol": dict(result.protocol),
+            "weights": weights,
         }
 
 
@@ -214,3 +229,43 @@ def plans(contender: Contender, denoiser: Denoiser) -> Iterator[Plan]:
             if cost(contender.sampler, sigmas).equivalent <= budget:
                 yield Plan(contender.sampler, sigmas)
                 break
+
+
+def by_sampler(rows: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """A row for each sampler: its values from few steps to many, each with its cost."""
+    table = []
+    for contender in CONTENDERS:
+        mine = [row for row in rows if row["sampler"] == contender.name and measure in row]
+        cells = {str(i + 1): f"{human(row[measure], 3)} ({human(row['equivalent'])})" for i, row in enumerate(mine)}
+        table += [{"sampler": contender.name} | cells] if cells else []
+    return table
+
+
+def chart(rows: Sequence[dict[str, Any]], measure: str, cost: str) -> str:
+    """One measure over one cost, a curve for each sampler."""
+    series = []
+    for slot, contender in enumerate(CONTENDERS):
+        mine = [row for row in rows if row["sampler"] == contender.name and measure in row]
+        if mine:
+            x, y = [row[cost] for row in mine], [row[measure] for row in mine]
+            series.append(Series(contender.name, x, y, "line+points", slot=slot))
+    return line_chart(
+        series,
+        title=MEASURES[measure],
+        x_label=COSTS[cost],
+        y_label="lower is better",
+        log_x=True,
+        log_y=True,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def beside(charts: Sequence[str]) -> str:
+    """Charts side by side in one drawing."""
+    placed = (
+        chart.replace("<svg ", f'<svg x="{i * (WIDTH + GAP)}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+        for i, chart in enumerate(charts)
+    )
+    width = len(charts) * (WIDTH + GAP) - GAP
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}">{"".join(placed)}</svg>\n'

@@ -1,4 +1,4 @@
-"""What the order of convergence of a sampler is measured with: mixtures with known denoisers, common Brownian paths."""
+"""The order of convergence of a sampler: mixtures with known denoisers, and Brownian paths shared by step sizes."""
 
 from __future__ import annotations
 
