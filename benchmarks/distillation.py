@@ -22,8 +22,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Method
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import EncoderFeatures, generator_of
-from fewstep.io.convert import upstream_state_dict
-from fewstep.io.convert.features import NETWORKS
+from fewstep.io.convert.feature_weights import NETWORKS
+from fewstep.io.export import upstream_state_dict
 from fewstep.nets.blocks import recompute_blocks
 from fewstep.nets.features import EFFICIENTNET, VGG, PretrainedFeatures
 from fewstep.nets.projected import ProjectedDiscriminator

@@ -33,7 +33,7 @@ from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_
 from fewstep.inverse.pnp_gd import Preset
 from fewstep.inverse.restorations import pair_measures
 from fewstep.inverse.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
-from fewstep.io.convert import upstream_state_dict
+from fewstep.io.export import upstream_state_dict
 from fewstep.io.model_folder import load
 from fewstep.metrics.image import CONVENTIONS
 from fewstep.nets.edm2 import EDM2UNet

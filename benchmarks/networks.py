@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import reference
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Method
-from fewstep.io.convert import upstream_state_dict
+from fewstep.io.export import upstream_state_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES

@@ -23,7 +23,7 @@ from benchmarks.measure import Table
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.data import images as open_images
-from fewstep.io.model_folder import card, load, model_folder
+from fewstep.io.model_folder import card, find_model_folder, load
 from fewstep.metrics.evaluate import evaluate
 from fewstep.report.numerals import human
 from fewstep.report.plot import Series, line_chart
@@ -189,7 +189,7 @@ def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, 
     """A row for each sampler and budget: the Frechet distance in pixel space of as many images as there are real ones,
     of the same classes.
     """
-    about, weights = card(model), sha256(model_folder(model) / "model.safetensors")
+    about, weights = card(model), sha256(find_model_folder(model) / "model.safetensors")
     seeds = range(len(real))
     label = torch.from_numpy(real.labels) if denoiser.num_classes and real.labels is not None else None
     jobs = [(c, plan) for c in CONTENDERS for plan in plans(c, denoiser)]

@@ -214,7 +214,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 def read_all() -> Mapping[str, Callable[[Path], object]]:
     """What reads the files of each name."""
-    from fewstep.io.convert.features import published_tensors
+    from fewstep.io.convert.feature_weights import published_tensors
     from fewstep.report.page import write_report
     from fewstep.report.records import read_log
     from tests.fuzz.readers import all_images, entries

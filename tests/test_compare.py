@@ -11,7 +11,8 @@ from fewstep.cli import main
 from fewstep.compare import arguments
 from fewstep.core.denoiser import Denoiser
 from fewstep.data import ImageData
-from fewstep.io.model_folder import Card, card, save
+from fewstep.io.card import Card
+from fewstep.io.model_folder import card, save
 
 
 @pytest.fixture

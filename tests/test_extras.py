@@ -20,7 +20,7 @@ from fewstep.data.lmdb import items
 from fewstep.data.prepare import pack
 from fewstep.data.sources import open_source
 from fewstep.io import model_folder
-from fewstep.io.model_card import Card
+from fewstep.io.card import Card
 from fewstep.runtime.files import sha256
 from fewstep.train.trackers import open_trackers
 from tests.fakehub import serving

@@ -19,8 +19,8 @@ from fewstep.cli.restoration import build, read_array
 from fewstep.data import images
 from fewstep.data.sources import open_source
 from fewstep.io import model_folder
-from fewstep.io.convert.features import published_tensors
-from fewstep.io.convert.references import open_reference
+from fewstep.io.convert.feature_weights import published_tensors
+from fewstep.io.reference_files import open_reference
 from fewstep.metrics.protocol import read_results
 from fewstep.report.page import write_report
 from fewstep.report.records import read_log

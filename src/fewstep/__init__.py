@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fewstep.core.noise import KarrasUniform, LogNormal, LogUniform, add_noise, fuse, karras_sigmas
     from fewstep.core.objectives import DenoisingLoss, Pretraining, StableTarget
     from fewstep.data import ImageData, ImageStream, images
-    from fewstep.io.model_folder import Card, card, load, save
+    from fewstep.io.card import Card
+    from fewstep.io.model_folder import card, load, save
     from fewstep.metrics.evaluate import evaluate
     from fewstep.runtime.threads import use_threads
     from fewstep.sample import Plan, default_plan, generate, generated
@@ -91,7 +92,8 @@ NAMES = {
     "core.objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "data": ("ImageData", "ImageStream", "images"),
     "sample": ("Plan", "default_plan", "generate", "generated"),
-    "io.model_folder": ("Card", "card", "load", "save"),
+    "io.card": ("Card",),
+    "io.model_folder": ("card", "load", "save"),
     "metrics.evaluate": ("evaluate",),
     "runtime.threads": ("use_threads",),
     "train.ema": ("HalfLife", "PowerFunction"),

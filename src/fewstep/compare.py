@@ -19,7 +19,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.data import images as open_images
 from fewstep.data.grid import grid, save_png
 from fewstep.data.images import ImageData
-from fewstep.io.model_folder import card, load, model_folder
+from fewstep.io.model_folder import card, find_model_folder, load
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
 from fewstep.recipes import find
@@ -120,7 +120,7 @@ def measure(
     rows = []
     for name, folder in folders.items():
         model = load(folder, device=device())
-        weights = sha256(model_folder(folder) / "model.safetensors")
+        weights = sha256(find_model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
             plan = default_plan(model, steps)
             same = (name, weights, plan.nfe, figures)

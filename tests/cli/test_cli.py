@@ -22,6 +22,7 @@ from fewstep.cli.commands import COMMANDS
 from fewstep.core.denoiser import Denoiser
 from fewstep.data import images
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.metrics.protocol import show_seeds
 from fewstep.train.trainer import Trainer
 from tests import GOLDEN
@@ -30,7 +31,7 @@ from tests.conftest import tiny_net
 
 @pytest.fixture
 def model(denoiser, tmp_path):
-    return str(model_folder.save(denoiser, tmp_path / "model", model_folder.Card(name="tiny")))
+    return str(model_folder.save(denoiser, tmp_path / "model", Card(name="tiny")))
 
 
 def fails(capsys, *argv: str) -> str:
@@ -370,7 +371,7 @@ def test_images_of_any_number_of_channels_are_written_and_read(tmp_path, channel
     """What `sample` writes, `data` packs and measures, `train` opens, and `eval` compares."""
     net = tiny_net(in_channels=channels, out_channels=channels)
     model, out = str(tmp_path / "model"), tmp_path / "out"
-    model_folder.save(Denoiser(net), model, model_folder.Card(name="tiny"))
+    model_folder.save(Denoiser(net), model, Card(name="tiny"))
     files = ["--out", str(out), "--grid", str(tmp_path / "grid.png"), "--npz", str(tmp_path / "x.npz")]
     assert main(["sample", model, "--seeds", "0-3", "--steps", "1", *files]) == 0
     ending = ".png" if channels == 3 else ".npy"

@@ -21,6 +21,7 @@ from fewstep import generate, generated
 from fewstep.cli import main
 from fewstep.data import digits
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.metrics import statistics
 from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.metrics.extractors import NETWORKS, Network, Pixels
@@ -50,7 +51,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(denoiser):
-    return str(model_folder.save(denoiser, "model", model_folder.Card(name="tiny")))
+    return str(model_folder.save(denoiser, "model", Card(name="tiny")))
 
 
 def results(path: str = "out.json"):

@@ -22,6 +22,7 @@ import torch
 from fewstep.cli import main, parsing
 from fewstep.cli.commands import COMMANDS
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.runtime import progress
 from fewstep.runtime.files import cache_folder
 from fewstep.runtime.launch import launched
@@ -34,7 +35,7 @@ from tests import ROOT
 @pytest.fixture
 def model(denoiser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return str(model_folder.save(denoiser, Path("model"), model_folder.Card(name="tiny")))
+    return str(model_folder.save(denoiser, Path("model"), Card(name="tiny")))
 
 
 @pytest.fixture

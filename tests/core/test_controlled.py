@@ -16,8 +16,9 @@ from fewstep.core.noise import expand, fuse, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.distill.conditional import conditional, generative, mean_images, pair_discriminator
 from fewstep.io import model_folder
-from fewstep.io.convert import convert, load_snapshot, to_denoiser, to_discriminator, upstream_state_dict
-from fewstep.io.convert.snapshot import snapshot
+from fewstep.io.convert import convert, load_snapshot, to_denoiser, to_discriminator
+from fewstep.io.convert.snapshot import parse_snapshot
+from fewstep.io.export import upstream_state_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
@@ -199,7 +200,7 @@ def test_a_discriminator_is_no_denoiser():
 
 
 def test_what_the_upstream_format_has_no_place_for_is_refused():
-    with pytest.raises(ValueError, match="this fake score is fused, for which the upstream format has no place"):
+    with pytest.raises(ValueError, match="the upstream format cannot hold a fused fake score"):
         upstream_state_dict(conditional(teacher_of("edm2"), fused=True))
     found = load_snapshot(GOLDEN / "ncvsd-score.pkl")
     with pytest.raises(ValueError, match="a fake score, which makes no images; leave the levels out"):
@@ -210,13 +211,13 @@ def test_what_the_upstream_format_has_no_place_for_is_refused():
 
 
 def test_a_student_without_its_parts_is_refused():
-    from fewstep.io.convert import read
+    from fewstep.io.unpickle import read
 
     content = read(GOLDEN / "ncvsd-student.pkl")
     assert isinstance(content, dict)
     content["ema"].state["_modules"]["model"].state["_modules"].pop("enc")
     with pytest.raises(ValueError, match="holds a GenerativeDenoiser; the preconditionings"):
-        snapshot(content)
+        parse_snapshot(content)
     found = load_snapshot(GOLDEN / "ncvsd-student.pkl")
     del found.attributes["gamma"]
     with pytest.raises(ValueError, match="no usable gamma"):
@@ -415,7 +416,7 @@ def test_centred_students_without_classes_and_without_a_label():
     assert generative(teacher_of("ddpmpp")).centre(torch.tensor([9])) is None
     with pytest.raises(ValueError, match="one mean image, or one for each of 10 classes; got means=4"):
         GenerativeDenoiser(Controlled(teacher_of("ddpmpp").net), means=4)
-    with pytest.raises(ValueError, match="for which the upstream format has no place"):
+    with pytest.raises(ValueError, match="the upstream format cannot hold"):
         upstream_state_dict(model)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
+from fewstep.io.card import Card
 from fewstep.io.convert import convert
-from fewstep.io.model_card import Card
 from fewstep.io.model_folder import save
 from fewstep.sample import Plan, SeededNoise, default_plan, generate
 from fewstep.samplers import Ablation, churn, edm_sigmas, heun, last

@@ -22,8 +22,8 @@ from fewstep.data import codec
 from fewstep.data.codec import StabilityVAE, with_vae
 from fewstep.data.latents import LatentData, LatentStream
 from fewstep.io import model_folder
-from fewstep.io.convert import Record
 from fewstep.io.convert import snapshot as upstream
+from fewstep.io.unpickle import Record
 from fewstep.sample import default_plan, generate
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit

@@ -22,8 +22,9 @@ from fewstep.data.diffaugment import ADA, BG, BGC, DiffAugment
 from fewstep.distill import GDD, SiD
 from fewstep.distill.gdd import INNATE, EncoderFeatures, Role, freeze_layers, generator_of
 from fewstep.distill.players import one_step
+from fewstep.io.card import Card
 from fewstep.io.convert import convert
-from fewstep.io.model_folder import Card, load, save
+from fewstep.io.model_folder import load, save
 from fewstep.nets.adm import ADMUNet
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.features import Classifier
@@ -52,7 +53,7 @@ def backbones(monkeypatch):
         calls.append((name, weights))
         return FakeNetwork(name).eval().requires_grad_(False), SHA256
 
-    monkeypatch.setattr("fewstep.io.convert.features.open_network", open_network)
+    monkeypatch.setattr("fewstep.io.feature_networks.open_network", open_network)
     return calls
 
 

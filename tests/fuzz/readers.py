@@ -32,11 +32,12 @@ from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source
 from fewstep.inverse.restore import TASKS
 from fewstep.io import model_folder
-from fewstep.io.convert import convert, load_snapshot, read
-from fewstep.io.convert.features import read_published
-from fewstep.io.convert.references import open_reference
-from fewstep.io.convert.torchscript import read_torchscript
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
+from fewstep.io.convert import convert, load_snapshot
+from fewstep.io.convert.feature_weights import read_published
+from fewstep.io.reference_files import open_reference
+from fewstep.io.unpickle import read
+from fewstep.io.unpickle.torchscript import read_torchscript
 from fewstep.metrics import protocol
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.networks.lpips import WIDTHS

@@ -22,6 +22,7 @@ from fewstep.distill.conditional import generative
 from fewstep.inverse import adapters, restorations, restore
 from fewstep.inverse.operator import Decomposed
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.metrics.image import psnr
 from fewstep.report import write_report
 from tests.conftest import tiny_net
@@ -33,7 +34,7 @@ FAST = ["--nfe", "6", "--first", "3", "--class", "data"]
 
 @pytest.fixture
 def model(denoiser, tmp_path) -> str:
-    return str(model_folder.save(denoiser, tmp_path / "model", model_folder.Card(name="tiny")))
+    return str(model_folder.save(denoiser, tmp_path / "model", Card(name="tiny")))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.io import hub, model_folder
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
 from fewstep.nets.extent import MEMORY_RATIO, OPERATIONS_RATIO, extent
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES
 from fewstep.nets.song import SongUNet, ncsnpp

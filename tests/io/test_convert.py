@@ -12,17 +12,10 @@ import pytest
 import torch
 
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
-from fewstep.io.convert import (
-    Record,
-    convert,
-    fetch,
-    load_snapshot,
-    read,
-    to_denoiser,
-    upstream_state_dict,
-    weights_license,
-)
-from fewstep.io.convert.snapshot import snapshot
+from fewstep.io.convert import convert, fetch, load_snapshot, to_denoiser, weights_license
+from fewstep.io.convert.snapshot import parse_snapshot
+from fewstep.io.export import upstream_state_dict
+from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
 
 NETWORKS = [
@@ -129,7 +122,7 @@ def test_students_are_generators(source, class_name, network, levels):
     ema.class_name = class_name
     list(records(ema))[1].class_name = network
     ema.state["eps"] = 0.002
-    denoiser = to_denoiser(snapshot(content))
+    denoiser = to_denoiser(parse_snapshot(content))
     assert denoiser.levels == levels
     assert type(denoiser.precondition) is (Boundary if class_name == "GDDPrecond" else EDM)
 
@@ -141,18 +134,18 @@ def test_halves_of_networks_are_not_whole_ones(name):
     ema.class_name = name
     ema.state |= {"gamma": 0.4, "init_sigma": 80.0}
     with pytest.raises(ValueError, match=r"holds the network ModuleDict|does not fit its|is no denoiser"):
-        to_denoiser(snapshot(content))
+        to_denoiser(parse_snapshot(content))
 
 
 def test_unknown_classes_are_named():
     content, ema = golden("edm2-cond")
     ema.class_name = "MyPrecond"
     with pytest.raises(ValueError, match="holds a MyPrecond; the preconditionings EDMPrecond, "):
-        snapshot(content)
+        parse_snapshot(content)
     content, ema = golden("edm2-cond")
     list(records(ema))[1].class_name = "MyUNet"
     with pytest.raises(ValueError, match="holds the network MyUNet; known are DhariwalUNet, "):
-        snapshot(content)
+        parse_snapshot(content)
 
 
 def test_every_tensor_that_does_not_fit_is_named():
@@ -203,7 +196,7 @@ def test_modules_that_are_no_tree_are_refused():
     assert isinstance(modules, dict)
     modules["loop"] = ema
     with pytest.raises(ValueError, match="not a dict of its own"):
-        snapshot(content)
+        parse_snapshot(content)
     content, ema = golden("edm-ncsnpp-uncond")
     for _ in range(40):
         ema = Record("m", "EDMPrecond", {"_parameters": {}, "_buffers": {}, "_modules": {"model": ema}})
@@ -213,14 +206,14 @@ def test_modules_that_are_no_tree_are_refused():
         state={**ema.state["_modules"]["model"].state, "_init_kwargs": {}},  # type: ignore[index]
     )
     with pytest.raises(ValueError, match="nested more than 32 deep"):
-        snapshot(ema)
+        parse_snapshot(ema)
 
 
 def test_buffers_that_are_not_persistent_are_left_out():
     content, ema = golden("edm-ncsnpp-uncond")
     ema.state["_buffers"] = {"kept": torch.zeros(1), "cache": torch.zeros(1), "none": None}
     ema.state["_non_persistent_buffers_set"] = {"cache"}
-    state = snapshot(content).state
+    state = parse_snapshot(content).state
     assert "kept" in state
     assert not {"cache", "none"} & set(state)
 
@@ -349,7 +342,7 @@ def test_a_failed_download_leaves_nothing(address, tmp_path, path, error):
 
 def test_downloads_have_limits(address, tmp_path, monkeypatch):
     clock = iter(range(0, 10**9, 3600))
-    monkeypatch.setattr("fewstep.io.convert.source.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fewstep.io.convert.download.time.monotonic", lambda: next(clock))
     monkeypatch.setenv("FEWSTEP_DOWNLOAD_HOURS", "0.5")
     with pytest.raises(OSError, match=r"takes longer than 0\.5 hours; set FEWSTEP_DOWNLOAD_HOURS"):
         fetch(f"{address}/edm.pkl", cache=tmp_path)

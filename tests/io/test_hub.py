@@ -17,7 +17,7 @@ import yaml
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.io import hub, model_folder
-from fewstep.io.model_card import Card
+from fewstep.io.card import Card
 from fewstep.metrics.protocol import Result, write_results
 from fewstep.runtime.files import OFFLINE, optional, sha256
 from tests.cli.test_cli import fails

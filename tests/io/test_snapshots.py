@@ -21,8 +21,10 @@ from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.data.codec import StabilityVAE
 from fewstep.distill.adversarial import encoder_logits
 from fewstep.io import model_folder
-from fewstep.io.convert import Record, convert, load_snapshot, read, to_denoiser, upstream_state_dict
-from fewstep.io.convert.snapshot import Kind, snapshot
+from fewstep.io.convert import convert, load_snapshot, to_denoiser
+from fewstep.io.convert.snapshot import Kind, parse_snapshot
+from fewstep.io.export import upstream_state_dict
+from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
 
 BARE: dict[str, Kind] = {"snap-sid.pkl": "student", "snap-sid-adm.pkl": "student"}
@@ -217,7 +219,7 @@ def test_what_the_file_says_of_its_kind():
     content = read(GOLDEN / "snap-edm-ddpmpp.pkl")
     assert isinstance(content, dict)
     content["loss_fn"].class_name = "SID_EDMLoss"
-    assert snapshot(content).kind is None
+    assert parse_snapshot(content).kind is None
 
 
 def test_a_kind_that_contradicts_the_file_is_refused():
@@ -247,7 +249,7 @@ def test_latents_are_known_by_their_shape():
         assert isinstance(content, dict)
         options = content["ema"].state["_modules"]["unet"].state["_init_kwargs"]
         options |= {"img_channels": channels, "img_resolution": resolution}
-        found = snapshot(content)
+        found = parse_snapshot(content)
         assert found.codec == codec
         assert ("latents of stabilityai/sd-vae-ft-mse" in " ".join(found.notes)) == (codec == StabilityVAE())
     published = load_snapshot(GOLDEN / "snap-edm2-latent.pkl")
@@ -329,7 +331,7 @@ def test_anything_may_lie_beside_a_network(tmp_path, monkeypatch):
 )
 def test_every_legal_option_builds_a_network_that_is_kept(name, options, tmp_path):
     """The options alone: their tensors are new."""
-    from fewstep.io.convert.upstream import build
+    from fewstep.io.convert.networks import build
 
     found = load_snapshot(GOLDEN / name)
     net = build(
@@ -380,4 +382,4 @@ def test_tensors_that_overlap_are_refused():
         if "conv0" in block.state["_modules"]:
             block.state["_modules"]["conv0"].state["_parameters"]["weight"] = base.t()
     with pytest.raises(ValueError, match="the tensors overlap"):
-        snapshot(content)
+        parse_snapshot(content)

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.io.convert.opcodes import Blob, Global
-from fewstep.io.convert.unpickle import Record, UnsafePickle, read
+from fewstep.io.unpickle import Blob, Global, Record, UnsafePickle, read
 from tests import GOLDEN, ROOT
 
 CANARY = Path(os.environ.get("FEWSTEP_TEST_CANARY", "canary-of-the-unpickle-tests"))

@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.io.convert import features
-from fewstep.io.convert.features import fetch_asset, read_published
-from fewstep.io.convert.references import open_reference
-from fewstep.io.convert.source import cache_name
-from fewstep.io.convert.torchscript import is_torchscript, read_torchscript
-from fewstep.io.convert.unpickle import UnsafePickle, read
+from fewstep.io.convert import feature_weights
+from fewstep.io.convert.download import cache_name
+from fewstep.io.convert.feature_weights import read_published
+from fewstep.io.feature_networks import fetch_asset, known_hash
+from fewstep.io.reference_files import open_reference
+from fewstep.io.unpickle import UnsafePickle, read
+from fewstep.io.unpickle.torchscript import is_torchscript, read_torchscript
 from fewstep.metrics.networks.inception import Conv
 from fewstep.metrics.networks.lpips import LPIPS
 from fewstep.metrics.weights import ALEX, ASSETS, CLIP, INCEPTION, LPIPS_ALEX, VGG, content_hash, read_weights
@@ -72,8 +73,8 @@ class Detector(nn.Module):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(features, "Inception", Small)
-    monkeypatch.setitem(features.NETWORKS, INCEPTION.name, Small)
+    monkeypatch.setattr(feature_weights, "Inception", Small)
+    monkeypatch.setitem(feature_weights.NETWORKS, INCEPTION.name, Small)
     network = randomise(Small())
     with torch.no_grad():
         for layer in (network.first, network.second):
@@ -193,11 +194,11 @@ def test_the_hash_of_a_mirrored_file_is_known():
         f"{first.address}?token=x",
         f"https://user:word@mirror/{first.file}?X-Amz-Signature=x",
     ):
-        assert features.known_hash(INCEPTION, source) == first.sha256
+        assert known_hash(INCEPTION, source) == first.sha256
 
 
 def test_every_asset_has_a_source_and_a_reader():
-    assert set(features.SELECT) == set(ASSETS) == set(features.NETWORKS) | set(features.PARTS)
+    assert set(feature_weights.SELECT) == set(ASSETS) == set(feature_weights.NETWORKS) | set(feature_weights.PARTS)
     for asset in ASSETS.values():
         assert all(source.address.startswith("https://") for source in asset.sources)
         for source in asset.sources:  # the hash, or its beginning, which PyTorch has its files' names end in
@@ -230,7 +231,7 @@ def test_texts_of_python_2_are_read():
 
 def test_of_clip_the_image_tower_is_taken(tmp_path):
     torch.save({"visual.proj": torch.zeros(768, 512), "text_projection": torch.zeros(2)}, tmp_path / "ViT-B-32.pt")
-    assert set(features.clip(features.published_tensors(tmp_path / "ViT-B-32.pt"))) == {"proj"}
+    assert set(feature_weights.clip(feature_weights.published_tensors(tmp_path / "ViT-B-32.pt"))) == {"proj"}
     with pytest.raises(ValueError, match="lacks 151 tensors"):
         read_published(CLIP, tmp_path / "ViT-B-32.pt")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewstep.io.convert.features import fetch_asset, open_network
+from fewstep.io.feature_networks import fetch_asset, open_network
 from fewstep.metrics.weights import ASSETS
 from fewstep.nets.backbones import VGG16BN, DeiT, EfficientNetLite0
 from fewstep.nets.features import EFFICIENTNET, PretrainedFeatures

@@ -21,7 +21,7 @@ from PIL import Image
 from fewstep.cli import main
 from fewstep.compare import show
 from fewstep.io import model_folder
-from fewstep.io.model_card import Card, body
+from fewstep.io.card import Card, body
 from fewstep.metrics.protocol import Result, markdown, write_results
 from fewstep.recipes import digits as recipes
 from fewstep.runtime.foreign import Visible, inline, public, visible

@@ -13,6 +13,7 @@ from fewstep.cli import main
 from fewstep.cli.commands import NO_NETWORK
 from fewstep.data.prepare import pack
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from tests.train.test_ranks import few
 
 RECIPE = """
@@ -65,7 +66,7 @@ def watched(folder, commands, *more):
 
 @pytest.fixture
 def world(denoiser, tmp_path):
-    model_folder.save(denoiser, tmp_path / "model", model_folder.Card(name="tiny"))
+    model_folder.save(denoiser, tmp_path / "model", Card(name="tiny"))
     (tmp_path / "mine.py").write_text(RECIPE)
     pack(few(tmp_path / "digits.npz"), tmp_path / "few.zip")
     return tmp_path

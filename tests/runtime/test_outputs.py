@@ -14,6 +14,7 @@ from PIL import Image
 
 from fewstep.cli import main
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.runtime import outputs
 from tests import GOLDEN
 from tests.cli.test_cli import fails
@@ -49,7 +50,7 @@ MODELS = {
 def here(tmp_path, monkeypatch, denoiser):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    model_folder.save(denoiser, "model", model_folder.Card(name="tiny"))
+    model_folder.save(denoiser, "model", Card(name="tiny"))
     Path("images").mkdir()
     for i in range(3):
         Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(f"images/{i}.png")

@@ -19,7 +19,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.core.precondition import IDDPM
-from fewstep.io.model_folder import Card, save
+from fewstep.io.card import Card
+from fewstep.io.model_folder import save
 from fewstep.sample import Guidance, Plan, generate
 from fewstep.samplers import (
     Sampler,

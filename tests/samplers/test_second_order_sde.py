@@ -19,7 +19,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.core.precondition import IDDPM
-from fewstep.io.model_card import Card
+from fewstep.io.card import Card
 from fewstep.io.model_folder import save
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.sample import SeededNoise

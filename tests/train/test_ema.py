@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.io import model_folder
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
 from fewstep.train.ema import Average, HalfLife, PowerFunction, averages, power
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import coefficients, inner_products, reconstruct, snapshots, whole_nimg
@@ -150,8 +150,7 @@ def test_snapshots_of_edm2(tmp_path):
             shutil.copy(GOLDEN / "edm2-cond.pkl", tmp_path / f"network-snapshot-{kimg:07d}-{std:.3f}.pkl")
     (path,) = reconstruct(tmp_path, [0.075])
     assert path.name == "000016777216-0.075"
-    from fewstep.io.convert import to_denoiser
-    from fewstep.io.convert.upstream import load_snapshot
+    from fewstep.io.convert import load_snapshot, to_denoiser
 
     original = to_denoiser(load_snapshot(GOLDEN / "edm2-cond.pkl"))
     found = model_folder.load(path)

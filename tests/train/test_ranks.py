@@ -17,6 +17,7 @@ from fewstep.data import digits
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.prepare import pack
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 
 
 def moments(self, image):
@@ -77,7 +78,7 @@ def photographs(folder, n=11, side=16):
 @pytest.fixture
 def world(denoiser, tmp_path, monkeypatch):
     """A model and photographs, and a folder for one rank and one for two."""
-    model_folder.save(denoiser, tmp_path / "model", model_folder.Card(name="tiny"))
+    model_folder.save(denoiser, tmp_path / "model", Card(name="tiny"))
     photographs(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)

@@ -11,8 +11,8 @@ import torch
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.distill import SiD
+from fewstep.io.card import license_names
 from fewstep.io.convert import convert
-from fewstep.io.model_card import license_names
 from fewstep.nets.song import SongUNet
 from fewstep.runtime.files import read_json
 from fewstep.train.trainer import Trainer

@@ -168,11 +168,12 @@ def convert(
     """
     from fewstep.core.conditional import ConditionalDenoiser
     from fewstep.data.codec import with_vae
+    from fewstep.io.card import Card
     from fewstep.io.convert import convert as read
     from fewstep.io.convert import fetch, file_name
-    from fewstep.io.convert.origin import OWN
+    from fewstep.io.convert.provenance import OWN
     from fewstep.io.hub import FILES
-    from fewstep.io.model_folder import Card, save
+    from fewstep.io.model_folder import save
 
     outputs.new_folder(out, FILES, apart=[source], outside=[source])
     address = "://" in source
@@ -214,13 +215,13 @@ def export(model: Positional[Path], out: Positional[Path]) -> None:
         model: model or run folder.
         out: safetensors file to write.
     """
-    from fewstep.io.convert import upstream_state_dict
-    from fewstep.io.model_folder import contiguous, load, model_folder
+    from fewstep.io.export import upstream_state_dict
+    from fewstep.io.model_folder import contiguous, find_model_folder, load
     from fewstep.runtime.files import new_file, write_tensors
 
     if out.suffix != ".safetensors":
         raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
-    outputs.file(out, outside=[model_folder(model)])
+    outputs.file(out, outside=[find_model_folder(model)])
     tensors = contiguous(upstream_state_dict(load(model)))
     with new_file(out) as partial:
         write_tensors(partial, tensors, metadata={"format": "pt"})

@@ -69,7 +69,7 @@ def evaluate(
         markdown: file for the table.
         sampling: how a model makes images.
     """
-    from fewstep.io.convert.references import open_reference
+    from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluate import BATCH, Options
     from fewstep.metrics.evaluate import evaluate as measure
     from fewstep.metrics.protocol import markdown as table
@@ -162,7 +162,7 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 
-    from fewstep.io.model_folder import card, model_folder
+    from fewstep.io.model_folder import card, find_model_folder
     from fewstep.metrics.protocol import repeat_seeds
     from fewstep.runtime.distributed import device
     from fewstep.runtime.files import sha256
@@ -172,9 +172,9 @@ def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None,
     plan = sampling.plan(model)
     plan.check(model)
     model.codec.prepare(device())
-    about = {"model": card(path).name or path.name, "weights": sha256(model_folder(path) / "model.safetensors")}
+    about = {"model": card(path).name or path.name, "weights": sha256(find_model_folder(path) / "model.safetensors")}
     if sampling.guide is not None:
-        about["guide"] = sha256(model_folder(sampling.guide) / "model.safetensors")
+        about["guide"] = sha256(find_model_folder(sampling.guide) / "model.safetensors")
     options = {"plan": plan, "batch_size": batch, "tf32": sampling.tf32}
     found = [generated(model, chosen, **options) for chosen in repeat_seeds(seeds, repeats)]
     return [replace(source, protocol={**about, **source.protocol}) for source in found]
@@ -207,7 +207,7 @@ def reference(
         feature_dtype: in which Inception, CLIP and DINOv2 compute; see fewstep eval, which needs the same.
         batch: images at a time.
     """
-    from fewstep.io.convert.references import open_reference
+    from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluate import Options, make_reference
     from fewstep.metrics.references import save_reference
     from fewstep.runtime.distributed import process_group, rank
@@ -333,7 +333,7 @@ def assets_fetch(
         source: file or address, if not the usual one.
         sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
     """
-    from fewstep.io.convert.features import fetch_asset
+    from fewstep.io.feature_networks import fetch_asset
     from fewstep.metrics.weights import ASSETS, read_weights
 
     path = fetch_asset(name, source=source, sha256_prefix=sha256)
@@ -347,7 +347,7 @@ def assets_check(name: Positional[str | None] = None) -> None:
     Args:
         name: as fewstep assets list has it; all that are there if left out.
     """
-    from fewstep.io.convert.features import find_asset
+    from fewstep.io.feature_networks import find_asset
     from fewstep.metrics.weights import ASSETS, assets_folder, read_weights
 
     there = [asset for asset in ASSETS.values() if (assets_folder() / asset.file).is_file()]

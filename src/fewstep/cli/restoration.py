@@ -115,7 +115,7 @@ def restore(
 
     from fewstep.inverse.restorations import pixel_shape, replacing, restore_all, write_summary
     from fewstep.inverse.restore import Solver, named_preset
-    from fewstep.io.model_folder import card, load, model_folder
+    from fewstep.io.model_folder import card, find_model_folder, load
     from fewstep.runtime.distributed import barrier, device, process_group, rank
     from fewstep.runtime.files import sha256
     from fewstep.runtime.progress import Progress
@@ -138,7 +138,7 @@ def restore(
         protocol = {
             "task": task,
             "model": card(model).name or model.name,
-            "weights": sha256(model_folder(model) / "model.safetensors"),
+            "weights": sha256(find_model_folder(model) / "model.safetensors"),
             "images": images,
             "measurement": "given" if given else "simulated",
             "sigma_y": sigma_y,

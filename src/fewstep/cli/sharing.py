@@ -30,13 +30,13 @@ def push(
     import json
 
     from fewstep.io import hub
-    from fewstep.io.model_card import UNSTATED
-    from fewstep.io.model_folder import card, load, model_folder, read_config
+    from fewstep.io.card import UNSTATED
+    from fewstep.io.model_folder import card, find_model_folder, load, read_config
     from fewstep.metrics.protocol import read_results
     from fewstep.runtime.files import sha256
 
     address = hub.parse(repository)
-    folder = model_folder(model)
+    folder = find_model_folder(model)
     vae = str(read_config(folder)["codec"].get("vae", ""))
     if vae and (Path(vae).exists() or vae.count("/") != 1):
         raise ValueError(

@@ -58,7 +58,7 @@ def fitting(
 
 def monitored(run: Run, given: Mapping[str, Any]) -> None:
     """Add what `fitting` says to a run."""
-    from fewstep.io.convert.references import open_reference
+    from fewstep.io.reference_files import open_reference
     from fewstep.train.evaluation import Evaluation
 
     run.keep = given["keep"]

@@ -17,7 +17,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
 from fewstep.data.codec import StabilityVAE, with_vae
 from fewstep.io import hub
-from fewstep.io.model_card import Card
+from fewstep.io.card import Card
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
@@ -153,7 +153,7 @@ def uncertainty_channels(denoiser: Denoiser) -> int:
     return head.channels if isinstance(head, Uncertainty) else 0
 
 
-def model_folder(path: str | Path) -> Path:
+def find_model_folder(path: str | Path) -> Path:
     """The model folder meant by `path`: itself, the newest snapshot of a run folder, or a copy of a model on the hub."""
     if hub.is_address(path):
         return hub.fetch(hub.parse(path))
@@ -176,7 +176,7 @@ def model_folder(path: str | Path) -> Path:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration of a model folder, checked for its format."""
-    file = model_folder(path) / "config.json"
+    file = find_model_folder(path) / "config.json"
     if file.is_file() and file.stat().st_size > MOST_CONFIG:
         raise ValueError(
             f"{file}: expected at most {MOST_CONFIG} bytes; got {file.stat().st_size}; do not use this model"
@@ -200,7 +200,7 @@ def is_metric(value: Any) -> bool:
 def card(path: str | Path) -> Card:
     """The card of a model folder; the name of a model on the hub is its address there."""
     values = read_config(path).get("card", {})
-    where = model_folder(path) / "config.json"
+    where = find_model_folder(path) / "config.json"
     if not isinstance(values, dict) or set(values) - field_names(Card):
         raise ValueError(f"{where}: the card has unknown entries; a newer fewstep may know them")
     empty = dataclasses.asdict(Card())
@@ -243,7 +243,7 @@ def load(
         raise ValueError(f"path is a model folder, a run folder or hf://owner/name; got a {type(path).__name__}")
     device = as_device(device)
     dtype = chosen_dtype(dtype, device)
-    folder = model_folder(path)
+    folder = find_model_folder(path)
     config = read_config(folder)
     where = folder / "config.json"
     network = from_dict(config.get("network"), tuple(NETWORKS), where)
@@ -271,7 +271,7 @@ def load(
     except (TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where}: there is no network of this configuration: {reason}") from error
-    check(denoiser.state_dict(), tensors, weights)
+    check_state_dict(denoiser.state_dict(), tensors, weights)
     denoiser.load_state_dict(tensors, assign=True)
     return denoiser.eval()
 
@@ -295,7 +295,7 @@ def restored_levels(levels: Any) -> tuple[float, ...]:
     return result
 
 
-def check(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+def check_state_dict(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
     """Name every missing, unexpected and misshapen tensor."""
     problems = [f"missing {k}" for k in expected if k not in found]
     problems += [f"unexpected {k}" for k in found if k not in expected]

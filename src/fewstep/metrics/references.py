@@ -2,7 +2,7 @@
 
 Also read are EDM's npz (mean and covariance for FID) and ADM's npz, where `mu` and `sigma` are of the whole data set,
 for FID, and the images `arr_0` (or `images`) a sample of it, for precision, recall and KID.
-`fewstep.io.convert.references` adds EDM2's pickles.
+`fewstep.io.reference_files` adds EDM2's pickles.
 """
 
 from __future__ import annotations

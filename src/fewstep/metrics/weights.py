@@ -1,6 +1,6 @@
 """The weights of feature networks: what is known of each, where they lie, and how they are read: safetensors alone.
 
-`fewstep.io.convert.features` makes these files out of the published ones. The hash of the numbers, whatever file they came
+`fewstep.io.convert.feature_weights` makes these files out of the published ones. The hash of the numbers, whatever file they came
 in, is the extractor's identity in protocols and references.
 """
 

@@ -55,7 +55,7 @@ DEIT = Backbone("deit_base_distilled_patch16_224", **IMAGENET, tokens=(96, 192, 
 class PretrainedFeatures(Frozen):
     """A backbone with its published weights; its name has the SHA-256 of their file.
 
-    net, digest: the network with its weights and that hash, as `fewstep.io.convert.features.open_network` returns them.
+    net, digest: the network with its weights and that hash, as `fewstep.io.feature_networks.open_network` returns them.
     size: the side to which smaller images are enlarged first,
     bilinearly; a transformer takes this size alone. seed: of the frozen convolutions behind a transformer. dtype: in
     which its products are computed; the features have it, and what looks at them computes in it.

@@ -70,13 +70,13 @@ def distil(
 ) -> fs.Run:
     """A run of GDD, or of GDD-I if `innate`; with classes, in generator and discriminator, if the teacher has them.
 
-    weights: of the feature networks, a folder of NAME.safetensors, or "hub" (see `fewstep.io.convert.features.open_network`).
+    weights: of the feature networks, a folder of NAME.safetensors, or "hub" (see `fewstep.io.feature_networks.open_network`).
     dtype: of the generator; the discriminator computes in it if it is bfloat16, and in float32 otherwise.
     """
     import torch
 
     from fewstep.distill.gdd import GDD, check_start
-    from fewstep.io.convert.features import open_network
+    from fewstep.io.feature_networks import open_network
     from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
     from fewstep.nets.projected import ProjectedDiscriminator
     from fewstep.runtime.precision import chosen_dtype

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.io.model_card import body
+from fewstep.io.card import body
 from fewstep.report import records, theme
 from fewstep.report.comparison import direction, grids, palette, quality, results_table, wide
 from fewstep.report.markup import definitions, disclosure, embed, escape, figure, heading, plural, spoken, words

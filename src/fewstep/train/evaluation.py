@@ -13,7 +13,7 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.data.images import ImageData
 from fewstep.io import model_folder
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
 from fewstep.metrics import evaluate as metrics
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.protocol import Result, differences

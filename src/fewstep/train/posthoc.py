@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.io import model_folder
+from fewstep.io.card import Card
 from fewstep.io.hub import FILES
-from fewstep.io.model_folder import Card
 from fewstep.runtime import outputs
 from fewstep.runtime.precision import master
 from fewstep.runtime.progress import track

@@ -28,7 +28,7 @@ from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.io import model_folder
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
 from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
 from fewstep.runtime.distributed import device, world_size

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.core.denoiser import Denoiser
 from fewstep.data.grid import grid, save_png
 from fewstep.io import model_folder
-from fewstep.io.model_folder import Card
+from fewstep.io.card import Card
 from fewstep.runtime.distributed import device, rank, world_size
 from fewstep.sample import default_plan, gathered, generate
 from fewstep.train.identity import describe

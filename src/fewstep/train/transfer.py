@@ -12,8 +12,8 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import Pretraining
 from fewstep.io import hub, model_folder
+from fewstep.io.card import UNSTATED, Card
 from fewstep.io.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
-from fewstep.io.model_card import UNSTATED, Card
 from fewstep.runtime.foreign import public
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.identity import describe, digest

@@ -1,23 +1,23 @@
-"""Upstream networks in and out. Their files are programs; here they are read, never run."""
+"""Networks of the EDM family as their authors publish them, read into denoisers; nothing in a file is executed.
 
-from fewstep.io.convert.origin import clean, file_name, weights_license
+`download` gets the file, `identify` says what it is if it is no snapshot, `fewstep.io.unpickle` reads it, `snapshot` finds the
+network in it, `preconditions` and `networks` build the denoiser, and `provenance` says where the weights come from and under
+which license they are.
+"""
+
+from fewstep.io.convert.download import fetch
+from fewstep.io.convert.networks import convert, to_denoiser, to_discriminator
+from fewstep.io.convert.provenance import clean, file_name, weights_license
 from fewstep.io.convert.snapshot import Snapshot, load_snapshot
-from fewstep.io.convert.source import fetch
-from fewstep.io.convert.unpickle import Record, UnsafePickle, read
-from fewstep.io.convert.upstream import convert, to_denoiser, to_discriminator, upstream_state_dict
 
 __all__ = [
-    "Record",
     "Snapshot",
-    "UnsafePickle",
     "clean",
     "convert",
     "fetch",
     "file_name",
     "load_snapshot",
-    "read",
     "to_denoiser",
     "to_discriminator",
-    "upstream_state_dict",
     "weights_license",
 ]

@@ -19,9 +19,8 @@ from torch import Tensor
 from fewstep.core.codec import Codec, Pixels
 from fewstep.data.codec import StabilityVAE
 from fewstep.io.convert.identify import refuse_foreign
-from fewstep.io.convert.opcodes import Global
 from fewstep.io.convert.preconditions import PRECONDITIONS
-from fewstep.io.convert.unpickle import PERSISTENCE, Record, UnsafePickle, read
+from fewstep.io.unpickle import PERSISTENCE, Global, Record, UnsafePickle, read
 from fewstep.runtime.files import listed
 
 Kind = Literal["teacher", "student"]
@@ -102,10 +101,10 @@ def load_snapshot(path: str | Path, network: str | None = None) -> Snapshot:
         content = read(path)
     except UnsafePickle as error:
         raise UnsafePickle(f"{error}; if it should be a snapshot, it is damaged: get it again") from error
-    return snapshot(content, network=network, where=str(path))
+    return parse_snapshot(content, network=network, where=str(path))
 
 
-def snapshot(content: object, *, network: str | None = None, where: str = "the file") -> Snapshot:
+def parse_snapshot(content: object, *, network: str | None = None, where: str = "the file") -> Snapshot:
     """The network in what `read` returned; see `load_snapshot`."""
     outer = content if isinstance(content, dict) else {"ema": content}
     entry, record = choose(outer, network, where)

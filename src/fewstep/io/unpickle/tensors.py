@@ -1,4 +1,4 @@
-"""Tensors and arrays out of what a pickle says of them: every size is checked against the data that are there."""
+"""Makes tensors and NumPy arrays from what a pickle declares, after comparing every size with the data that are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.io.convert.opcodes import Blob, Budget, Global, Record, UnsafePickle, expect
+from fewstep.io.unpickle.machine import Global, Record, expect
+from fewstep.io.unpickle.stream import Blob, Budget, UnsafePickle
 
 MAX_DIMS = 16
 
@@ -40,16 +41,17 @@ class Storage:
 
     @classmethod
     def empty(cls, n: int, dtype: torch.dtype, budget: Budget) -> Storage:
-        """Uninitialised; the caller has compared its size with the file's."""
+        """A storage of `n` uninitialised numbers. The caller has compared `n` with the size of the file."""
         budget.allocate(n * dtype.itemsize)
         return cls(torch.empty(n, dtype=dtype))
 
     def buffer(self) -> memoryview:
-        """Its bytes, to be filled."""
+        """The bytes of the storage, to read data into."""
         return self.data.view(torch.uint8).numpy().data
 
 
-def shape(value: object) -> tuple[int, ...]:
+def checked_shape(value: object) -> tuple[int, ...]:
+    """A shape or stride: a short tuple of integers that fit a machine word."""
     if (
         not isinstance(value, tuple)
         or len(value) > MAX_DIMS
@@ -60,20 +62,22 @@ def shape(value: object) -> tuple[int, ...]:
 
 
 def rebuild_parameter(arguments: tuple[object, ...]) -> Tensor | Record:
+    """A parameter as the tensor that it wraps."""
     data = arguments[0] if arguments else None
     return data if isinstance(data, Record) else expect(Tensor, data)
 
 
 def rebuild_tensor(arguments: tuple[object, ...]) -> Tensor | Record:
-    """A view of a storage: (storage, offset, size, stride[, requires_grad, hooks[, metadata]]); a record where the type of
-    the storage is not known.
+    """A view of a storage, from (storage, offset, size, stride[, requires_grad, hooks[, metadata]]).
+
+    A tensor whose storage is of an unknown type becomes a record.
     """
     if len(arguments) not in (4, 6, 7):
         raise UnsafePickle(f"a tensor is made with {len(arguments)} arguments; 4, 6 or 7 are known")
     if isinstance(arguments[0], Record):
         return Record("torch", "Tensor", arguments=arguments)
     data = expect(Storage, arguments[0]).data
-    (offset,), size, stride = shape((arguments[1],)), shape(arguments[2]), shape(arguments[3])
+    (offset,), size, stride = map(checked_shape, ((arguments[1],), arguments[2], arguments[3]))
     if len(size) != len(stride):
         raise UnsafePickle(f"a tensor has {len(size)} dimensions and {len(stride)} strides")
     n = math.prod(size)
@@ -89,7 +93,7 @@ def rebuild_tensor(arguments: tuple[object, ...]) -> Tensor | Record:
 
 
 def make_dtype(arguments: tuple[object, ...]) -> np.dtype | Record:
-    """A dtype of plain numbers; others, as those of objects, texts and fields, are records."""
+    """A dtype of plain numbers. Dtypes of objects, texts and fields become records."""
     name = arguments[0] if arguments else None
     if not isinstance(name, str) or name not in DTYPES:
         return Record("numpy", "dtype", arguments=arguments)
@@ -97,6 +101,7 @@ def make_dtype(arguments: tuple[object, ...]) -> np.dtype | Record:
 
 
 def make_scalar(arguments: tuple[object, ...]) -> bool | int | float | complex | Record:
+    """A NumPy number as Python's."""
     match arguments:
         case (Record(), *_):
             return Record("numpy", "scalar", arguments=arguments)
@@ -106,21 +111,23 @@ def make_scalar(arguments: tuple[object, ...]) -> bool | int | float | complex |
 
 
 def empty_array(arguments: tuple[object, ...]) -> np.ndarray | Record:
-    """What NumPy makes before it sets the array up; a record for other classes of arrays."""
+    """The empty array that NumPy creates first and fills by its state; other classes of arrays become records."""
     match arguments:
-        case (Global(name="numpy.ndarray"), size, Blob()) if shape(size) == (0,):
+        case (Global(name="numpy.ndarray"), size, Blob()) if checked_shape(size) == (0,):
             return np.empty(0)
     return Record("numpy", "ndarray", arguments=arguments)
 
 
 def check_size(blob: Blob, dtype: np.dtype, size: object) -> None:
-    if math.prod(shape(size)) * dtype.itemsize != blob.size or not blob.size:
+    """Raise UnsafePickle unless the bytes are exactly those of an array of this shape."""
+    if math.prod(checked_shape(size)) * dtype.itemsize != blob.size or not blob.size:
         raise UnsafePickle(f"a NumPy array of {dtype} has {blob.size} bytes, which do not match its shape")
 
 
-def set_array(array: np.ndarray, state: object, budget: Budget) -> None:
-    """Fill an empty array in place: NumPy's own state setter, on arguments that were checked. One of anything else than
-    plain numbers stays empty.
+def fill_array(array: np.ndarray, state: object, budget: Budget) -> None:
+    """Fill an empty array in place by NumPy's own `__setstate__`, with arguments that were checked.
+
+    An array of anything else than plain numbers stays empty.
     """
     match state:
         case (_, _, Record(), *_):

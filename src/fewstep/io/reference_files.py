@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from fewstep.data import images
-from fewstep.io.convert.source import fetch
-from fewstep.io.convert.unpickle import read
+from fewstep.io.convert.download import fetch
+from fewstep.io.unpickle import read
 from fewstep.metrics.references import Reference, check_moments, load_reference
 from fewstep.metrics.sources import open_set
 from fewstep.runtime.files import sha256

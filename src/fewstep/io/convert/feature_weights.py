@@ -8,32 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.io.convert.snapshot import MAX_DEPTH, apart, state_dict
-from fewstep.io.convert.source import fetch
-from fewstep.io.convert.torchscript import is_torchscript, read_torchscript
-from fewstep.io.convert.unpickle import Record, read
+from fewstep.io.unpickle import Record, read
+from fewstep.io.unpickle.torchscript import is_torchscript, read_torchscript
 from fewstep.metrics.networks.clip import CLIP
 from fewstep.metrics.networks.dinov2 import DINOv2
 from fewstep.metrics.networks.inception import Conv, Inception
 from fewstep.metrics.networks.lpips import WIDTHS, alex_layers
 from fewstep.metrics.weights import (
-    ASSETS,
     Asset,
-    assets_folder,
     fill,
-    how_to_get,
-    read_weights,
-    save_weights,
 )
 from fewstep.nets.backbones import VGG16BN, DeiT, EfficientNetLite0, vgg16_layers
-from fewstep.runtime import outputs
-from fewstep.runtime.files import read_tensors, sha256
-from fewstep.runtime.foreign import public
+from fewstep.runtime.files import read_tensors
 
 NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
 
@@ -164,75 +155,3 @@ with torch.device("meta"):
         "alexnet": convolutions(alex_layers()),
         **{f"lpips-{name}": {f"lin{i}": (n,) for i, n in enumerate(widths)} for name, widths in WIDTHS.items()},
     }
-
-
-def find_asset(name: str) -> Asset:
-    if name not in ASSETS:
-        raise ValueError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
-    return ASSETS[name]
-
-
-def fetch_asset(
-    name: str,
-    *,
-    source: str | Path | None = None,
-    sha256_prefix: str | None = None,
-    offline: bool = False,
-    folder: Path | None = None,
-) -> Path:
-    """Download or read the published weights of an asset, check their hash, and write them for `read_weights`.
-
-    source: a file or address; the asset's first if left out. sha256_prefix: the hash, or its beginning, that the file
-    must have; if left out, what is known of the file of this address or name, if anything is.
-    """
-    asset = find_asset(name)
-    chosen = asset.sources[0].address if source is None else source
-    expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
-    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen])
-    path = fetch(chosen, offline=offline)
-    digest = sha256(path)
-    if not digest.startswith(expected):
-        if "://" in str(chosen):
-            path.unlink()  # of the cache, so that the next call downloads it again
-        raise ValueError(
-            f"{public(chosen)} has the sha256 {digest}; expected {expected}: it is damaged or another file; fetch it again"
-        )
-    return save_weights(asset, read_published(asset, path), digest, folder)
-
-
-def known_hash(asset: Asset, source: str | Path) -> str | None:
-    """The hash of the asset's file of this address, or of this name where no two share it."""
-    by_address = [s for s in asset.sources if s.address == public(source)]
-    by_file = [s for s in asset.sources if s.file == public(source).rsplit("/", 1)[-1]]
-    found = by_address or by_file
-    return found[0].sha256 if len(found) == 1 else None
-
-
-def open_network(name: str, weights: Path | Literal["hub"]) -> tuple[torch.nn.Module, str]:
-    """A feature network with its weights, and the SHA-256 of the published file that has them.
-
-    weights: the file, published or kept by `fewstep assets`; or a folder with NAME.safetensors; or "hub", which is the
-    folder of the assets, to which a missing file is fetched. Raises ValueError if the file is not to be had, or if it
-    does not have each of the network's tensors, and no others than its classifier's, in their shapes and finite.
-    """
-    asset = find_asset(name)
-    if weights == "hub":
-        if not (assets_folder() / asset.file).is_file():
-            try:
-                fetch_asset(name)
-            except (OSError, ValueError) as error:
-                missing = f"the weights of {name} are not in {assets_folder()}, and could not be fetched"
-                raise ValueError(f"{missing}: {error}; {how_to_get(asset)}") from error
-        state, about = read_weights(asset)
-        return fill(NETWORKS[name], state, asset.file), about["source_sha256"]
-    path = weights / asset.file if weights.is_dir() else weights
-    if not path.is_file():
-        raise ValueError(
-            f"the weights of {name} are needed, and there is no file {path}; download {asset.sources[0].address} to it, or "
-            f"{how_to_get(asset)}"
-        )
-    if path.name == asset.file and "asset" in read_tensors(path)[1]:
-        state, about = read_weights(asset, path.parent)
-        return fill(NETWORKS[name], state, str(path)), about["source_sha256"]
-    state = {key: tensor.float() for key, tensor in read_published(asset, path).items()}
-    return fill(NETWORKS[name], state, str(path)), sha256(path)

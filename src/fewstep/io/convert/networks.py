@@ -20,10 +20,11 @@ from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import IDDPM
 from fewstep.distill.conditional import ConditionalDiscriminator
-from fewstep.io.convert.origin import clean, hint, published_teacher, weights_license
 from fewstep.io.convert.preconditions import PRECONDITIONS, edm2, is_number, number
+from fewstep.io.convert.provenance import clean, hint, published_teacher, weights_license
 from fewstep.io.convert.snapshot import LEVELS, ON_EDM2, Kind, Snapshot, load_snapshot
-from fewstep.io.model_folder import check
+from fewstep.io.model_folder import check_state_dict
+from fewstep.io.upstream_names import EDM, PREFIXES
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.discriminators import PairDiscriminator
@@ -48,9 +49,6 @@ SID_LEVELS = (2.5,)
 
 TRAINED_WITH = ("force_normalization", "use_gan")
 """Options of SiDA's EDM2 networks that say how they were trained."""
-
-PREFIXES = {"GenerativeDenoiser": "model.", "PrecondCondition": "", "DiscriminatorCondition": ""}
-"""NCVSD's networks, and what their tensors' names begin with."""
 
 
 def settle(
@@ -109,8 +107,7 @@ def to_denoiser(
         raise ValueError(f"{where} holds NCVSD's discriminator, which is no denoiser; read it with to_discriminator")
     levels = settle(snapshot, kind, levels, where)
     precondition = PRECONDITIONS[snapshot.class_name](snapshot)
-    prefix = PREFIXES.get(snapshot.class_name)
-    state = {rename(name, prefix): tensor.contiguous() for name, tensor in snapshot.state.items()}
+    state = state_of(snapshot)
     if isinstance(precondition, IDDPM):
         del state["u"]
     head = state.get("uncertainty.fourier.freqs")
@@ -128,9 +125,15 @@ def to_denoiser(
             denoiser = ConditionalDenoiser(Controlled(net), **options)
         else:
             denoiser = Denoiser(net, levels=levels, **options)
-    check(denoiser.state_dict(), state, Path(where))
+    check_state_dict(denoiser.state_dict(), state, Path(where))
     denoiser.load_state_dict(state, assign=True)
     return denoiser.eval()
+
+
+def state_of(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The tensors of a snapshot under our names."""
+    prefixes = PREFIXES.get(snapshot.class_name, EDM)
+    return {prefixes.ours(name): tensor.contiguous() for name, tensor in snapshot.state.items()}
 
 
 def build(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
@@ -150,48 +153,13 @@ def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> Conditio
     """NCVSD's discriminator in a snapshot, strict as `to_denoiser`."""
     if snapshot.class_name != "DiscriminatorCondition":
         raise ValueError(f"{where} holds a {snapshot.class_name}, not NCVSD's discriminator; read it with to_denoiser")
-    state = {rename(name, ""): tensor.contiguous() for name, tensor in snapshot.state.items()}
+    state = state_of(snapshot)
     with torch.device("meta"):
         net = PairDiscriminator(build(snapshot, state))
     result = ConditionalDiscriminator(net, precondition=edm2(snapshot))
-    check(result.state_dict(), state, Path(where))
+    check_state_dict(result.state_dict(), state, Path(where))
     result.load_state_dict(state, assign=True)
     return result.eval()
-
-
-def rename(name: str, prefix: str | None = None) -> str:
-    """A name of the upstream state dict in ours. prefix: of NCVSD's networks, None for others."""
-    if prefix is not None:
-        name = name.removeprefix(prefix)
-        return name.replace("logvar_", "uncertainty.", 1) if name.startswith("logvar_") else f"net.{name}"
-    for theirs, ours in (("model.", "net."), ("unet.", "net."), ("logvar_", "uncertainty.")):
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
-
-
-def upstream_state_dict(model: Denoiser | ConditionalDiscriminator) -> dict[str, Tensor]:
-    """The tensors of a model under the names, and in the order, of the upstream preconditioner's state dict."""
-    network, head = "model.", "logvar_"
-    if isinstance(model, ConditionalDenoiser) and model.fused:
-        raise ValueError("this fake score is fused, for which the upstream format has no place; share its folder")
-    if isinstance(model, ConditionalDenoiser | ConditionalDiscriminator):
-        network = ""
-    elif isinstance(model, GenerativeDenoiser):
-        if model.means:
-            raise ValueError(
-                "this model starts about mean images, for which the upstream format has no place; share its folder"
-            )
-        head = "model.logvar_"
-    elif isinstance(model.net, EDM2UNet):
-        network = "unet."
-    state: dict[str, Tensor] = {}
-    if isinstance(model.precondition, IDDPM):
-        state["u"] = model.precondition.table
-    for name, tensor in model.state_dict().items():
-        part, rest = name.split(".", 1)
-        state[f"{network}{rest}" if part == "net" else f"{head}{rest}"] = tensor
-    return state
 
 
 def configure(kind: type, options: dict[str, object], state: dict[str, Tensor]) -> Any:
