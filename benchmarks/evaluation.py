@@ -36,11 +36,11 @@ from benchmarks.measure import Table, compared
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.distribution import Moments, ScoreSums, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate
-from fewstep.metrics.extractors import Network, fast, precision
+from fewstep.metrics.extractors import FeatureNetwork, fast, precision
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.networks.inception import Inception
-from fewstep.metrics.references import Reference
-from fewstep.metrics.sources import Source, batches, first, from_path, prefetched
+from fewstep.metrics.references import ReferenceData
+from fewstep.metrics.sources import ImageSource, batches, first, from_path, prefetched
 from fewstep.metrics.statistics import Pass, Saved
 from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import fast_dtype
@@ -89,7 +89,7 @@ def frechet() -> Table:
 
 def images(folder: Path, n: int) -> Table:
     """Whole evaluation and bare network by turns, a batch each; files are read ahead in a thread, as `evaluate` does."""
-    network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00")
+    network = FeatureNetwork("inception", fast(inception()), Tensor.float, resize="", sha256="00")
     source = first(from_path(folder), n)
     needs = [parse(name).need for name in ("fid", "kid", "is", "sfid")]
     current = Pass(source, needs, {"inception": network}, batch_size=BATCH, saved=Saved(None, {}))
@@ -131,14 +131,14 @@ def pipeline(folder: Path, n: int, checkout: Path | None, repeats: int) -> Itera
             str(folder), num_workers=0, prefetch_factor=None, device=device()
         )
 
-    def ours(network: Network) -> tuple[Tensor, Tensor]:
+    def ours(network: FeatureNetwork) -> tuple[Tensor, Tensor]:
         need = parse("fid").need
         current = Pass(from_path(folder), [need], {"inception": network}, batch_size=64, saved=Saved(None, {}))
         current.begin()
         return current.finish()[need]
 
     for dtype in dict.fromkeys((torch.float32, fast_dtype())):
-        network = Network("inception", fast(inception()), Tensor.float, resize="", sha256="00", dtype=dtype)
+        network = FeatureNetwork("inception", fast(inception()), Tensor.float, resize="", sha256="00", dtype=dtype)
         parts[f"fewstep, {precision(network)}"] = partial(ours, network)
     laws = {name: tuple(map(torch.as_tensor, part())) for name, part in parts.items()}
     distances = []
@@ -174,9 +174,9 @@ def memory(n: int, metrics: str) -> Table:
         for part, size in (("features", DIM), ("spatial", SPATIAL))
     }
     samples = {("inception", "features"): torch.rand(n, DIM) * 2 - 1}
-    made = Source(n, lambda start: (draw.randint(0, 256, (3, 32, 32), np.uint8) for _ in range(n)))
+    made = ImageSource(n, lambda start: (draw.randint(0, 256, (3, 32, 32), np.uint8) for _ in range(n)))
     options = Options(metrics.split(","), {"inception": Cheap()}, BATCH)
-    results = evaluate(made, Reference("drawn", "00", n, moments, samples), options)
+    results = evaluate(made, ReferenceData("drawn", "00", n, moments, samples), options)
     found = {r.key: r.value for r in results}
     cost = {"GiB": peak() - before, "beyond GiB": before, "seconds": time.perf_counter() - began}
     return Table(f"{n:,} images against {n:,}", [{"metrics": metrics, **cost, **found}])
@@ -227,7 +227,7 @@ def fidelity(show: Callable[..., None], a: Tensor, b: Tensor, logits: Tensor, fo
         theirs = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     pictures = [torch.from_numpy(np.random.RandomState(i).randint(0, 256, (24, 3, 32, 32), np.uint8)) for i in (0, 1)]
     pictures[1] = pictures[1] // 2 + 40
-    network, pairs = Network("inception", fast(ours), Tensor.float, resize="", sha256=None), []
+    network, pairs = FeatureNetwork("inception", fast(ours), Tensor.float, resize="", sha256=None), []
     for picture in pictures:
         one, (two, others) = network(picture), theirs(picture)
         scale = float(two.abs().max())

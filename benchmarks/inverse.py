@@ -30,7 +30,7 @@ from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.distill.conditional import generative
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
-from fewstep.inverse.pnp_gd import Preset
+from fewstep.inverse.pnp_gd import PnPPreset
 from fewstep.inverse.restorations import pair_measures
 from fewstep.inverse.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
 from fewstep.io.export import upstream_state_dict
@@ -122,7 +122,7 @@ def overhead(channels: int, repeats: int, batch: int, tasks: list[str]) -> Table
                 for sigma in sigmas[:-1]:
                     student(x, sigma)
 
-        def solved(y: Tensor = y, sigmas: Tensor = sigmas, op: Any = op, preset: Preset = preset) -> None:
+        def solved(y: Tensor = y, sigmas: Tensor = sigmas, op: Any = op, preset: PnPPreset = preset) -> None:
             noise = SeededNoise(range(len(y)))
             x = sigmas[0].float() * noise(torch.zeros(len(y), *shape, device=here))
             likelihood = Likelihood(op, y, 0.05, preset.coupling)

@@ -23,7 +23,7 @@ from fewstep.core.noise import karras_sigmas
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.evaluate import BATCH
-from fewstep.metrics.extractors import Network
+from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.nets.layers import GroupNorm
 from fewstep.recipes import find
 from fewstep.train import ema
@@ -196,6 +196,6 @@ def test_ranges_of_the_preconditionings() -> None:
 
 def test_grey_images_are_measured_as_rgb() -> None:
     images = torch.arange(2 * 8 * 8, dtype=torch.uint8).view(2, 1, 8, 8)
-    network = Network("same", torch.nn.Module(), lambda x: x, resize="none", sha256=None)
+    network = FeatureNetwork("same", torch.nn.Module(), lambda x: x, resize="none", sha256=None)
     network.network.forward = lambda x: {"features": x}
     assert torch.equal(network(images)["features"], images.repeat(1, 3, 1, 1).float())

@@ -21,7 +21,7 @@ from fewstep.core.denoiser import Denoise, Denoiser, guided
 from fewstep.core.inputs import check_guidance, told
 from fewstep.core.noise import Noise
 from fewstep.metrics.protocol import ROUNDING, show_seeds
-from fewstep.metrics.sources import Source
+from fewstep.metrics.sources import ImageSource
 from fewstep.runtime import precision
 from fewstep.runtime.distributed import gather, rank, world_size
 from fewstep.runtime.memory import lacks_memory
@@ -352,7 +352,7 @@ def generated(
     plan: Plan | None = None,
     batch_size: int | None = None,
     tf32: bool = False,
-) -> Source:
+) -> ImageSource:
     """The images of `generate` as a source to be measured, with the part of the protocol that is theirs."""
     plan = plan or default_plan(denoiser)
 
@@ -371,7 +371,7 @@ def generated(
     protocol["rounding"] = ROUNDING
     # metrics never compute in TF32, and the process has one setting
     on_side = next(denoiser.parameters()).is_cuda and not tf32
-    return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)
+    return ImageSource(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", protocol, overlap=on_side)
 
 
 def check_label(denoiser: Denoiser, label: Any, n: int) -> None:

@@ -24,7 +24,7 @@ from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.metrics import statistics
 from fewstep.metrics.distribution import Moments, frechet_distance
-from fewstep.metrics.extractors import NETWORKS, Network, Pixels
+from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, PixelFeatures
 from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.metrics.references import load_reference
 from fewstep.runtime.files import sha256
@@ -63,7 +63,7 @@ def expected(denoiser, seeds) -> float:
     from fewstep.sample import default_plan
 
     made = np.stack(list(generate(denoiser, seeds, plan=default_plan(denoiser, 2)))).transpose(0, 3, 1, 2)
-    both = [Moments.of(Pixels()(torch.from_numpy(x))).compute() for x in (made, digits().decoded().copy())]
+    both = [Moments.of(PixelFeatures()(torch.from_numpy(x))).compute() for x in (made, digits().decoded().copy())]
     return frechet_distance(*both[0], *both[1])
 
 
@@ -210,7 +210,7 @@ def test_the_precision_of_features(capsys, monkeypatch):
             return {"features": images[:, 0].flatten(1)[:, :9]}
 
     def small(dtype):
-        return Network("inception", Small(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
+        return FeatureNetwork("inception", Small(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
 
     monkeypatch.setitem(NETWORKS, "inception", small)
     monkeypatch.setattr("fewstep.runtime.precision.fast_dtype", lambda: torch.float16)

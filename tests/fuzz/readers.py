@@ -41,7 +41,7 @@ from fewstep.io.unpickle.torchscript import read_torchscript
 from fewstep.metrics import protocol
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.networks.lpips import WIDTHS
-from fewstep.metrics.references import Reference, save_reference
+from fewstep.metrics.references import ReferenceData, save_reference
 from fewstep.metrics.sources import from_function, from_path, open_pairs
 from fewstep.metrics.weights import ASSETS, read_weights, save_weights
 from fewstep.nets.adm import ADMConfig, ADMUNet
@@ -270,7 +270,7 @@ def data_sets() -> Iterator[Reader]:
 
 def statistics(folder: Path) -> Iterator[Reader]:
     moments = {("inception", "features"): (torch.zeros(4).double(), torch.eye(4).double())}
-    own = Reference("own", "0" * 64, 100, moments, {("inception", "features"): torch.zeros(9, 4)})
+    own = ReferenceData("own", "0" * 64, 100, moments, {("inception", "features"): torch.zeros(9, 4)})
     save_reference(own, folder / "own.npz")
     yield one("reference", reference, (folder / "own.npz").read_bytes(), "x.npz")
     edm: Any = {"mu": np.zeros(4), "sigma": np.eye(4)}

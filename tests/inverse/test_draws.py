@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep import inverse
 from fewstep.core.noise import Noise
 from fewstep.inverse import Likelihood, Operator, pnp_gd
-from fewstep.inverse.operator import Decomposed, Linear, streams
+from fewstep.inverse.operator import Decomposed, LinearOperator, streams
 from fewstep.sample import SeededNoise
 from tests.inverse.test_operators import LINEAR, SHAPE, image
 from tests.linear import F64, Impulses, affine, matrix
@@ -48,7 +48,7 @@ class Twice(Operator):
         return variance * (2 * y / sigma_y**2 + x / rho**2) + variance**0.5 * noise(x)
 
 
-class Adjoint(Linear):
+class Adjoint(LinearOperator):
     """A user's operator with its own adjoint."""
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802

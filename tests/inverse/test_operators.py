@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fewstep import inverse
-from fewstep.inverse.operator import LANGEVIN_STEPS, Decomposed, Linear, Operator
+from fewstep.inverse.operator import LANGEVIN_STEPS, Decomposed, LinearOperator, Operator
 from fewstep.sample import SeededNoise
 from tests.linear import F64, Impulses, affine, matrix
 
@@ -248,7 +248,7 @@ def test_user_functions_and_deepinv_objects() -> None:
 
     physics = inverse.from_physics(Sums(), SHAPE)
     function = inverse.LinearFunction(lambda x: x.sum(3), SHAPE)
-    assert isinstance(physics, Linear)
+    assert isinstance(physics, LinearOperator)
     y = physics(image())
     torch.testing.assert_close(physics.A_adjoint(y), function.A_adjoint(y))
     torch.testing.assert_close(physics.prox_l2(image(), y, 3.0), function.prox_l2(image(), y, 3.0))
@@ -333,7 +333,7 @@ def test_real_deepinv_objects() -> None:
     torch.testing.assert_close(blur.prox_l2(x, blur(x), 2.0), ours.prox_l2(x, ours(x), 2.0), atol=1e-4, rtol=0)
     for physics in (theirs, deepinv.physics.Downsampling(shape, filter="bicubic", factor=4)):
         op = inverse.from_physics(physics, shape)
-        assert isinstance(op, Linear)
+        assert isinstance(op, LinearOperator)
         assert inverse.Likelihood(op, op(x), 0.1).sample(x, 0.5).isfinite().all()
     phase = inverse.from_physics(deepinv.physics.PhaseRetrieval(theirs), shape)
     assert isinstance(phase, inverse.Function) and phase.prox_sample(x, phase(x), 0.5, 0.1).isfinite().all()

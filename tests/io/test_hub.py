@@ -18,7 +18,7 @@ import fewstep as fs
 from fewstep.cli import main
 from fewstep.io import hub, model_folder
 from fewstep.io.card import Card
-from fewstep.metrics.protocol import Result, write_results
+from fewstep.metrics.protocol import MetricResult, write_results
 from fewstep.runtime.files import OFFLINE, optional, sha256
 from tests.cli.test_cli import fails
 from tests.fakehub import blob_id
@@ -102,7 +102,9 @@ def metadata(path):
 
 
 def test_a_model_comes_back_from_the_hub_as_it_went(fake, model, tmp_path, capsys):
-    result = Result("fid", 3.25, 50_000, {"weights": sha256(model / "model.safetensors"), "reference": {"name": "c10"}})
+    result = MetricResult(
+        "fid", 3.25, 50_000, {"weights": sha256(model / "model.safetensors"), "reference": {"name": "c10"}}
+    )
     write_results(tmp_path / "fid.json", [result])
     assert main(["push", str(model), "me/tiny", "--metrics", str(tmp_path / "fid.json"), "--private"]) == 0
     assert capsys.readouterr().out == "https://hub/me/tiny/commit/1\n"
@@ -261,7 +263,7 @@ def test_licenses_and_figures_are_those_of_the_weights(fake, denoiser, model, tm
     assert main(["push", bare, "me/bare", "--license", "Apache-2.0"]) == 0
     assert metadata(fake.root / "me" / "bare" / "README.md")["license"] == "apache-2.0"
     assert "says that the license" in fails(capsys, "push", str(model), "me/tiny", "--license", "MIT")
-    write_results(tmp_path / "r.json", [Result("fid", 1.0, 9, {"weights": "0"})])
+    write_results(tmp_path / "r.json", [MetricResult("fid", 1.0, 9, {"weights": "0"})])
     assert "results of another model" in fails(
         capsys, "push", str(model), "me/x", "--metrics", str(tmp_path / "r.json")
     )

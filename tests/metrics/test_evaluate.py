@@ -21,10 +21,10 @@ from fewstep.metrics import statistics
 from fewstep.metrics.catalog import Metric, parse
 from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate, make_reference
-from fewstep.metrics.extractors import NETWORKS, Network, Pixels, User, extractor
+from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, PixelFeatures, UserExtractor, extractor
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.protocol import (
-    Result,
+    MetricResult,
     check_comparable,
     compare,
     differences,
@@ -34,8 +34,8 @@ from fewstep.metrics.protocol import (
     summarize,
     write_results,
 )
-from fewstep.metrics.references import Reference, load_reference, save_reference
-from fewstep.metrics.sources import Source, first, from_function, from_path, open_pairs, open_set, prefetched
+from fewstep.metrics.references import ReferenceData, load_reference, save_reference
+from fewstep.metrics.sources import ImageSource, first, from_function, from_path, open_pairs, open_set, prefetched
 
 METRICS = ("fd_tiny", "fd_tiny@100", "kd_tiny", "is_tiny/logits", "pr_tiny", "dc_tiny")
 REAL = ImageData(np.random.RandomState(0).randint(0, 256, (150, 3, 8, 8), np.uint8), name="real")
@@ -161,7 +161,7 @@ def test_mistakes_show_before_anything_is_computed(metrics, n, says):
         raise AssertionError("an image was made")
 
     with pytest.raises(ValueError, match=says):
-        evaluate(Source(n, never), REAL, options(metrics=metrics))
+        evaluate(ImageSource(n, never), REAL, options(metrics=metrics))
 
 
 def test_weights_that_are_missing(monkeypatch, tmp_path):
@@ -179,7 +179,7 @@ def test_features_that_are_not_finite_are_traced_to_their_image():
         features[images[:, 0, 0, 0] == 255] = torch.nan
         return features
 
-    extractors = {"broken": User(broken, name="broken", sha256="")}
+    extractors = {"broken": UserExtractor(broken, name="broken", sha256="")}
     made = FAKE.copy()
     made[:, 0, 0, 0] = 0
     made[77, 0, 0, 0] = 255
@@ -197,7 +197,7 @@ def test_shapes_that_do_not_fit():
             evaluate([FAKE[0], FAKE[0, :, :4]], REAL, options(metrics=("fd_pixels",), batch_size=size))
     with pytest.raises(ValueError, match="needs to know the number of images"):
         evaluate(iter(FAKE), REAL, options())
-    flat = User(lambda images: images.double().mean((1, 2, 3)), name="flat", sha256="")
+    flat = UserExtractor(lambda images: images.double().mean((1, 2, 3)), name="flat", sha256="")
     with pytest.raises(ValueError, match=r"must give features \(B, D\), here \(32, D\); got \(32,\)"):
         evaluate(list(FAKE), REAL, options(metrics=("fd_flat",), extractors={"flat": flat}))
 
@@ -224,7 +224,7 @@ def test_references_survive_their_file(tmp_path):
     with pytest.raises(ValueError, match=r"made with the tiny extractor 00ff\.\.\., and this one is ee"):
         evaluate(list(FAKE), found, options(extractors={"tiny": other}))
     with pytest.raises(ValueError, match="no statistics to write"):
-        save_reference(Reference.of(REAL), tmp_path / "x.npz")
+        save_reference(ReferenceData.of(REAL), tmp_path / "x.npz")
 
 
 def test_a_reference_says_what_it_serves(tmp_path):
@@ -234,7 +234,7 @@ def test_a_reference_says_what_it_serves(tmp_path):
         evaluate(list(FAKE), found, options())
     wide = {("tiny", "features"): (torch.zeros(7).double(), torch.eye(7).double())}
     with pytest.raises(ValueError, match="have 5 numbers, those of the reference wide 7"):
-        evaluate(list(FAKE), Reference("wide", "", 9, wide), options(metrics=("fd_tiny",)))
+        evaluate(list(FAKE), ReferenceData("wide", "", 9, wide), options(metrics=("fd_tiny",)))
 
 
 def test_edms_reference_is_for_fid(tmp_path):
@@ -294,7 +294,7 @@ class Small(nn.Module):
 
 
 def small(folder=None, dtype=torch.float32):
-    return Network("inception", Small(), torch.Tensor.float, resize="none", sha256="00ff", dtype=dtype)
+    return FeatureNetwork("inception", Small(), torch.Tensor.float, resize="none", sha256="00ff", dtype=dtype)
 
 
 @pytest.fixture
@@ -484,7 +484,7 @@ def test_a_users_extractor(tmp_path):
     for where, says in (("x:f", "named as mine.py:features"), ("no.py:f", "missing"), ("mine.py:other", "no function")):
         with pytest.raises(ValueError, match=says):
             extractor(f"{tmp_path}/{where}")
-    assert isinstance(extractor("pixels"), Pixels)
+    assert isinstance(extractor("pixels"), PixelFeatures)
 
 
 # Interruptions and ranks
@@ -501,7 +501,7 @@ def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
                 asked.append(i)
                 yield FAKE[i]
 
-        return Source(120, make, protocol={"sha256": "fake"}, overlap=False)
+        return ImageSource(120, make, protocol={"sha256": "fake"}, overlap=False)
 
     asked = []
     chosen = options(resume=tmp_path, batch_size=10)
@@ -541,7 +541,7 @@ def test_a_finished_pass_is_kept(tmp_path):
         asked.extend(FAKE[start:])
         return FAKE[start:]
 
-    assert values(evaluate(Source(120, again, protocol=known), REAL, chosen)) == values(before)
+    assert values(evaluate(ImageSource(120, again, protocol=known), REAL, chosen)) == values(before)
     assert (asked, chosen.extractors["tiny"].calls) == ([], 120 + 150)
 
 
@@ -573,7 +573,7 @@ def test_two_ranks_give_the_same_figures(tmp_path):
 
 def result(value=1.0, n=50_000, **protocol):
     common = {"extractor": {"sha256": "aa"}, "reference": {"sha256": "bb"}, "rounding": "r", "settings": {}, "nfe": 35}
-    return Result("fid", value, n, {**common, **protocol})
+    return MetricResult("fid", value, n, {**common, **protocol})
 
 
 def cells(line):
@@ -581,7 +581,7 @@ def cells(line):
 
 
 def test_figures_of_different_protocols_are_not_compared():
-    check_comparable([result(), result(2.0, nfe=1), Result("is", 9.0, 10)])
+    check_comparable([result(), result(2.0, nfe=1), MetricResult("is", 9.0, 10)])
     with pytest.warns(UserWarning, match="fid cannot be compared.*reference: .*bb.* and .*cc"):
         check_comparable([result(), result(reference={"sha256": "cc"})])
     with pytest.warns(UserWarning, match="n: 50,000 and 2,000"):
@@ -590,7 +590,7 @@ def test_figures_of_different_protocols_are_not_compared():
         check_comparable([result(), result(rounding="other")])
     named = [result(reference={"name": name, "sha256": "bb"}) for name in ("cifar10", "renamed")]
     check_comparable([result(), *named])
-    table = compare({"a.json": [result(), result(2.0)], "b.json": [result(3.0), Result("is", 9.0, 10)]})
+    table = compare({"a.json": [result(), result(2.0)], "b.json": [result(3.0), MetricResult("is", 9.0, 10)]})
     assert [cells(line) for line in table.splitlines()] == [
         ["metric", "a.json", "b.json"],
         ["-------", "--------------:", "-----:"],
@@ -617,7 +617,7 @@ def test_repeats():
 
 
 def test_results_are_written_and_read(tmp_path):
-    results = [result(1.97, note="few"), Result("is", 10.0, 2345, {"nfe": 35})]
+    results = [result(1.97, note="few"), MetricResult("is", 10.0, 2345, {"nfe": 35})]
     write_results(tmp_path / "r.json", results)
     assert read_results(tmp_path / "r.json") == results
     table = markdown([results])

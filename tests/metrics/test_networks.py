@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from fewstep.metrics import weights
-from fewstep.metrics.extractors import NETWORKS, Network, extractor, fast
+from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, extractor, fast
 from fewstep.metrics.networks.clip import CLIP, cubic_pixels
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception, tf1_resize
@@ -77,7 +77,7 @@ def test_inception_with_folded_norms_is_the_same_function(inception):
     plain = inception(images.float().expand(-1, 3, -1, -1))
     twin = Inception()
     twin.load_state_dict(inception.state_dict())
-    extractor = Network("inception", fast(twin.eval()), torch.Tensor.float, resize="", sha256=None)
+    extractor = FeatureNetwork("inception", fast(twin.eval()), torch.Tensor.float, resize="", sha256=None)
     folded = extractor(images)
     assert len(list(twin.parameters())) == 2 * 94 + 2
     for part, values in plain.items():
@@ -180,7 +180,7 @@ def test_networks_below_float32(name, monkeypatch):
     monkeypatch.setattr("fewstep.metrics.networks.inception.tf1_resize", partial(tf1_resize, size=107))  # less to do
     build, prepare = SMALL[name]
     full, low = (
-        Network(name, build(), prepare, resize="", sha256=None, dtype=dtype)
+        FeatureNetwork(name, build(), prepare, resize="", sha256=None, dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     inputs = []
@@ -205,7 +205,7 @@ def test_built_in_networks_take_a_precision(name, monkeypatch):
     assert list(SMALL) == list(NETWORKS)
     for dtype in (torch.float32, torch.bfloat16):
         found = extractor(name, dtype)
-        assert isinstance(found, Network) and found.dtype == dtype
+        assert isinstance(found, FeatureNetwork) and found.dtype == dtype
         assert any(p.dtype == torch.bfloat16 for p in found.network.parameters()) == (dtype == torch.bfloat16)
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data.grid import save_image
-from fewstep.metrics.protocol import Result, write_results
+from fewstep.metrics.protocol import MetricResult, write_results
 from fewstep.report import Reference, Series, grid, line_chart, save_png, write_report
 from fewstep.report.numerals import duration, human, linear_ticks, log_ticks, tick_labels
 from fewstep.report.plot import BUCKETS, smooth, thin
@@ -454,7 +454,7 @@ def test_figures_of_eval_are_rows(tmp_path):
     figures = [("fid", 2.5, "0-49"), ("kid", 0.25, "0-49"), ("fid", 2.75, "50-99"), ("kid", 0.125, "50-99")]
     write_run(tmp_path / "runs/sid", "student")
     file = tmp_path / "runs/sid/fid.json"
-    write_results(file, [Result(m, v, 50, shared | {"seeds": s}) for m, v, s in figures])
+    write_results(file, [MetricResult(m, v, 50, shared | {"seeds": s}) for m, v, s in figures])
     twice = [{"metric": "psnr", "value": value, "n": 8, "protocol": {}} for value in (31.5, 32.5)]
     (tmp_path / "z.json").write_text(json.dumps(twice))
     (tmp_path / "other.json").write_text("[1, 2")

@@ -22,7 +22,7 @@ from fewstep.cli import main
 from fewstep.compare import show
 from fewstep.io import model_folder
 from fewstep.io.card import Card, body
-from fewstep.metrics.protocol import Result, markdown, write_results
+from fewstep.metrics.protocol import MetricResult, markdown, write_results
 from fewstep.recipes import digits as recipes
 from fewstep.runtime.foreign import Visible, inline, public, visible
 from fewstep.runtime.progress import Progress
@@ -240,7 +240,7 @@ def test_cards_show_names_as_they_are(denoiser):
 
 
 def test_tables_of_results_have_a_line_for_each(capsys):
-    result = Result("fd_x|y", 1.0, 5, {"images": "a\n- reference: b", "x\ny": "<b>"})
+    result = MetricResult("fd_x|y", 1.0, 5, {"images": "a\n- reference: b", "x\ny": "<b>"})
     found = markdown([[result]])
     assert len(found.splitlines()) == 6 and r"| fd_x\|y@5 |" in found and r"- images: a\\n- reference: b" in found
     for name in ("a", f"b|{ESCAPES}"):

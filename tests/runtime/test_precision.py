@@ -14,8 +14,8 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import digits
 from fewstep.inverse.restore import restore
 from fewstep.metrics.evaluate import evaluate
-from fewstep.metrics.extractors import Network
-from fewstep.metrics.sources import Source
+from fewstep.metrics.extractors import FeatureNetwork
+from fewstep.metrics.sources import ImageSource
 from fewstep.runtime.precision import tf32
 from fewstep.sample import generated
 from fewstep.train.optim import Adam
@@ -63,7 +63,9 @@ def test_metrics_and_restorations_never(watched):
     network = nn.Module()
     network.forward = lambda x: seen.append(setting()) or {"features": x.flatten(1)}
     with tf32(True):
-        Network("x", network, torch.Tensor.float, resize="", sha256=None)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+        FeatureNetwork("x", network, torch.Tensor.float, resize="", sha256=None)(
+            torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+        )
         y = torch.zeros(1, 1, 8, 8)
         restore(watched, inverse.Inpainting(torch.ones(8, 8), (1, 8, 8)), y, 0.1, [0], label=torch.tensor([1]))
     assert all(found == {"ieee"} for found in [*seen, *watched.seen]) and seen and watched.seen
@@ -112,6 +114,6 @@ def test_an_evaluation_is_outside_of_it_as_a_whole():
             yield image
 
     with tf32(True):
-        evaluate(Source(8, make, overlap=True), digits())
+        evaluate(ImageSource(8, make, overlap=True), digits())
         assert setting() == {"tf32"}
     assert seen == 8 * [{"ieee"}]

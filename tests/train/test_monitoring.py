@@ -23,8 +23,8 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageData, ImageStream, digits
 from fewstep.io import model_folder
 from fewstep.metrics.evaluate import evaluate
-from fewstep.metrics.extractors import NETWORKS, Network
-from fewstep.metrics.protocol import Result
+from fewstep.metrics.extractors import NETWORKS, FeatureNetwork
+from fewstep.metrics.protocol import MetricResult
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.sample import generate, generated
@@ -76,7 +76,7 @@ def evaluated(tmp_path_factory):
 def test_evaluations_follow_the_clock_and_carry_their_protocol(evaluated):
     found = lines(evaluated / "metrics.jsonl")
     assert [line["nimg"] for line in found] == [16, 24, 32]
-    last = Result(**found[-1]["results"][0])
+    last = MetricResult(**found[-1]["results"][0])
     product = model_folder.load(evaluated)
     (again,) = evaluate(generated(product, range(20)), digits())
     assert (last.value, last.n, last.protocol) == (again.value, 20, again.protocol)
@@ -106,7 +106,7 @@ def test_features_in_the_precision_asked_for(denoiser, monkeypatch):
             return {"features": images[:, 0, :3, 3]}
 
     def network(dtype):
-        return Network("inception", Few(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
+        return FeatureNetwork("inception", Few(), torch.Tensor.float, resize="", sha256="00ff", dtype=dtype)
 
     monkeypatch.setitem(NETWORKS, "inception", network)
     for dtype in (torch.float32, torch.bfloat16):
@@ -127,7 +127,7 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path, capsys, monkeypatch, dam
     run, evaluation = tmp_path / "run", Evaluation(8, n=20)
     values = iter([3.0, 1.0, 2.0, 1.5])  # of 8, 16, 24 and 32 images
     measured = "fewstep.train.evaluation.metrics.evaluate"
-    monkeypatch.setattr(measured, lambda *_: [Result("fd_pixels", next(values), 20, {})])
+    monkeypatch.setattr(measured, lambda *_: [MetricResult("fd_pixels", next(values), 20, {})])
     fit(short_run(24, evaluation=evaluation), run)
     names = ["metrics.jsonl"] + ["log.jsonl"] * ("results" not in damage)
     damaged = {}
@@ -252,7 +252,7 @@ def test_the_grid_of_a_run_is_recorded_and_kept(tmp_path, monkeypatch):
 
 def test_best_compares_like_with_like():
     def result(value, name="fd_pixels", n=20, reference="a"):
-        return [Result(name, value, n, {"reference": reference})]
+        return [MetricResult(name, value, n, {"reference": reference})]
 
     distance, score = Evaluation(1, n=20), Evaluation(1, ("is", "fd_pixels"), n=20)
     assert distance.best(result(3.0), [])

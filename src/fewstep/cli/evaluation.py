@@ -21,8 +21,8 @@ from fewstep.runtime.foreign import visible
 
 if TYPE_CHECKING:
     from fewstep.metrics.evaluate import Options
-    from fewstep.metrics.references import Reference
-    from fewstep.metrics.sources import Source
+    from fewstep.metrics.references import ReferenceData
+    from fewstep.metrics.sources import ImageSource
 
 Json = Annotated[Path | None, arg(name="json")]
 Dtype = Literal["float32", "auto", "bfloat16", "float16"]
@@ -147,7 +147,7 @@ def is_model(path: Path) -> bool:
     return is_address(path) or (path / "config.json").is_file() or (path / "run.json").is_file()
 
 
-def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Reference) -> list[int]:
+def choose_seeds(seeds: str | None, num: int | None, options: Options, real: ReferenceData) -> list[int]:
     if seeds is not None:
         chosen = parse_seeds(seeds)
         if num is not None and num > len(chosen):
@@ -158,7 +158,9 @@ def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Ref
     return list(range(num or asked or there))
 
 
-def model_sources(path: Path, seeds: list[int], repeats: int, batch: int | None, sampling: Sampling) -> list[Source]:
+def model_sources(
+    path: Path, seeds: list[int], repeats: int, batch: int | None, sampling: Sampling
+) -> list[ImageSource]:
     """The images of a model as sources, one for each repetition."""
     from dataclasses import replace
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.inverse.operator import Linear, Operator
+from fewstep.inverse.operator import LinearOperator, Operator
 
 
 def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Function(Operator):
         return self.function(x)
 
 
-class LinearFunction(Linear):
+class LinearFunction(LinearOperator):
     """Any linear function of images; the adjoint is derived. Raises ValueError if it is not linear."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
@@ -92,14 +92,14 @@ class LinearFunction(Linear):
         self.function = function
         if not linear(function, shape):
             raise ValueError("this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); make it a Function")
-        if type(self).A_adjoint is Linear.A_adjoint:  # derived by differentiation
+        if type(self).A_adjoint is LinearOperator.A_adjoint:  # derived by differentiation
             check_differentiable(function, shape)
 
     def A(self, x: Tensor) -> Tensor:
         return self.function(x)
 
 
-class Physics(Linear):
+class Physics(LinearOperator):
     """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Every operator can draw from N(u; x, rho^2 I) p(y | u), up to a constant, the step that split Gibbs sampling needs:
 exactly from a known singular value decomposition (`Decomposed`), exactly up to the tolerance of conjugate gradients for
-other linear operators (`Linear`), by Langevin steps for the rest (`Operator`). Methods have deepinv's names.
+other linear operators (`LinearOperator`), by Langevin steps for the rest (`Operator`). Methods have deepinv's names.
 """
 
 # ruff: noqa: N802 - A, U, V are the names of the field
@@ -76,7 +76,7 @@ def streams(eps: Tensor) -> Callable[[], Noise]:
 
 
 class Operator(nn.Module, ABC):
-    """y = A(x) for images x (B, *shape), differentiable; subclasses say `A`. `linear` ones are `Linear`."""
+    """y = A(x) for images x (B, *shape), differentiable; subclasses say `A`. `linear` ones are `LinearOperator`."""
 
     shape: tuple[int, ...]
 
@@ -196,7 +196,7 @@ class Operator(nn.Module, ABC):
             return (dots(gap, gap).flatten() + dots(u - z, u - z).flatten() / rho**2) / 2
 
 
-class Linear(Operator):
+class LinearOperator(Operator):
     """A linear operator; its adjoint is derived from `A` unless a subclass knows a faster one."""
 
     def A_adjoint(self, y: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class Linear(Operator):
         return u
 
 
-class Decomposed(Linear):
+class Decomposed(LinearOperator):
     """A linear operator with a known singular value decomposition A = U diag(s) V^T.
 
     Subclasses say `V`, `V_adjoint`, `U`, `U_adjoint`, between images or measurements and coefficients; V is a complete

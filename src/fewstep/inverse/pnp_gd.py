@@ -117,7 +117,7 @@ def balanced_sigmas(n: int = 49, *, sigma_min: float = 0.05, sigma_max: float = 
 
 
 @dataclass(frozen=True)
-class Preset:
+class PnPPreset:
     """How PnP-GD runs. beta: NCVSD's tuned 2 sigma_y^2, None for the measurement's own noise. ema_below, ema_decay:
     of `averaged`; a decay of 0 reports x0 itself. sigma_min None: the measurement's noise level, 0.05 at most.
     rho: exponent of the published levels; the balanced ones have none.
@@ -154,7 +154,7 @@ class Preset:
         return balanced_sigmas(evaluations, sigma_min=self.sigma_min or min(sigma_y, 0.05), sigma_max=self.sigma_max)
 
 
-published = partial(Preset, "published")
+published = partial(PnPPreset, "published")
 PUBLISHED = {
     "box_inpainting": published(1e-4, 100, 0.2),
     "random_inpainting": published(1e-4, 100, 0.2),
@@ -166,5 +166,5 @@ PUBLISHED = {
 PUBLISHED |= {f"{task}_circ": PUBLISHED[task] for task in ("gaussian_deblur", "motion_deblur")}
 """NCVSD's settings for each of its tasks (measurement noise 0.05); random inpainting takes those of the box."""
 
-BALANCED = Preset("balanced", None, 0.0, 0.0, "tight", 0.5, 5.0, None)
+BALANCED = PnPPreset("balanced", None, 0.0, 0.0, "tight", 0.5, 5.0, None)
 """Less bias in as many evaluations: balanced levels, tight coupling, persistence 1/2, the true noise level, no average."""

@@ -17,7 +17,7 @@ from fewstep.core.denoiser import Denoise, Denoiser
 from fewstep.core.noise import Noise, karras_sigmas
 from fewstep.inverse import Likelihood, Operator
 from fewstep.inverse.operator import Decomposed
-from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, Preset
+from fewstep.inverse.pnp_gd import BALANCED, PUBLISHED, PnPPreset
 from fewstep.runtime.precision import tf32
 from fewstep.sample import SeededNoise, check_label
 from fewstep.samplers import last
@@ -70,7 +70,7 @@ class Solver:
     """
 
     name: SolverName = "pnp_gd"
-    preset: Preset = BALANCED
+    preset: PnPPreset = BALANCED
     evaluations: int = NFE
     prior_steps: int = 3
     options: dict[str, Any] = field(default_factory=dict)
@@ -140,14 +140,14 @@ class Solver:
         return {"solver": self.name, **preset, **prior, "nfe": self.nfe(denoiser), "options": options}
 
 
-def fitted(preset: Preset, operator: Operator) -> Preset:
+def fitted(preset: PnPPreset, operator: Operator) -> PnPPreset:
     """The preset as an operator can take it: tight coupling and persistence need a known decomposition."""
     if isinstance(operator, Decomposed) or preset.coupling == "split":
         return preset
     return replace(preset, coupling="split", persistence=0.0, sigma_min=preset.sigma_min or 0.02)
 
 
-def named_preset(name: str, task: str) -> Preset:
+def named_preset(name: str, task: str) -> PnPPreset:
     """`balanced`, or `published`: NCVSD's for this task."""
     if name == "balanced":
         return BALANCED

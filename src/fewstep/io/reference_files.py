@@ -9,28 +9,28 @@ from urllib.parse import urlsplit
 from fewstep.data import images
 from fewstep.io.convert.download import fetch
 from fewstep.io.unpickle import read
-from fewstep.metrics.references import Reference, check_moments, load_reference
+from fewstep.metrics.references import ReferenceData, check_moments, load_reference
 from fewstep.metrics.sources import open_set
 from fewstep.runtime.files import sha256
 
 EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
 
-def open_reference(path: str | Path) -> Reference:
+def open_reference(path: str | Path) -> ReferenceData:
     """A reference file, by path or http(s) address, or images of any source; "digits" is the built-in set."""
     if "://" in str(path):
         return replace(open_reference(fetch(path)), name=PurePosixPath(urlsplit(str(path)).path).stem)
     if str(path) == "digits":
-        return Reference.of(images("digits"))
+        return ReferenceData.of(images("digits"))
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return load_reference(path)
     if path.suffix.lower() == ".pkl":
         return edm2_reference(path)
-    return Reference.of(open_set(path))
+    return ReferenceData.of(open_set(path))
 
 
-def edm2_reference(path: Path) -> Reference:
+def edm2_reference(path: Path) -> ReferenceData:
     """EDM2's pickle {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}; nothing in it is run."""
     content = read(path)
     if not isinstance(content, dict):
@@ -45,4 +45,4 @@ def edm2_reference(path: Path) -> Reference:
         )
     n = content.get("num_images")
     hashes = dict.fromkeys(extractor for extractor, _ in moments)
-    return Reference(path.stem, sha256(path), n if isinstance(n, int) else None, moments, extractors=hashes)
+    return ReferenceData(path.stem, sha256(path), n if isinstance(n, int) else None, moments, extractors=hashes)

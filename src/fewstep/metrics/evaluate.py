@@ -16,9 +16,9 @@ from fewstep.metrics.catalog import NEIGHBOURS, SPLITS, Metric, Need, parse
 from fewstep.metrics.distribution import SUBSET, SUBSETS, frechet_at_infinity, frechet_distance, kernel_distance
 from fewstep.metrics.extractors import NETWORKS, Extractor, extractor, identity, precision
 from fewstep.metrics.neighbours import Overlap, overlap
-from fewstep.metrics.protocol import SMALL, Result
-from fewstep.metrics.references import Reference
-from fewstep.metrics.sources import Images, Source, from_images
+from fewstep.metrics.protocol import SMALL, MetricResult
+from fewstep.metrics.references import ReferenceData
+from fewstep.metrics.sources import ImageSet, ImageSource, from_images
 from fewstep.metrics.statistics import Pass, Saved, Statistics
 from fewstep.runtime.distributed import barrier, sum_over_ranks, world_size
 from fewstep.runtime.precision import tf32
@@ -75,22 +75,22 @@ class Options:
 
 @tf32(False)  # as a whole: images may be made on the side, and the process has one setting
 def evaluate(
-    images: Source | Iterable[NDArray[np.uint8]],
-    reference: Reference | Images,
+    images: ImageSource | Iterable[NDArray[np.uint8]],
+    reference: ReferenceData | ImageSet,
     options: Options = Options(),
     *,
     protocol: Mapping[str, Any] | None = None,
-) -> list[Result]:
+) -> list[MetricResult]:
     """Measure images, uint8 (C, H, W), of all ranks, against a reference: one result for each figure.
 
-    images: a `Source`, or any iterable of this rank's images (every world-th of all). protocol: how they were made
+    images: an `ImageSource`, or any iterable of this rank's images (every world-th of all). protocol: how they were made
     (model, seeds, sampler, NFE, rounding); extractor, reference and settings are added. Raises ValueError before the
     expensive part for too few images, missing weights, and a reference that lacks what a metric needs or was made with
     another extractor; and for features that are not finite, naming the image.
     """
     metrics = options.parsed()
-    source = images if isinstance(images, Source) else from_iterable(images)
-    real = reference if isinstance(reference, Reference) else Reference.of(reference)
+    source = images if isinstance(images, ImageSource) else from_iterable(images)
+    real = reference if isinstance(reference, ReferenceData) else ReferenceData.of(reference)
     check_counts(metrics, source.n, real)
     extractors = options.open_extractors(metrics)
     for name, used in extractors.items():
@@ -101,7 +101,7 @@ def evaluate(
     check_dims(current.statistics, real)
     real = complete(real, metrics, extractors, options)
     check_dims(current.statistics, real)
-    fake = current.finish("eval" if isinstance(images, Source) else None)
+    fake = current.finish("eval" if isinstance(images, ImageSource) else None)
     seen = torch.tensor(fake.seen)
     sum_over_ranks([seen])
     fake.merge_ranks()
@@ -120,20 +120,20 @@ def evaluate(
             ks = sorted({other.k for other in metrics if other.k and other.need == metric.need})
             overlaps[metric.need] = overlap(real.samples[metric.extractor, metric.part], fake[metric.need], ks)
         figures = compute(metric, fake, real, overlaps.get(metric.need, {}))
-        results += [Result(name, value, n, about) for name, value in figures.items()]
+        results += [MetricResult(name, value, n, about) for name, value in figures.items()]
         if options.extrapolate and metric.kind == "frechet":
             samples = fake[metric.need._replace(of="samples")]
             value = frechet_at_infinity(samples, *real.moments[metric.extractor, metric.part])
             extrapolated = {k: v for k, v in about.items() if k != "note"} | {
                 "extrapolated": "15 sizes, linear in 1 / n"
             }
-            results.append(Result(f"{metric.name}_infinity", value, n, extrapolated))
+            results.append(MetricResult(f"{metric.name}_infinity", value, n, extrapolated))
     barrier()
     return results
 
 
 def start(
-    source: Source,
+    source: ImageSource,
     needs: Sequence[Need],
     extractors: Mapping[str, Extractor],
     options: Options,
@@ -157,13 +157,13 @@ def start(
     return current
 
 
-def from_iterable(images: Iterable[NDArray[np.uint8]]) -> Source:
+def from_iterable(images: Iterable[NDArray[np.uint8]]) -> ImageSource:
     n = None
     if isinstance(images, Sized):
         counted = torch.tensor(len(images))
         sum_over_ranks([counted])
         n = int(counted)
-    return Source(n, lambda start: list(images)[start:] if start else images)
+    return ImageSource(n, lambda start: list(images)[start:] if start else images)
 
 
 def fake_needs(metrics: Iterable[Metric], *, extrapolate: bool) -> list[Need]:
@@ -173,10 +173,12 @@ def fake_needs(metrics: Iterable[Metric], *, extrapolate: bool) -> list[Need]:
     return list(dict.fromkeys(needs))
 
 
-def check_counts(metrics: Iterable[Metric], n: int | None, real: Reference) -> None:
+def check_counts(metrics: Iterable[Metric], n: int | None, real: ReferenceData) -> None:
     for metric in metrics:
         if n is None and (metric.kind != "frechet" or metric.limit):
-            raise ValueError(f"{metric.name} needs to know the number of images beforehand; give a list or a Source")
+            raise ValueError(
+                f"{metric.name} needs to know the number of images beforehand; give a list or an ImageSource"
+            )
         if n is not None:
             metric.check(n)
         if metric.kind != "score" and real.images is not None:
@@ -185,7 +187,7 @@ def check_counts(metrics: Iterable[Metric], n: int | None, real: Reference) -> N
         raise ValueError(f"{n} images cannot be split over {world_size()} processes")
 
 
-def check_extractor(used: Extractor, real: Reference, name: str) -> None:
+def check_extractor(used: Extractor, real: ReferenceData, name: str) -> None:
     """Refuse a reference whose arrays were made with other weights, or in another precision, than those in use."""
     known, mine = real.extractors.get(name), identity(used)
     if known is not None and known != mine:
@@ -201,7 +203,7 @@ def short(known: str) -> str:
     return " in ".join([f"{digest[:16]}...", *dtype])
 
 
-def check_dims(fake: Statistics, real: Reference) -> None:
+def check_dims(fake: Statistics, real: ReferenceData) -> None:
     for need, dim in fake.dims():
         features = (need.extractor, need.part)
         known = [len(real.moments[features][0])] if features in real.moments and need.of == "moments" else []
@@ -214,7 +216,7 @@ def check_dims(fake: Statistics, real: Reference) -> None:
                 )
 
 
-def lacking(metric: Metric, real: Reference) -> bool:
+def lacking(metric: Metric, real: ReferenceData) -> bool:
     features = (metric.extractor, metric.part)
     if metric.kind == "score":
         return False
@@ -222,8 +224,8 @@ def lacking(metric: Metric, real: Reference) -> bool:
 
 
 def complete(
-    real: Reference, metrics: Sequence[Metric], extractors: Mapping[str, Extractor], options: Options
-) -> Reference:
+    real: ReferenceData, metrics: Sequence[Metric], extractors: Mapping[str, Extractor], options: Options
+) -> ReferenceData:
     """The reference with all arrays that the metrics need; what is missing is computed from its images.
 
     Moments are of all images that the reference stands for: where a file has both moments and images, the images are
@@ -252,15 +254,15 @@ def complete(
     )
 
 
-def make_reference(images: Images, options: Options) -> Reference:
+def make_reference(images: ImageSet, options: Options) -> ReferenceData:
     """The statistics of all images of a set that the metrics need, to be written by `references.save_reference`."""
     metrics = options.parsed()
     for metric in metrics:
         metric.check(len(images), "reference")
-    return complete(Reference.of(images), metrics, options.open_extractors(metrics), options)
+    return complete(ReferenceData.of(images), metrics, options.open_extractors(metrics), options)
 
 
-def compute(metric: Metric, fake: Statistics, real: Reference, overlaps: Mapping[int, Overlap]) -> dict[str, float]:
+def compute(metric: Metric, fake: Statistics, real: ReferenceData, overlaps: Mapping[int, Overlap]) -> dict[str, float]:
     """The figures of one metric by name. overlaps: by k, of metrics of nearest neighbours."""
     features = (metric.extractor, metric.part)
     match metric.kind:
@@ -278,7 +280,7 @@ def compute(metric: Metric, fake: Statistics, real: Reference, overlaps: Mapping
     return dict(zip(metric.figures, values, strict=True))
 
 
-def measured_by(metric: Metric, used: Extractor, real: Reference, n: int) -> dict[str, Any]:
+def measured_by(metric: Metric, used: Extractor, real: ReferenceData, n: int) -> dict[str, Any]:
     """The part of a protocol that another measurement must share."""
     extractor = {"name": used.name, "sha256": used.sha256, "part": metric.part, "resize": used.resize}
     if (dtype := precision(used)) != "float32":

@@ -38,7 +38,7 @@ class Extractor(Protocol):
     def __call__(self, images: Tensor, /) -> Tensor | Features: ...
 
 
-class Pixels:
+class PixelFeatures:
     """The pixels themselves in [-1, 1], flattened: for tiny images, where no network is needed."""
 
     name = "pixels"
@@ -49,7 +49,7 @@ class Pixels:
         return (images.float() / 127.5 - 1).flatten(1).to(torch.float64)
 
 
-class Network:
+class FeatureNetwork:
     """A feature network with what brings uint8 images to its size; grey images are repeated to three channels.
 
     dtype: in which the network's products, and what lies between two of them, are computed (see `precision.lower`):
@@ -83,7 +83,7 @@ class Network:
 
 def precision(extractor: Extractor) -> str:
     """In which an extractor computes, by name; of all but networks, whose precision cannot be chosen, float32."""
-    dtype = extractor.dtype if isinstance(extractor, Network) else torch.float32
+    dtype = extractor.dtype if isinstance(extractor, FeatureNetwork) else torch.float32
     return str(dtype).removeprefix("torch.")
 
 
@@ -93,7 +93,7 @@ def identity(extractor: Extractor) -> str | None:
     return extractor.sha256 if dtype == "float32" else f"{extractor.sha256} in {dtype}"
 
 
-class User:
+class UserExtractor:
     """A function `(images) -> features` out of a user's file, known by the hash of that file."""
 
     def __init__(self, function: Callable[[Tensor], Tensor | Features], *, name: str, sha256: str) -> None:
@@ -105,12 +105,12 @@ class User:
             return self.function(images)
 
 
-def inception(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
+def inception(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> FeatureNetwork:
     state, about = weights.read_weights(weights.INCEPTION, folder)
     network = weights.fill(Inception, state, weights.INCEPTION.file)
     assert isinstance(network, Inception)
     rule = "299x299, TensorFlow 1 bilinear (source = target * in / out), no antialiasing; (x - 128) / 128"
-    return Network("inception", fast(network), Tensor.float, resize=rule, sha256=about["sha256"], dtype=dtype)
+    return FeatureNetwork("inception", fast(network), Tensor.float, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
 def fast(network: Inception) -> nn.Module:
@@ -122,45 +122,45 @@ def fast(network: Inception) -> nn.Module:
     return network
 
 
-def clip(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
+def clip(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> FeatureNetwork:
     state, about = weights.read_weights(weights.CLIP, folder)
     rule = "224x224, Pillow's bicubic on uint8, shorter side and centre; CLIP's mean and deviation"
     network = weights.fill(CLIP, state, weights.CLIP.file)
-    return Network("clip", network, cubic_pixels, resize=rule, sha256=about["sha256"], dtype=dtype)
+    return FeatureNetwork("clip", network, cubic_pixels, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
-def dinov2(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Network:
+def dinov2(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> FeatureNetwork:
     state, about = weights.read_weights(weights.DINOV2, folder)
     rule = (
         f"{DINOV2_SIZE}x{DINOV2_SIZE}, bicubic with antialiasing in float, not rounded; ImageNet's mean and deviation"
     )
     network = weights.fill(DINOv2, state, weights.DINOV2.file)
-    return Network("dinov2", network, cubic, resize=rule, sha256=about["sha256"], dtype=dtype)
+    return FeatureNetwork("dinov2", network, cubic, resize=rule, sha256=about["sha256"], dtype=dtype)
 
 
-def user(where: str) -> User:
+def user(where: str) -> UserExtractor:
     """The function of `mine.py:features`; its name in metrics is that of the function."""
     path, colon, name = where.rpartition(":")
     if not colon or not path.endswith(".py") or not name.isidentifier():
         raise ValueError(f"an extractor of your own is named as mine.py:features; got {where!r}")
     file = Path(path)
     function = load_file(file, name)
-    return User(
+    return UserExtractor(
         cast("Callable[[Tensor], Tensor | Features]", function),
         name=name,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {"inception": inception, "clip": clip, "dinov2": dinov2}
+NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {"inception": inception, "clip": clip, "dinov2": dinov2}
 
 
 def extractor(name: str, dtype: torch.dtype = torch.float32) -> Extractor:
-    """A built-in extractor by name, or one of your own as `mine.py:features`. dtype: of `NETWORKS`, see `Network`."""
+    """A built-in extractor by name, or one of your own as `mine.py:features`. dtype: of `NETWORKS`, see `FeatureNetwork`."""
     if ":" in name:
         return user(name)
-    if name == Pixels.name:
-        return Pixels()
+    if name == PixelFeatures.name:
+        return PixelFeatures()
     if name not in NETWORKS:
         raise ValueError(
             f"no extractor is called {name!r}; there are pixels, {', '.join(NETWORKS)}, and mine.py:features"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.metrics import weights
 from fewstep.metrics.networks.lpips import LPIPS, Backbone
-from fewstep.metrics.protocol import Result
+from fewstep.metrics.protocol import MetricResult
 from fewstep.runtime.distributed import device, rank, sum_over_ranks, world_size
 from fewstep.runtime.precision import tf32
 
@@ -116,7 +116,7 @@ def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair
 
 def evaluate_pairs(
     pairs: Iterable[tuple[Tensor, Tensor]], named: dict[str, Pair], *, protocol: dict[str, Any] | None = None
-) -> list[Result]:
+) -> list[MetricResult]:
     """The mean of each measure over the pairs of all ranks, in batches of (image, target), both (B, C, H, W)."""
     n, sums = 0, dict.fromkeys(named, 0.0)
     for image, target in pairs:
@@ -136,4 +136,4 @@ def evaluate_pairs(
         hashes = getattr(named[name], "sha256", None)
         return {"convention": CONVENTIONS[name], **({"sha256": hashes} if hashes else {})}
 
-    return [Result(name, sums[name] / n, n, {**(protocol or {}), "settings": settings(name)}) for name in named]
+    return [MetricResult(name, sums[name] / n, n, {**(protocol or {}), "settings": settings(name)}) for name in named]

@@ -23,7 +23,7 @@ MEASURE = ("extractor", "reference", "settings", "rounding")
 
 
 @dataclass(frozen=True)
-class Result:
+class MetricResult:
     """A figure and how it was measured. protocol: all that another measurement must share to be compared."""
 
     metric: str
@@ -52,7 +52,7 @@ class Summary:
     minimum: float
 
 
-def differences(a: Result, b: Result) -> list[str]:
+def differences(a: MetricResult, b: MetricResult) -> list[str]:
     """What keeps two results from being compared; empty if nothing does."""
     found = [f"metric: {a.metric} and {b.metric}"] if a.metric != b.metric else []
     found += [f"n: {a.n:,} and {b.n:,}"] if a.n != b.n else []
@@ -85,9 +85,9 @@ def show_seeds(seeds: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def check_comparable(results: Sequence[Result]) -> None:
+def check_comparable(results: Sequence[MetricResult]) -> None:
     """Warn, once for each metric, of results that were not measured in the same way as the first of their metric."""
-    first: dict[str, Result] = {}
+    first: dict[str, MetricResult] = {}
     warned: set[str] = set()
     for result in results:
         known = first.setdefault(result.metric, result)
@@ -106,7 +106,7 @@ def repeat_seeds(seeds: Sequence[int], repeats: int) -> list[list[int]]:
     return [[seed + i * step for seed in seeds] for i in range(repeats)]
 
 
-def summarize(runs: Sequence[Sequence[Result]]) -> list[Summary]:
+def summarize(runs: Sequence[Sequence[MetricResult]]) -> list[Summary]:
     """Mean, spread and minimum of each metric over repeated measurements, which must have the same metrics."""
     if len({tuple((r.metric, r.n) for r in run) for run in runs}) != 1:
         raise ValueError("repeated measurements must have the same metrics and numbers of images")
@@ -131,7 +131,7 @@ def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *padded))
 
 
-def markdown(runs: Sequence[Sequence[Result]]) -> str:
+def markdown(runs: Sequence[Sequence[MetricResult]]) -> str:
     """The figures of one evaluation, or of repeated ones their mean, spread and minimum; below it their protocols."""
     if len(runs) == 1:
         found = table(["metric", "value"], [[r.key, f"{r.value:.6g}"] for r in runs[0]])
@@ -146,7 +146,7 @@ def markdown(runs: Sequence[Sequence[Result]]) -> str:
     return f"{found}\n{protocols([result for run in runs for result in run])}"
 
 
-def protocols(results: Sequence[Result]) -> str:
+def protocols(results: Sequence[MetricResult]) -> str:
     """A line for each thing that the protocols say, with the metrics that it is said of where it is not of all."""
     everything = list(dict.fromkeys(r.key for r in results))
     lines = []
@@ -162,7 +162,7 @@ def protocols(results: Sequence[Result]) -> str:
     return "".join(lines)
 
 
-def compare(named: Mapping[str, Sequence[Result]]) -> str:
+def compare(named: Mapping[str, Sequence[MetricResult]]) -> str:
     """A table of the results of several files, a column each; of repeated measurements the mean. Warns as above."""
     check_comparable([result for results in named.values() for result in results])
     keys = dict.fromkeys(r.key for results in named.values() for r in results)
@@ -174,16 +174,16 @@ def compare(named: Mapping[str, Sequence[Result]]) -> str:
     return table(["metric", *named], body)
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
+def write_results(path: Path, results: Sequence[MetricResult]) -> None:
     """All results as JSON, each with its protocol."""
     write_json(path, [result.asdict() for result in results])
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: Path) -> list[MetricResult]:
     return parse_results(read_json(path), str(path))
 
 
-def parse_results(content: Any, where: str) -> list[Result]:
+def parse_results(content: Any, where: str) -> list[MetricResult]:
     """Results out of JSON, each entry of the type that it must have."""
     kinds = {"metric": (str,), "value": (int, float), "n": (int,), "protocol": (dict,)}
     for entry in content if isinstance(content, list) else [content]:
@@ -196,4 +196,4 @@ def parse_results(content: Any, where: str) -> list[Result]:
             raise ValueError(
                 f"{where}: expected a list of results as `fewstep eval` writes them; got {str(entry)[:100]}"
             )
-    return [Result(**entry) for entry in content]
+    return [MetricResult(**entry) for entry in content]

@@ -21,27 +21,27 @@ from torch import Tensor
 
 from fewstep.data import images as open_images
 from fewstep.data.arrays import IMAGES, array_names, member
-from fewstep.metrics.sources import Images
+from fewstep.metrics.sources import ImageSet
 from fewstep.runtime.files import new_file, parse_json, sha256
 
 V = TypeVar("V")
-Features = tuple[str, str]
+FeatureKey = tuple[str, str]
 """Extractor and part, such as ("inception", "features")."""
 STATISTICS, ABOUT = 64 * 2**20, 4 * 2**20
 """Bytes, as float64, of an array in a smaller file; those of its description."""
 FORMAT = "fewstep reference 1"
 
 
-class Lazy(Mapping[Features, V]):
+class Lazy(Mapping[FeatureKey, V]):
     """Arrays by extractor and part, read when they are first asked for, and kept."""
 
-    def __init__(self, readers: Mapping[Features, Callable[[], V]]) -> None:
+    def __init__(self, readers: Mapping[FeatureKey, Callable[[], V]]) -> None:
         self.readers = {key: cache(reader) for key, reader in readers.items()}
 
-    def __getitem__(self, key: Features) -> V:
+    def __getitem__(self, key: FeatureKey) -> V:
         return self.readers[key]()
 
-    def __iter__(self) -> Iterator[Features]:
+    def __iter__(self) -> Iterator[FeatureKey]:
         return iter(self.readers)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Lazy(Mapping[Features, V]):
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceData:
     """The real side of a comparison.
 
     moments: mean (D,) and covariance (D, D), float64, for Frechet distances. samples: features of single images (N, D)
@@ -61,13 +61,13 @@ class Reference:
     name: str
     sha256: str
     n: int | None
-    moments: Mapping[Features, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    samples: Mapping[Features, Tensor] = field(default_factory=dict)
-    images: Images | None = None
+    moments: Mapping[FeatureKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    samples: Mapping[FeatureKey, Tensor] = field(default_factory=dict)
+    images: ImageSet | None = None
     extractors: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Images) -> Reference:
+    def of(cls, images: ImageSet) -> ReferenceData:
         return cls(images.name, images.fingerprint, len(images), images=images)
 
     def describe(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Reference:
         return ", ".join(parts + (["images"] if self.images is not None else [])) or "nothing"
 
 
-def save_reference(reference: Reference, path: Path) -> None:
+def save_reference(reference: ReferenceData, path: Path) -> None:
     """Write the arrays of a reference, each with what it is for."""
     arrays: dict[str, Any] = {}
     purpose: dict[str, str] = {}
@@ -103,7 +103,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
 
-def load_reference(path: Path) -> Reference:
+def load_reference(path: Path) -> ReferenceData:
     """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
     try:
         names = array_names(path)
@@ -118,7 +118,7 @@ def load_reference(path: Path) -> Reference:
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: its description does not fit its arrays ({error!r}); make it anew") from error
     digest = sha256(path)
-    moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
+    moments: dict[FeatureKey, Callable[[], tuple[Tensor, Tensor]]] = {}
     for part, mean, cov in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if {mean, cov} <= names:
             moments["inception", part] = gaussian(path, mean, cov)
@@ -127,7 +127,7 @@ def load_reference(path: Path) -> Reference:
         raise ValueError(
             f"{path}: expected mu and sigma (EDM), arr_0 (ADM), or a reference of ours; it has {sorted(names)}"
         )
-    return Reference(path.stem, digest, None, Lazy(moments), {}, images, {"inception": None})
+    return ReferenceData(path.stem, digest, None, Lazy(moments), {}, images, {"inception": None})
 
 
 def description(array: NDArray[Any]) -> Any:
@@ -136,9 +136,9 @@ def description(array: NDArray[Any]) -> Any:
     return parse_json(str(array))
 
 
-def own(path: Path, names: set[str], about: dict[str, Any]) -> Reference:
-    moments: dict[Features, Callable[[], tuple[Tensor, Tensor]]] = {}
-    samples: dict[Features, Callable[[], Tensor]] = {}
+def own(path: Path, names: set[str], about: dict[str, Any]) -> ReferenceData:
+    moments: dict[FeatureKey, Callable[[], tuple[Tensor, Tensor]]] = {}
+    samples: dict[FeatureKey, Callable[[], Tensor]] = {}
     for entry in about["arrays"]:
         kind, extractor, part = entry.split("/")
         if kind == "moments":
@@ -146,7 +146,9 @@ def own(path: Path, names: set[str], about: dict[str, Any]) -> Reference:
         elif kind == "samples" and entry in names:
             samples[extractor, part] = reader(path, entry)
     digest = str(about["sha256"])
-    return Reference(str(about["name"]), digest, about["n"], Lazy(moments), Lazy(samples), None, about["extractors"])
+    return ReferenceData(
+        str(about["name"]), digest, about["n"], Lazy(moments), Lazy(samples), None, about["extractors"]
+    )
 
 
 def reader(path: Path, name: str) -> Callable[[], Tensor]:

@@ -30,7 +30,7 @@ from fewstep.runtime.files import listed
 T = TypeVar("T")
 
 
-class Images(Protocol):
+class ImageSet(Protocol):
     """A finite set of images uint8 (C, H, W), as `fewstep.data.images` opens it."""
 
     name: str
@@ -46,7 +46,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images to be measured, uint8 (C, H, W).
 
     n: over all ranks, None if nobody knows. make(start): this rank's images (every world-th), from its start-th on, so
@@ -61,7 +61,7 @@ class Source:
     overlap: bool = False
 
 
-def open_set(path: Path) -> Images:
+def open_set(path: Path) -> ImageSet:
     """Images of any source that `fewstep data pack` reads; a folder or zip is looked through before anything expensive begins.
 
     Raises ValueError listing files that are no images, and naming the first image of another size or kind.
@@ -109,24 +109,24 @@ def header_shape(content: bytes, where: str) -> tuple[int, ...]:
         raise ValueError(f"{where}: expected an image; {unread(error)}; fetch or remove it") from error
 
 
-def from_images(images: Images, name: Callable[[int], str] = "image {}".format) -> Source:
+def from_images(images: ImageSet, name: Callable[[int], str] = "image {}".format) -> ImageSource:
     """All images of a set, split over the ranks."""
 
     def make(start: int) -> Iterator[NDArray[np.uint8]]:
         return (images[i] for i in range(rank() + start * world_size(), len(images), world_size()))
 
     protocol = {"images": images.name, "sha256": images.fingerprint, "rounding": "as stored"}
-    return Source(len(images), make, name, protocol, overlap=True)
+    return ImageSource(len(images), make, name, protocol, overlap=True)
 
 
-def from_path(path: Path) -> Source:
+def from_path(path: Path) -> ImageSource:
     """The images of a path; see `open_set`."""
     images = open_set(path)
     names = images.names
     return from_images(images, f"{path}, image {{}}".format if names is None else lambda i: f"{path}/{names[i]}")
 
 
-def open_pairs(a: Path, b: Path) -> tuple[Images, Images]:
+def open_pairs(a: Path, b: Path) -> tuple[ImageSet, ImageSet]:
     """Two sets of images that belong together one by one: as many, of one size and, as files, of the same names."""
     one, other = open_set(a), open_set(b)
     if one.names is not None and other.names is not None:
@@ -156,7 +156,7 @@ def stems_of(names: Sequence[str], path: Path) -> list[str]:
 class Reordered:
     """A set of images in another order."""
 
-    def __init__(self, images: Images, order: Sequence[int]) -> None:
+    def __init__(self, images: ImageSet, order: Sequence[int]) -> None:
         self.images, self.order = images, order
         self.name, self.shape, self.names = images.name, images.shape, None
 
@@ -171,7 +171,7 @@ class Reordered:
         return self.images[self.order[index]]
 
 
-def first(source: Source, n: int) -> Source:
+def first(source: ImageSource, n: int) -> ImageSource:
     """The first `n` images of a source."""
     if source.n is None or source.n < n:
         raise ValueError(
@@ -186,7 +186,7 @@ def first(source: Source, n: int) -> Source:
 
 def from_function(
     make_images: Callable[[Sequence[int]], Tensor | NDArray[np.uint8]], seeds: Sequence[int], *, batch_size: int = 64
-) -> Source:
+) -> ImageSource:
     """The images of any function (seeds) -> uint8 (B, C, H, W), one for each seed, called with `batch_size` seeds."""
 
     def make(start: int) -> Iterator[NDArray[np.uint8]]:
@@ -202,7 +202,7 @@ def from_function(
             yield from array
 
     on_side = device().type == "cuda"
-    return Source(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", {}, overlap=on_side)
+    return ImageSource(len(seeds), make, lambda i: f"the image of seed {seeds[i]}", {}, overlap=on_side)
 
 
 def batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[Tensor]:

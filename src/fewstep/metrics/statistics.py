@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.metrics.catalog import SPLITS, Need
 from fewstep.metrics.distribution import Moments, Samples, ScoreSums
 from fewstep.metrics.extractors import Extractor, Features
-from fewstep.metrics.sources import Source, batches, prefetched
+from fewstep.metrics.sources import ImageSource, batches, prefetched
 from fewstep.runtime.distributed import rank, world_size
 from fewstep.runtime.files import new_file, write_tensors
 from fewstep.runtime.progress import Progress
@@ -118,7 +118,7 @@ def extract(extractor: Extractor, images: Tensor) -> Features:
     return parts
 
 
-def check_finite(features: Mapping[str, Features], index: Tensor, source: Source) -> None:
+def check_finite(features: Mapping[str, Features], index: Tensor, source: ImageSource) -> None:
     for extractor, parts in features.items():
         for name, values in parts.items():
             good = values.isfinite().all(1).cpu()
@@ -178,7 +178,7 @@ class Pass:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         needs: Sequence[Need],
         extractors: Mapping[str, Extractor],
         *,

@@ -19,7 +19,7 @@ from fewstep.runtime.files import cache_folder, new_file, read_tensors, write_te
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedFile:
     """One published file. sha256: what the file of that name has, or how it begins; None if nobody states it."""
 
     file: str
@@ -34,7 +34,7 @@ class Asset:
     name: str
     purpose: str
     license: str
-    sources: tuple[Source, ...]
+    sources: tuple[PublishedFile, ...]
 
     @property
     def file(self) -> str:
@@ -49,26 +49,26 @@ INCEPTION = Asset(
     "fid, sfid, kid, is, pr, dc",
     "Apache-2.0 (TensorFlow)",
     (
-        Source(
+        PublishedFile(
             "weights-inception-2015-12-05-6726825d.pth",
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
             PORT,
         ),
-        Source(
+        PublishedFile(
             "pt_inception-2015-12-05-6726825d.pth",
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
             PORT,
         ),
-        Source(
+        PublishedFile(
             "inception-2015-12-05.pkl",
             "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
         ),
-        Source(
+        PublishedFile(
             "inception-2015-12-05.pt",
             "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
             "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
         ),
-        Source(
+        PublishedFile(
             "inception-2015-12-05.pt",
             "https://openaipublic.blob.core.windows.net/consistency/inception/inception-2015-12-05.pt",
         ),
@@ -80,7 +80,7 @@ CLIP = Asset(
     "clip_fid",
     "MIT (OpenAI)",
     (
-        Source(
+        PublishedFile(
             "ViT-B-32.pt",
             f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-B-32.pt",
             CLIP_SHA256,
@@ -92,7 +92,7 @@ DINOV2 = Asset(
     "fd_dinov2",
     "Apache-2.0 (Meta)",
     (
-        Source(
+        PublishedFile(
             "dinov2_vitl14_pretrain.pth",
             "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         ),
@@ -103,7 +103,7 @@ VGG = Asset(
     "lpips_vgg",
     "BSD-3 (torchvision)",
     (
-        Source(
+        PublishedFile(
             "vgg16-397923af.pth",
             "https://download.pytorch.org/models/vgg16-397923af.pth",
             "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
@@ -115,7 +115,7 @@ ALEX = Asset(
     "lpips_alex",
     "BSD-3 (torchvision)",
     (
-        Source(
+        PublishedFile(
             "alexnet-owt-7be5be79.pth",
             "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
             "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
@@ -126,21 +126,25 @@ LPIPS_VGG = Asset(
     "lpips-vgg",
     "lpips_vgg",
     "BSD-2 (Zhang et al.)",
-    (Source("vgg.pth", f"{LPIPS}/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),),
+    (PublishedFile("vgg.pth", f"{LPIPS}/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),),
 )
 LPIPS_ALEX = Asset(
     "lpips-alex",
     "lpips_alex",
     "BSD-2 (Zhang et al.)",
-    (Source("alex.pth", f"{LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),),
+    (
+        PublishedFile(
+            "alex.pth", f"{LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"
+        ),
+    ),
 )
 VGG16_BN = Asset(
     "vgg16_bn",
     "gdd on CIFAR-10",
     "BSD-3 (torchvision)",
     (
-        Source("model.safetensors", f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors"),
-        Source("vgg16_bn-6c64b313.pth", "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth", "6c64b313"),
+        PublishedFile("model.safetensors", f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors"),
+        PublishedFile("vgg16_bn-6c64b313.pth", "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth", "6c64b313"),
     ),
 )
 EFFICIENTNET = Asset(
@@ -148,8 +152,8 @@ EFFICIENTNET = Asset(
     "gdd",
     "Apache-2.0 (TensorFlow)",
     (
-        Source("model.safetensors", f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"),
-        Source(
+        PublishedFile("model.safetensors", f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"),
+        PublishedFile(
             "tf_efficientnet_lite0-0aa007d2.pth",
             "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/tf_efficientnet_lite0-0aa007d2.pth",
             "0aa007d2",
@@ -161,8 +165,10 @@ DEIT = Asset(
     "gdd but on CIFAR-10",
     "Apache-2.0 (Meta)",
     (
-        Source("model.safetensors", f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors"),
-        Source(
+        PublishedFile(
+            "model.safetensors", f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors"
+        ),
+        PublishedFile(
             "deit_base_distilled_patch16_224-df68dfff.pth",
             "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_224-df68dfff.pth",
             "df68dfff",

@@ -16,9 +16,9 @@ from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.metrics import evaluate as metrics
 from fewstep.metrics.catalog import parse
-from fewstep.metrics.protocol import Result, differences
-from fewstep.metrics.references import Reference
-from fewstep.metrics.sources import Images
+from fewstep.metrics.protocol import MetricResult, differences
+from fewstep.metrics.references import ReferenceData
+from fewstep.metrics.sources import ImageSet
 from fewstep.runtime.files import write_json
 from fewstep.sample import generated
 from fewstep.train.preemption import Watch
@@ -36,7 +36,7 @@ class Evaluation:
 
     every: int
     metrics: tuple[str, ...] = ("fd_pixels",)
-    reference: Reference | Images | None = None
+    reference: ReferenceData | ImageSet | None = None
     n: int = 10_000
     batch_size: int = 64
     feature_dtype: torch.dtype = torch.float32
@@ -51,7 +51,7 @@ class Evaluation:
         """Whether a step from `before` to `nimg` images crosses a multiple of `every`."""
         return before // self.every < nimg // self.every
 
-    def prepare(self, data: Any) -> Callable[[Denoiser, Watch], list[Result]]:
+    def prepare(self, data: Any) -> Callable[[Denoiser, Watch], list[MetricResult]]:
         """A function that measures a denoiser, whose images pass through a `Watch`. Networks and statistics of the reference
         are got here, once.
 
@@ -62,17 +62,17 @@ class Evaluation:
             raise ValueError(f"{data.name} holds no images to compare with; give the evaluation a reference")
         options = metrics.Options(self.metrics, batch_size=self.batch_size, feature_dtype=self.feature_dtype)
         options = dataclasses.replace(options, extractors=options.open_extractors(options.parsed()))
-        if not isinstance(reference, Reference):
+        if not isinstance(reference, ReferenceData):
             reference = metrics.make_reference(reference, options)
 
-        def measure(denoiser: Denoiser, watch: Watch) -> list[Result]:
+        def measure(denoiser: Denoiser, watch: Watch) -> list[MetricResult]:
             images = generated(denoiser, range(self.n), batch_size=self.batch_size)
             watched = dataclasses.replace(images, make=lambda start: watch(images.make(start)))
             return metrics.evaluate(watched, reference, options)
 
         return measure
 
-    def best(self, results: Sequence[Result], earlier: Sequence[Sequence[Result]]) -> bool:
+    def best(self, results: Sequence[MetricResult], earlier: Sequence[Sequence[MetricResult]]) -> bool:
         """Whether the first figure beats all earlier ones that were measured in the same way: distances are to be small,
         scores and shares large.
         """
@@ -81,7 +81,7 @@ class Evaluation:
         return all(sign * results[0].value < sign * r.value for r in rivals)
 
 
-def keep_best(results: Sequence[Result], denoiser: Denoiser, folder: Path, card: Card) -> None:
+def keep_best(results: Sequence[MetricResult], denoiser: Denoiser, folder: Path, card: Card) -> None:
     """Save the denoiser as the model folder `best/`, and say in `best.json` which it is."""
     model_folder.save(denoiser, folder / "best", dataclasses.replace(card, metrics=[r.asdict() for r in results]))
     write_json(folder / "best.json", {"model": "best", "nimg": card.nimg, results[0].key: results[0].value})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.io import model_folder
-from fewstep.metrics.protocol import Result, parse_results
+from fewstep.metrics.protocol import MetricResult, parse_results
 from fewstep.runtime.distributed import barrier, device, from_first, rank
 from fewstep.runtime.files import read_json
 from fewstep.runtime.memory import lacks_memory
@@ -188,7 +188,7 @@ class Loop:
             for tracker in self.trackers:
                 tracker.image(self.trainer.nimg, "samples", picture)
 
-    def record(self, results: list[Result], product: Denoiser) -> None:
+    def record(self, results: list[MetricResult], product: Denoiser) -> None:
         """Append results to `metrics.jsonl`, and keep the product if they are the best so far.
 
         The best is known by its card, too: a line of the file may have been lost.
@@ -206,7 +206,7 @@ class Loop:
         self.scores.append({"nimg": nimg, "results": [r.asdict() for r in results]})
 
 
-def best_before(folder: Path) -> tuple[int, list[Result]]:
+def best_before(folder: Path) -> tuple[int, list[MetricResult]]:
     """The images and the results of the model in `best/`; none if there is no such model."""
     if not (folder / "best").exists():
         return 0, []

@@ -29,7 +29,7 @@ def cubic_pixels(images: Tensor, size: int = SIZE) -> Tensor:
     return x[:, :, top : top + size, left : left + size]
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     """A pre-norm transformer block with the sigmoid approximation of GELU."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -49,7 +49,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.resblocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.resblocks = nn.Sequential(*(ClipBlock(width, heads) for _ in range(depth)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resblocks(x)
