@@ -30,9 +30,11 @@ from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.distill.conditional import generative
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
-from fewstep.inverse.pnp_gd import PnPPreset
-from fewstep.inverse.restorations import pair_measures
-from fewstep.inverse.restore import TASKS, Solver, fitted, measure, named_preset, restore, seed_of
+from fewstep.inverse.pnp_gd import PnPPreset, named_preset
+from fewstep.inverse.posterior import measure, sample_posterior, seed_of
+from fewstep.inverse.scores import pair_measures
+from fewstep.inverse.solver import Solver, fitted
+from fewstep.inverse.tasks import TASKS
 from fewstep.io.export import upstream_state_dict
 from fewstep.io.model_folder import load
 from fewstep.metrics.image import CONVENTIONS
@@ -215,7 +217,7 @@ def compare(
             began = clock()
             seeds = [seed_of(0, i, 0) for i in range(n)]
             own = label if denoiser.num_classes else None
-            x0 = restore(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
+            x0 = sample_posterior(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
             seconds = clock() - began
             figures = [f"{compute(x0, truth).mean():.3f}" for compute in named.values()]
             body.append([task, name, str(solver.nfe(denoiser)), *figures, f"{seconds:.1f}"])

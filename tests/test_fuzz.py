@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from fewstep.cli.arguments import read_yaml
-from fewstep.cli.restoration import build, read_array
 from fewstep.data import images
 from fewstep.data.sources import open_source
+from fewstep.inverse.tasks import read_array, task_operator
 from fewstep.io import model_folder
 from fewstep.io.convert.feature_weights import published_tensors
 from fewstep.io.reference_files import open_reference
@@ -97,7 +97,7 @@ def test_pipes_are_not_waited_for(denoiser, tmp_path):
         (read_array, "x.npy"),
         (read_results, "x.json"),
         (lambda p: Lines(p, 0), "log.jsonl"),
-        (lambda p: build("box_inpainting", (1, 8, 8), p, None, None), "x.png"),
+        (lambda p: task_operator("box_inpainting", (1, 8, 8), mask=p), "x.png"),
     ]:
         with pytest.raises(ValueError, match="it is a pipe"):
             read(pipe(tmp_path / name))
@@ -197,7 +197,7 @@ def test_pictures_are_no_programs(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{}")
     for path, read in [
         (tmp_path / "run" / "samples" / "1.png", lambda p: write_report(tmp_path)),
-        (tmp_path / "mask.png", lambda p: build("box_inpainting", (1, 8, 8), p, None, None)),
+        (tmp_path / "mask.png", lambda p: task_operator("box_inpainting", (1, 8, 8), mask=p)),
     ]:
         path.write_bytes(postscript)
         with pytest.raises(ValueError, match="what it holds is no image"):

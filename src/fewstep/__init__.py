@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewstep.core.noise import KarrasUniform, LogNormal, LogUniform, add_noise, fuse, karras_sigmas
     from fewstep.core.objectives import DenoisingLoss, Pretraining, StableTarget
     from fewstep.data import ImageData, ImageStream, images
+    from fewstep.inverse.restore import restore
     from fewstep.io.card import Card
     from fewstep.io.model_folder import card, load, save
     from fewstep.metrics.evaluate import evaluate
@@ -69,6 +70,7 @@ __all__ = [
     "oracle",
     "precondition",
     "reconstruct",
+    "restore",
     "samplers",
     "save",
     "score",
@@ -92,6 +94,7 @@ NAMES = {
     "core.objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "data": ("ImageData", "ImageStream", "images"),
     "sample": ("Plan", "default_plan", "generate", "generated"),
+    "inverse.restore": ("restore",),
     "io.card": ("Card",),
     "io.model_folder": ("card", "load", "save"),
     "metrics.evaluate": ("evaluate",),

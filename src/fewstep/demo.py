@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from fewstep.cli.arguments import command_line
-from fewstep.cli.restoration import restore
 from fewstep.compare import compare, show
+from fewstep.inverse import restore
 from fewstep.recipes import digits as recipes
 from fewstep.report.page import write_report
 from fewstep.runtime.distributed import rank
@@ -59,9 +59,11 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
     print(f"Models: {teacher} and {out / methods[0]}. Next: {following}")
 
 
-def restorations(model: Path, out: Path, *, seed: int) -> None:
+def restorations(model: Path, out: Path, *, seed: int, nfe: int = 49) -> None:
     """Restore eight digits that are half hidden, and eight that are blurred, four samples each: by an NCVSD student, which
     draws in one evaluation, or by a teacher, which takes three.
     """
     for task in TASKS:
-        restore(model, "digits", task=task, out=out / task, preset="balanced", first=8, label="data", seed=seed)
+        restore(model, "digits", task, out=out / task, preset="balanced", nfe=nfe, first=8, label="data", seed=seed)
+        if rank() == 0:
+            print(f"Restored digits, {task}: {out / task / 'sheet.png'}")

@@ -13,9 +13,9 @@ from PIL import Image
 
 import fewstep.data.prepare
 from fewstep.cli import main
-from fewstep.cli.restoration import read_mask
 from fewstep.data import images
 from fewstep.data.prepare import check, pack
+from fewstep.inverse.tasks import read_mask
 from fewstep.metrics.sources import open_set
 from tests.data.test_prepare import dest, folder, pixels, refused, tar
 

@@ -20,7 +20,6 @@ from PIL import Image
 
 from fewstep import compare
 from fewstep.cli.arguments import with_config
-from fewstep.cli.restoration import build, check_measurements, read_array
 from fewstep.core.codec import Pixels
 from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
@@ -30,7 +29,8 @@ from fewstep.data import ImageData, ImageStream, images
 from fewstep.data.latents import LatentData
 from fewstep.data.prepare import check, pack, stats
 from fewstep.data.sources import open_source
-from fewstep.inverse.restore import TASKS
+from fewstep.inverse.problem import check_measurements
+from fewstep.inverse.tasks import TASKS, read_array, task_operator
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.io.convert import convert, load_snapshot
@@ -136,7 +136,7 @@ def pairs(folder: Path) -> None:
 
 
 def task(name: str, **options: Path) -> None:
-    build(name, SHAPE, options.get("mask"), options.get("kernel"), None)
+    task_operator(name, SHAPE, mask=options.get("mask"), kernel=options.get("kernel"))
 
 
 def sampled(denoiser: Denoiser) -> None:

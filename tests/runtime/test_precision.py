@@ -12,7 +12,7 @@ from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import digits
-from fewstep.inverse.restore import restore
+from fewstep.inverse import sample_posterior
 from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.metrics.sources import ImageSource
@@ -67,7 +67,7 @@ def test_metrics_and_restorations_never(watched):
             torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
         )
         y = torch.zeros(1, 1, 8, 8)
-        restore(watched, inverse.Inpainting(torch.ones(8, 8), (1, 8, 8)), y, 0.1, [0], label=torch.tensor([1]))
+        sample_posterior(watched, inverse.Inpainting(torch.ones(8, 8), (1, 8, 8)), y, 0.1, [0], label=torch.tensor([1]))
     assert all(found == {"ieee"} for found in [*seen, *watched.seen]) and seen and watched.seen
 
 

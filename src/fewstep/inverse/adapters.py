@@ -151,23 +151,6 @@ def tried_function(function: Callable[[Tensor], Tensor], shape: tuple[int, ...])
     return Function(function, shape)
 
 
-class Latent(Operator):
-    """An operator on images that is seen from their latents: A(decode(x)) for latents x (B, *shape).
-
-    decode: latents to images in [-1, 1], differentiable.
-    """
-
-    def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.operator, self.decode = operator, decode
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.operator.A(self.decode(x))
-
-    def view(self, y: Tensor) -> Tensor:
-        return self.operator.view(y)
-
-
 def operator_of(value: Any, shape: tuple[int, ...]) -> Operator:
     """The operator that an object of a user's means: an `Operator`, a deepinv physics object, or A itself, a function of
     images (B, C, H, W). Whether a function is linear is tried; a linear one gets exact proximal steps.

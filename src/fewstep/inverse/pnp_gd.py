@@ -168,3 +168,16 @@ PUBLISHED |= {f"{task}_circ": PUBLISHED[task] for task in ("gaussian_deblur", "m
 
 BALANCED = PnPPreset("balanced", None, 0.0, 0.0, "tight", 0.5, 5.0, None)
 """Less bias in as many evaluations: balanced levels, tight coupling, persistence 1/2, the true noise level, no average."""
+
+
+def named_preset(name: str, task: str) -> PnPPreset:
+    """`balanced`, or `published`: NCVSD's for this task."""
+    if name == "balanced":
+        return BALANCED
+    if name != "published":
+        raise ValueError(f"the presets are balanced and published; got {name!r}")
+    if task not in PUBLISHED:
+        raise ValueError(
+            f"no preset is published for the task {task}, only for {', '.join(PUBLISHED)}; use the preset balanced"
+        )
+    return PUBLISHED[task]
