@@ -427,7 +427,7 @@ def test_convert_sample_export(tmp_path, capsys):
     ours = model_folder.load(out).state_dict()
     assert tensors.keys() == {k.replace("net.", "model.", 1) for k in ours}
     assert all(torch.equal(tensors[k.replace("net.", "model.", 1)], v) for k, v in ours.items())
-    assert "name it so" in fails(capsys, "export", str(out), "weights.bin")
+    assert "name the file weights.safetensors" in fails(capsys, "export", str(out), "weights.bin")
     assert "not in the cache" in fails(
         capsys, "convert", "https://localhost/none.pkl", str(tmp_path / "x"), "--offline"
     )

@@ -173,8 +173,8 @@ def test_imported_networks_give_the_reference_s_numbers(golden):
     student, provenance = convert(GOLDEN / "ncvsd-student.pkl")
     assert isinstance(student, GenerativeDenoiser)
     assert (student.gamma, student.sigma_init, student.levels) == (0.414, 80.0, (80.0,))
-    assert provenance["classes"] == ["GenerativeDenoiser", "UNetEncoder"]
-    assert "inherit" in provenance["license"]
+    assert provenance.class_names == ("GenerativeDenoiser", "UNetEncoder")
+    assert "inherit" in provenance.license
     found = student.draw(*given, golden["student_z"], label)
     torch.testing.assert_close(found, golden["student_out"], rtol=1e-5, atol=1e-5)
     assert torch.equal(student(*given, label, noise=lambda x: golden["student_z"]), found)
@@ -193,7 +193,7 @@ def test_there_and_back_every_bit_and_name_is_kept(name):
 
 
 def test_a_discriminator_is_no_denoiser():
-    with pytest.raises(ValueError, match=r"NCVSD's discriminator, which is no denoiser"):
+    with pytest.raises(ValueError, match=r"NCVSD's discriminator, which is not a denoiser"):
         convert(GOLDEN / "ncvsd-discriminator.pkl")
     with pytest.raises(ValueError, match="holds a PrecondCondition, not NCVSD's discriminator"):
         to_discriminator(load_snapshot(GOLDEN / "ncvsd-score.pkl"))

@@ -55,7 +55,7 @@ def test_gdd_generator():
     with np.load(GOLDEN / "gdd-generator.npz") as file:
         arrays = {k: torch.from_numpy(file[k]) for k in file.files}
     assert generator.levels == (80.0,)
-    assert "inherit" in provenance["license"]
+    assert "inherit" in provenance.license
     with torch.no_grad():
         torch.testing.assert_close(generator(80 * arrays["z"], 80.0), arrays["one_step"], rtol=1e-5, atol=1e-5)
         denoised = generator(arrays["x"], arrays["sigma"])

@@ -25,7 +25,8 @@ from fewstep.data.labels import LabelData, LabelStream
 from fewstep.distill import DMD2, GDD, SiD, SiDA, sid_loss
 from fewstep.distill.conditional import conditional
 from fewstep.io.card import Card
-from fewstep.io.model_folder import card, save, to_dict
+from fewstep.io.configuration import to_dict
+from fewstep.io.model_folder import card, save
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.edm2 import EDM2UNet, Uncertainty
 from fewstep.nets.sizes import EDM_SIZES, edm2

@@ -86,7 +86,7 @@ def test_what_is_not_a_model_is_refused(denoiser, tmp_path):
     with pytest.raises(ValueError, match="missing"):
         model_folder.load(tmp_path / "nowhere")
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04.")
-    with pytest.raises(ValueError, match=r"can run code when it is loaded; first: fewstep convert"):
+    with pytest.raises(ValueError, match=r"can run code when it is loaded; convert it first: fewstep convert"):
         model_folder.load(tmp_path / "a.pkl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a model"):

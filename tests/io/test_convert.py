@@ -133,7 +133,7 @@ def test_halves_of_networks_are_not_whole_ones(name):
     content, ema = golden("edm2-cond")
     ema.class_name = name
     ema.state |= {"gamma": 0.4, "init_sigma": 80.0}
-    with pytest.raises(ValueError, match=r"holds the network ModuleDict|does not fit its|is no denoiser"):
+    with pytest.raises(ValueError, match=r"holds the network ModuleDict|does not fit its|is not a denoiser"):
         to_denoiser(parse_snapshot(content))
 
 
@@ -230,10 +230,10 @@ def test_provenance():
     _, provenance = convert(
         path, source="https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-cond-vp.pkl"
     )
-    assert provenance["bytes"] == path.stat().st_size
-    assert len(provenance["sha256"]) == 64
-    assert provenance["classes"] == ["EDMPrecond", "SongUNet"]
-    assert provenance["license"].startswith("CC BY-NC-SA 4.0")
+    assert provenance.bytes == path.stat().st_size
+    assert len(provenance.sha256) == 64
+    assert provenance.class_names == ("EDMPrecond", "SongUNet")
+    assert provenance.license.startswith("CC BY-NC-SA 4.0")
 
 
 @pytest.mark.parametrize(
@@ -325,10 +325,10 @@ def test_a_download_happens_once(address, tmp_path, monkeypatch):
         ("none.pkl", "404"),
         ("page.pkl", "/page.pkl answers with a web page; give the address of the file itself"),
         ("none.pkl?token=5ecret", r"/none\.pkl cannot be fetched: HTTP 404 Not Found; check the address"),
-        ("away", "not on the web"),
+        ("away", "not an http or https address"),
         ("file", "Redirection to url 'file:///etc/passwd' is not allowed"),
-        ("endless", "/endless does not say how long it is, so that a part would pass for the whole"),
-        ("long", "/long goes on after the 3 bytes that it declares"),
+        ("endless", "/endless does not declare its length, so an interrupted download could not be detected"),
+        ("long", "/long continues after the 3 bytes that it declares"),
         ("noise", "/noise cannot be fetched: .*noise"),
         ("chunks", "/chunks cannot be fetched: IncompleteRead"),
         ("a b", "/a b cannot be fetched: URL can't contain"),
@@ -352,7 +352,7 @@ def test_downloads_have_limits(address, tmp_path, monkeypatch):
         fetch(f"{address}/edm.pkl", cache=tmp_path)
     for text in ("none", "0", "nan", "-1"):
         monkeypatch.setenv("FEWSTEP_DOWNLOAD_GIB", text)
-        with pytest.raises(ValueError, match=f"FEWSTEP_DOWNLOAD_GIB is a number above 0; got '{text}'"):
+        with pytest.raises(ValueError, match=f"variable FEWSTEP_DOWNLOAD_GIB must be a number above 0; got '{text}'"):
             fetch(f"{address}/edm.pkl", cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("FEWSTEP_DOWNLOAD_GIB", "inf")

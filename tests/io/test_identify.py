@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fewstep.cli import main
 from fewstep.io.convert import convert
-from fewstep.io.convert.identify import identify
+from fewstep.io.convert.identify import describe_file
 from tests import GOLDEN
 
 SNAPSHOT = (GOLDEN / "snap-gdd-adm.pkl").read_bytes()
@@ -133,4 +133,4 @@ def test_folders(tmp_path, capsys):
 
 
 def test_what_is_a_snapshot_is_none_of_these():
-    assert [p.name for p in GOLDEN.iterdir() if p.suffix in (".pkl", ".pt") and identify(p)] == []
+    assert [p.name for p in GOLDEN.iterdir() if p.suffix in (".pkl", ".pt") and describe_file(p)] == []

@@ -151,7 +151,7 @@ def test_the_network_can_be_chosen(capsys):
     assert averaged.notes == ()
     with pytest.raises(ValueError, match="has no network 'D'; its networks are G_ema, G, fake_score$"):
         load_snapshot(path, "D")
-    assert convert(GOLDEN / "snap-edm-state.pt")[1]["entry"] == "net"
+    assert convert(GOLDEN / "snap-edm-state.pt")[1].entry == "net"
 
 
 # Teacher or student
@@ -171,10 +171,10 @@ def test_a_bare_network_is_asked_about_whatever_its_name(name, tmp_path):
     shutil.copy(GOLDEN / "snap-sid.pkl", path)
     with pytest.raises(ValueError, match="holds a bare EDMPrecond, .* --kind teacher or --kind student") as refusal:
         convert(path)
-    assert ("its name is of the kind that SiD gives to students" in str(refusal.value)) == ("snapshot" in name)
+    assert ("its name looks like that of a SiD student" in str(refusal.value)) == ("snapshot" in name)
     student, origin = convert(path, kind="student")
     assert student.levels == (2.5,)
-    assert "inherit" in origin["license"]
+    assert "inherit" in origin.license
     assert convert(path, levels=(2.5, 0.5))[0].levels == (2.5, 0.5)
     assert convert(path, kind="teacher")[0].levels is None
 
@@ -192,8 +192,8 @@ def test_teachers_from_nvidia_are_known(source):
     path = GOLDEN / "edm-ddpmpp-cond.pkl"
     teacher, origin = convert(path, source=source)
     assert teacher.levels is None
-    assert origin["license"].startswith("CC BY-NC-SA 4.0 (NVIDIA)")
-    assert "?" not in origin["source"]
+    assert origin.license.startswith("CC BY-NC-SA 4.0 (NVIDIA)")
+    assert "?" not in origin.source
 
 
 @pytest.mark.parametrize("name", ["edm-ffhq-16x16-uncond-vp", "edm-ffhq-16x16-cond-ve", "edm-ffhq-32x32-cond-vp"])
@@ -207,7 +207,7 @@ def test_a_published_name_on_another_network_proves_nothing(name):
 def test_secrets_of_an_address_stay_out_of_the_provenance():
     source = "https://me:secret@example.org/a/snap.pkl?token=secret#secret"
     _, origin = convert(GOLDEN / "snap-sida.pkl", source=source)
-    assert origin["source"] == "https://example.org/a/snap.pkl"
+    assert origin.source == "https://example.org/a/snap.pkl"
 
 
 def test_what_the_file_says_of_its_kind():
@@ -225,9 +225,9 @@ def test_what_the_file_says_of_its_kind():
 def test_a_kind_that_contradicts_the_file_is_refused():
     with pytest.raises(ValueError, match="holds a GDDPrecond, which is a student's class; leave the kind out"):
         convert(GOLDEN / "snap-gdd.pkl", kind="teacher")
-    with pytest.raises(ValueError, match="noise levels are a student's"):
+    with pytest.raises(ValueError, match="only students have noise levels"):
         convert(GOLDEN / "snap-sid.pkl", kind="teacher", levels=(2.5,))
-    with pytest.raises(ValueError, match=r"of which no student is known; say the levels .*: --levels"):
+    with pytest.raises(ValueError, match=r"for which no students are known; give the noise levels .*: --levels"):
         convert(GOLDEN / "snap-edm2-rgb.pkl", kind="student")
     assert (
         convert(GOLDEN / "snap-sida.pkl", kind="teacher")[0].levels is None
@@ -331,10 +331,10 @@ def test_anything_may_lie_beside_a_network(tmp_path, monkeypatch):
 )
 def test_every_legal_option_builds_a_network_that_is_kept(name, options, tmp_path):
     """The options alone: their tensors are new."""
-    from fewstep.io.convert.networks import build
+    from fewstep.io.convert.networks import build_network
 
     found = load_snapshot(GOLDEN / name)
-    net = build(
+    net = build_network(
         dataclasses.replace(found, options={**found.options, **options}),
         dict.fromkeys(map(str, range(1000)), torch.zeros(1)),
     )

@@ -227,7 +227,7 @@ def test_weights_of_the_hub_are_fetched_once(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("flip", "came with the sha256 [0-9a-f]{64}; its server states [0-9a-f]{64}; try again"),
+        ("flip", "came with the sha256 [0-9a-f]{64}; its server announces [0-9a-f]{64}; try again"),
         ("half", r"broke off after \d+ of \d+ bytes; try again"),
         ("more", r"broke off after \d+ of \d+ bytes; try again"),
         (401, "HTTP 401 Unauthorized; it needs a login or consent"),
@@ -235,7 +235,7 @@ def test_weights_of_the_hub_are_fetched_once(hub, tmp_path, monkeypatch):
         (404, "HTTP 404 Not Found; check the address"),
         (500, "HTTP 500 Internal Server Error; try again later"),
         ("loop", "HTTP 302 .*loop"),
-        ("away", "which is not on the web"),
+        ("away", "which is not an http or https address"),
     ],
 )
 def test_a_hub_that_fails_is_one_line_and_leaves_nothing(hub, tmp_path, fault, words):

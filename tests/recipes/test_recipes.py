@@ -17,7 +17,7 @@ from fewstep.core.noise import LogNormal, LogUniform
 from fewstep.core.objectives import StableTarget, VPTime, clean, edm_weight, inverse_variance
 from fewstep.core.precondition import EDM, VE, VP
 from fewstep.data.codec import StabilityVAE
-from fewstep.io.model_folder import to_dict
+from fewstep.io.configuration import to_dict
 from fewstep.recipes import find, recipes, small
 from fewstep.recipes._edm2 import ROWS
 from fewstep.runtime.precision import fast_dtype

@@ -115,7 +115,9 @@ def test_a_model_is_loaded_where_and_as_asked(model):
         fs.load(model, dtype=torch.int64)
     with pytest.raises(ValueError, match="^device cuda: "):
         fs.load(model, device="cuda")
-    with pytest.raises(ValueError, match="path is a model folder, a run folder or hf://owner/name; got a SongUNet"):
+    with pytest.raises(
+        ValueError, match="path: expected a model folder, a run folder or hf://owner/name; got a SongUNet"
+    ):
         fs.load(loaded.net)
 
 

@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli import data, evaluation, restoration, sharing, training
-from fewstep.cli.arguments import next_step, parse_seeds, placed, shown, with_config
+from fewstep.cli import data, evaluation, models, restoration, training
+from fewstep.cli.arguments import parse_seeds, placed, shown, with_config
 from fewstep.cli.parsing import call
 from fewstep.cli.sampling import Sampling
-from fewstep.cli.sampling import levels as parse_levels
 from fewstep.runtime import outputs
 from fewstep.runtime.files import OFFLINE
 from fewstep.runtime.launch import launched
@@ -50,25 +49,6 @@ def demo(
     outputs.folder(out)
     with process_group():
         run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
-
-
-def ema(run: Positional[Path], *, std: str, nimg: int | None = None, out: Path | None = None) -> None:
-    """Averages of any length after training, from the snapshots of power-function averages (EDM2).
-
-    Args:
-        run: run folder trained with power-function averages, or a folder of EDM2's snapshot pickles.
-        std: relative lengths of the averages, such as 0.05,0.10.
-        nimg: training images at which the averages end; the last snapshot if left out.
-        out: folder for the model folders; RUN/posthoc if left out.
-    """
-    from fewstep.train.posthoc import reconstruct
-
-    try:
-        stds = [float(part) for part in std.split(",")]
-    except ValueError as error:
-        raise ValueError(f'--std are numbers such as "0.05,0.10"; got {std!r}') from error
-    for path in reconstruct(run, stds, nimg=nimg, out=out):
-        print(path)
 
 
 def sample(
@@ -145,89 +125,6 @@ def sample(
             print(f"{npz}: {len(images):,} images")
 
 
-def convert(
-    source: Positional[str],
-    out: Positional[Path],
-    *,
-    kind: Literal["teacher", "student"] | None = None,
-    levels: str | None = None,
-    network: str | None = None,
-    vae: str | None = None,
-) -> None:
-    """Turn an upstream snapshot or training state (EDM, EDM2, STF, SiD, SiDA, GDD, NCVSD) into a model folder; nothing in it
-    is run.
-
-    Args:
-        source: path or http(s) address of the file.
-        out: model folder to write.
-        kind: what the network is, for a file that does not tell, as SiD's students of EDM.
-        levels: for a student, the noise levels it generates from, such as 2.5; those known for its kind if left out.
-        network: the network in a file of several, such as ema, net, G_ema, G, fake_score; the averaged one if left out.
-        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, to keep with the
-            model; what the file names if left out.
-    """
-    from fewstep.core.conditional import ConditionalDenoiser
-    from fewstep.data.codec import with_vae
-    from fewstep.io.card import Card
-    from fewstep.io.convert import convert as read
-    from fewstep.io.convert import fetch, file_name
-    from fewstep.io.convert.provenance import OWN
-    from fewstep.io.hub import FILES
-    from fewstep.io.model_folder import save
-
-    outputs.new_folder(out, FILES, apart=[source], outside=[source])
-    address = "://" in source
-    path = Path(source) if Path(source).is_dir() else fetch(source)
-    given = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
-    denoiser, origin = read(path, source=source if address else None, levels=given, kind=kind, network=network)
-    if vae is not None:
-        denoiser.codec = with_vae(denoiser.codec, vae)
-    classes, where = " around ".join(origin["classes"]), origin["source"] if address else source
-    print(f"{origin['source']}: {origin['bytes']:,} bytes, sha256 {origin['sha256']}")
-    print(f"{classes}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
-    for note in origin["notes"]:
-        print(f"  {note}")
-    fake_score = isinstance(denoiser, ConditionalDenoiser)
-    if not fake_score:
-        steps = ", ".join(f"{level:g}" for level in denoiser.levels or ())
-        print(
-            f"a student, which generates from sigma = {steps}" if denoiser.levels else "a denoiser of all noise levels"
-        )
-    lineage = [f"{where} (sha256 {origin['sha256']})"]
-    name = Path(file_name(source)).stem
-    save(denoiser, out, Card(name=name, method=classes, lineage=lineage, license=origin["license"]))
-    print(f"License of the weights: {origin['license']}")
-    if "no commercial use" in origin["license"]:
-        whose = "if they are NVIDIA's, " if origin["license"] == OWN else ""
-        print(
-            f"fewstep: warning: {whose}these weights, and students distilled from them, are not for commercial use",
-            file=sys.stderr,
-        )
-    print(
-        f"{out}: {'a fake score, for training alone' if fake_score else next_step('sample', out, '--grid', 'grid.png')}"
-    )
-
-
-def export(model: Positional[Path], out: Positional[Path]) -> None:
-    """Write the weights of a model under their upstream names, as one safetensors file, for other tools.
-
-    Args:
-        model: model or run folder.
-        out: safetensors file to write.
-    """
-    from fewstep.io.export import upstream_state_dict
-    from fewstep.io.model_folder import contiguous, find_model_folder, load
-    from fewstep.runtime.files import new_file, write_tensors
-
-    if out.suffix != ".safetensors":
-        raise ValueError(f"the file of weights is a safetensors file; name it so: {out.with_suffix('.safetensors')}")
-    outputs.file(out, outside=[find_model_folder(model)])
-    tensors = contiguous(upstream_state_dict(load(model)))
-    with new_file(out) as partial:
-        write_tensors(partial, tensors, metadata={"format": "pt"})
-    print(f"{out}: {len(tensors)} tensors")
-
-
 def report(folder: Positional[Path]) -> None:
     """Write report.html, one self-contained page, from the runs and results in a folder.
 
@@ -250,11 +147,11 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "compare": (training.compare, "distil one teacher by several methods, side by side"),
     "sample": (sample, "make images"),
     "restore": (restoration.restore, "solve inverse problems: inpainting, deblurring, super-resolution, ..."),
-    "ema": (ema, "averages of any length after training (EDM2)"),
-    "convert": (convert, "turn an upstream pickle into a model folder, safely"),
-    "export": (export, "write a model's weights under their upstream names"),
-    "push": (sharing.push, "send a model to the Hugging Face hub"),
-    "pull": (sharing.pull, "get a model from the Hugging Face hub"),
+    "ema": (models.ema, "weight averages of any length after training (EDM2)"),
+    "convert": (models.convert, "convert an upstream file to a model folder, executing nothing"),
+    "export": (models.export, "write a model's weights under their upstream names"),
+    "push": (models.push, "send a model to the Hugging Face hub"),
+    "pull": (models.pull, "get a model from the Hugging Face hub"),
     "eval": (evaluation.evaluate, "measure a model or images"),
     "eval reference": (evaluation.reference, "compute once what metrics need of real images"),
     "eval pairs": (evaluation.pairs, "measure how close images are to those they should be"),

@@ -58,12 +58,16 @@ def export_weights(model: Denoiser, file: str | Path) -> dict[str, Tensor]:
         >>> export_weights(fs.load("models/cifar10"), "cifar10.safetensors")
     """
     file = Path(file)
-    if file.suffix != ".safetensors":
-        raise ValueError(
-            f"weights are exported as safetensors; got the file name {file.name!r}: "
-            f"choose {str(file.with_suffix('.safetensors'))!r}"
-        )
+    check_suffix(file)
     tensors = contiguous(upstream_state_dict(model))
     with new_file(file) as partial:
         write_tensors(partial, tensors, metadata={"format": "pt"})
     return tensors
+
+
+def check_suffix(file: Path) -> None:
+    """Raise ValueError for a file name that does not end in .safetensors."""
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{file}: weights are exported as safetensors; name the file {file.with_suffix('.safetensors')}"
+        )

@@ -1,4 +1,4 @@
-"""Feature networks of metrics and discriminators: their weights are fetched once, converted, and opened by name."""
+"""Feature networks of metrics and discriminators, by name: their weights are fetched once and converted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fewstep.runtime.foreign import public
 
 
 def find_asset(name: str) -> Asset:
+    """The asset of a name. Raises ValueError for an unknown one."""
     if name not in ASSETS:
         raise ValueError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
     return ASSETS[name]
@@ -29,10 +30,22 @@ def fetch_asset(
     offline: bool = False,
     folder: Path | None = None,
 ) -> Path:
-    """Download or read the published weights of an asset, check their hash, and write them for `read_weights`.
+    """Fetch the published weights of an asset, check their hash, convert them, and keep them for `open_network`.
 
-    source: a file or address; the asset's first if left out. sha256_prefix: the hash, or its beginning, that the file
-    must have; if left out, what is known of the file of this address or name, if anything is.
+    Args:
+        name: of the asset, as `fewstep assets list` shows it.
+        source: file or http(s) address; None for the first published address.
+        sha256_prefix: the hash that the file must have, or its beginning; None for the known hash of this address or file
+            name, if there is one.
+        offline: raise ValueError instead of downloading.
+        folder: where to keep the weights; None for the folder of the assets.
+
+    Returns:
+        The file with the converted weights.
+
+    Raises:
+        ValueError: the asset is unknown, the hash is wrong, or the file does not hold its weights.
+        OSError: the download fails.
     """
     asset = find_asset(name)
     chosen = asset.sources[0].address if source is None else source
@@ -50,7 +63,7 @@ def fetch_asset(
 
 
 def known_hash(asset: Asset, source: str | Path) -> str | None:
-    """The hash of the asset's file of this address, or of this name where no two share it."""
+    """The published SHA-256 of a source: by its address, or by a file name that only one source has."""
     by_address = [s for s in asset.sources if s.address == public(source)]
     by_file = [s for s in asset.sources if s.file == public(source).rsplit("/", 1)[-1]]
     found = by_address or by_file
@@ -58,11 +71,21 @@ def known_hash(asset: Asset, source: str | Path) -> str | None:
 
 
 def open_network(name: str, weights: Path | Literal["hub"]) -> tuple[torch.nn.Module, str]:
-    """A feature network with its weights, and the SHA-256 of the published file that has them.
+    """A feature network with its weights.
 
-    weights: the file, published or kept by `fewstep assets`; or a folder with NAME.safetensors; or "hub", which is the
-    folder of the assets, to which a missing file is fetched. Raises ValueError if the file is not to be had, or if it
-    does not have each of the network's tensors, and no others than its classifier's, in their shapes and finite.
+    Args:
+        name: of the network, as `fewstep assets list` shows it.
+        weights: the published file, or the one that `fewstep assets fetch` keeps; a folder with NAME.safetensors; or "hub"
+            for the folder of the assets, to which a missing file is fetched.
+
+    Returns:
+        The network, and the SHA-256 of the published file of its weights.
+
+    Raises:
+        ValueError: the file is missing and cannot be fetched, or its tensors are not those of the network.
+
+    Example:
+        >>> network, digest = open_network("vgg16_bn", "hub")
     """
     asset = find_asset(name)
     if weights == "hub":

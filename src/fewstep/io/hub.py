@@ -1,22 +1,21 @@
-"""Models on the Hugging Face hub: `hf://owner/name`, optionally with `@revision`. Needs the package `huggingface_hub`.
+"""The Hugging Face hub: addresses `hf://owner/name[@revision]`, fetching and uploading. Needs the package `huggingface_hub`.
 
 A repository of the hub is a model folder: `model.safetensors`, `config.json` and the card, `README.md`. Nothing else is
-ever fetched from one or sent to one, so no pickle and no code; what is fetched is read as any other model folder is.
+fetched from one or sent to one, so there is no pickle and no code, and what is fetched is checked as any other model folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.runtime.files import new_folder, offline, optional, sha256
+from fewstep.runtime.files import offline, optional, sha256
 from fewstep.runtime.foreign import public
 
 FILES = ("model.safetensors", "config.json", "README.md")
@@ -24,7 +23,7 @@ ADDRESS = re.compile(r"(?:hf:/{1,2})?([\w][\w.-]*/[\w][\w.-]*)(?:@([\w][\w./-]*)
 
 
 class Address(NamedTuple):
-    """A repository, owner/name, and a branch, tag or commit of it; None for the newest."""
+    """A repository, owner/name, with a branch, tag or commit; None for the newest version."""
 
     repository: str
     revision: str | None = None
@@ -34,34 +33,36 @@ class Address(NamedTuple):
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path means the hub. As a `Path` it has a single slash, since two are one there."""
+    """Whether a path means the hub. A `Path` has a single slash, because it merges two."""
     return str(path).startswith("hf:/")
 
 
 def parse(text: str | Path) -> Address:
-    """The address in "hf://owner/name@revision" or "owner/name@revision"."""
+    """The address in "hf://owner/name@revision" or "owner/name@revision". Raises ValueError for any other text."""
     match = ADDRESS.fullmatch(str(text))
     if match is None or ".." in str(text):
         raise ValueError(f"expected a model on the hub, hf://owner/name or hf://owner/name@revision; got {str(text)!r}")
     return Address(match[1], match[2])
 
 
-def package() -> Any:
+def client() -> Any:
+    """The package of the hub; ValueError if it is not installed."""
     return optional("huggingface_hub", "the Hugging Face hub", "hub")
 
 
-ANSWERS = {
+RETRY = "try again later; what was fetched before is there with --offline"
+ADVICE = {
     401: "log in with: hf auth login",
     403: "your account, or its token, has no access; get it on the page of the model, then log in with: hf auth login",
     404: "check the address",
     429: "too many requests; wait, or log in with: hf auth login",
 }
-"""What to do about the status of an answer."""
+"""What to do about an HTTP status."""
 
 
 @contextmanager
 def explained(address: Address) -> Iterator[None]:
-    """Whatever the hub's client raises as a ValueError of one line that says what to do."""
+    """Turn whatever the hub's client raises into a ValueError of one line that says what to do."""
     errors = import_module("huggingface_hub.errors")
     try:
         yield
@@ -72,34 +73,31 @@ def explained(address: Address) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{address}: the model has no such branch, tag or commit") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{address} is no name on the hub: {error}") from error
+        raise ValueError(f"{address} is not a valid name on the hub: {error}") from error
     except Exception as error:  # of the client, of what it transports with (httpx), of answers that are no JSON
         if offline() and isinstance(error, errors.LocalEntryNotFoundError):
             raise ValueError(
-                f"{address} has not been fetched before, and offline it cannot be; fetch it with: fewstep pull"
+                f"{address} has not been fetched before, and cannot be while offline; fetch it with: fewstep pull"
             ) from error
-        raise ValueError(f"{address}: {what_failed(error)}") from error
+        raise ValueError(f"{address}: {describe(error)}") from error
 
 
-def what_failed(error: BaseException) -> str:
-    """The status of the hub's answer, or else what the transport says, and the way out."""
+def describe(error: BaseException) -> str:
+    """The HTTP status of the hub's answer, or else the message of the transport, and what to do."""
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
     status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]  # on the client's errors alone
     if status is not None:
-        return f"the hub answers HTTP {status}; {ANSWERS.get(status, RETRY)}"
+        return f"the hub answers HTTP {status}; {ADVICE.get(status, RETRY)}"
     words = public(" ".join(str(chain[-1]).split()))  # the hub's store has signed addresses
     return f"the hub cannot be reached, or breaks off ({type(chain[-1]).__name__}: {words[:200]}); {RETRY}"
 
 
-RETRY = "try again later; what was fetched before is there with --offline"
+def is_damaged(path: Path) -> bool:
+    """Whether a file of the hub's cache differs from the hash that the hub announced.
 
-
-def damaged(path: Path) -> bool:
-    """Whether a file of the hub's cache is not what the hub announced.
-
-    The cache links to files that are named after the announced hash: the SHA-256 of large files, git's of small ones.
+    The cache links to files that are named after that hash: the SHA-256 of large files, git's SHA-1 of small ones.
     """
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name):
@@ -112,14 +110,23 @@ def damaged(path: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def fetch(address: Address) -> Path:
-    """A local folder with the files of a model, kept in the hub's own cache; offline what is there already.
+    """Fetch a model to the hub's own cache, once per process. While offline, what was fetched before is used.
 
-    Once per process: a model does not change between two readings. Each file is compared with the hash that the hub
-    announced. Raises ValueError if it is not to be had, or if the repository is no model of this library.
+    Args:
+        address: of the model.
+
+    Returns:
+        A folder with the files of the model, each of which has the hash that the hub announced.
+
+    Raises:
+        ValueError: the model cannot be fetched, is damaged, or is not one of fewstep.
+
+    Example:
+        >>> folder = fetch(parse("hf://me/digits-sid@v1"))
     """
-    hub = package()
+    package = client()
     with explained(address):
-        folder = hub.HfApi().snapshot_download(
+        folder = package.HfApi().snapshot_download(
             address.repository,
             revision=address.revision,
             allow_patterns=list(FILES),
@@ -127,11 +134,11 @@ def fetch(address: Address) -> Path:
         )
     if missing := [name for name in FILES[:2] if not (Path(folder) / name).is_file()]:
         raise ValueError(
-            f"{address} has no {' and no '.join(missing)}: it is no model of fewstep. Upstream pickles are read with: "
+            f"{address} is not a model of fewstep: it has no {' and no '.join(missing)}. For upstream pickles use: "
             "fewstep convert"
         )
     for name in FILES:
-        if (path := Path(folder) / name).is_file() and damaged(path):
+        if (path := Path(folder) / name).is_file() and is_damaged(path):
             path.resolve().unlink()
             raise ValueError(
                 f"{address}: {name} came damaged: its hash is not the one that the hub states; fetch it again"
@@ -139,30 +146,28 @@ def fetch(address: Address) -> Path:
     return Path(folder)
 
 
-def pull(address: Address, folder: Path, check: Callable[[Path], Any]) -> Path:
-    """A copy of a model as a folder, in place of an older one; complete, and as `check` wants it, or not at all."""
-    source = fetch(address)
-    with new_folder(folder, FILES) as partial:
-        for name in FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-        check(partial)
-    return folder
+def upload(address: Address, files: Mapping[str, Path | bytes], *, private: bool = False) -> str:
+    """Send the files of a model to the main branch in one commit.
 
+    Args:
+        address: of the repository, which is created if it does not exist.
+        files: path or content of each of `FILES`.
+        private: create the repository as a private one.
 
-def push(address: Address, files: Mapping[str, Path | bytes], *, private: bool = False) -> str:
-    """Send the files of a model to the hub in one commit; the repository is made if need be.
+    Returns:
+        The web address of the commit.
 
-    Returns the web address of the commit. The user must be logged in (`hf auth login`), and not offline.
+    Raises:
+        ValueError: the address has a revision, the hub refuses or cannot be reached, or this process is offline.
     """
     if offline():
-        raise ValueError(f"{address} cannot be written offline")
+        raise ValueError(f"{address} cannot be written while offline")
     if address.revision is not None:
         raise ValueError(f"{address}: models are sent to the main branch; leave @{address.revision} out")
-    hub = package()
+    package = client()
     assert set(files) == set(FILES)
-    added = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
-    api = hub.HfApi()
+    added = [package.CommitOperationAdd(name, content) for name, content in files.items()]
+    api = package.HfApi()
     with explained(address):
         api.create_repo(address.repository, private=private, exist_ok=True)
         commit = api.create_commit(address.repository, added, commit_message="A model, by fewstep")

@@ -1,4 +1,4 @@
-"""Model folders: `model.safetensors`, `config.json` and a card, `README.md`. Never a pickle; loading runs no code."""
+"""Model folders: `model.safetensors`, `config.json` and the card, `README.md`. They hold no pickle; loading runs no code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
 from fewstep.data.codec import StabilityVAE, with_vae
 from fewstep.io import hub
-from fewstep.io.card import Card
+from fewstep.io.card import Card, card_from_dict
+from fewstep.io.configuration import from_dict, from_json, plain, to_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
@@ -37,83 +38,46 @@ OPTIONS: dict[type[Denoiser], dict[str, tuple[type, ...]]] = {
     ConditionalDenoiser: {"fused": (bool,)},
     GenerativeDenoiser: {"gamma": (int, float), "sigma_init": (int, float), "sigma_end": (int, float), "means": (int,)},
 }
-"""What a denoiser of each class has beside the options of all, and of which types."""
+"""The options of each class of denoisers beside those of `Denoiser`, with their types."""
 DENOISERS = {c.__name__: c for c in OPTIONS}
-WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-MOST_CONFIG = 2**20
-"""Bytes of a configuration with its card, which is written anew as YAML, slowly."""
-MOST_LEVELS = 1000
-"""Of a generator, each of which is an evaluation."""
-UNSAID = {"fused": False, "means": 0}
-"""What the first folders do not say."""
-
-
-def plain(value: Any) -> Any:
-    """A frozen configuration as JSON can hold it: tuples as lists, infinities as words."""
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    return {"kind": type(config).__name__} | {k: plain(v) for k, v in vars(config).items() if k in field_names(config)}
-
-
-def field_names(config: Any) -> set[str]:
-    return {f.name for f in dataclasses.fields(config)}
-
-
-def from_dict(values: Any, classes: tuple[type, ...], where: Path) -> Any:
-    """The configuration object that `to_dict` described; unknown kinds and options are refused."""
-    known = {c.__name__: c for c in classes}
-    kind = values.get("kind") if isinstance(values, dict) else values
-    if not isinstance(values, dict) or not isinstance(kind, str) or kind not in known:
-        raise ValueError(f"{where}: expected one of {', '.join(known)}; got {kind!r}. A newer fewstep may know it")
-    cls = known[kind]
-    options = {k: v for k, v in values.items() if k != "kind"}
-    hints = get_type_hints(cls)
-    if unknown := set(options) - field_names(cls):
-        raise ValueError(
-            f"{where}: {cls.__name__} has no option {', '.join(sorted(unknown))}; a newer fewstep may know it"
-        )
-    try:
-        return cls(**{k: restore(v, hints[k]) for k, v in options.items()})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: {cls.__name__} cannot be made from {reprlib.repr(options)}: {error}") from error
-
-
-def restore(value: Any, hint: Any) -> Any:
-    """A JSON value as the type of a field: a number, text, one of several texts, a tuple of one type, or perhaps None."""
-    kinds = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(restore(item, kinds[0]) for item in value)
-    if get_origin(hint) is Literal and value in kinds:
-        return value
-    if type(None) in kinds:
-        return None if value is None else restore(value, kinds[0])
-    if hint is float and type(value) in (int, float, str) and not math.isnan(number := float(value)):
-        return number
-    if type(value) is hint and hint is not float:
-        return value
-    raise TypeError(f"expected {getattr(hint, '__name__', hint)}; got {reprlib.repr(value)}")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MAX_CONFIG = 2**20
+"""Bytes of `config.json`. Its card is written as YAML again, which is slow."""
+MAX_LEVELS = 1000
+"""Noise levels of a generator; each costs an evaluation."""
+DEFAULT_OPTIONS = {"fused": False, "means": 0}
+"""Options that older folders do not state."""
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a file can hold them: in memory of their own, in row-major order, on the CPU."""
+    """Tensors as a file can hold them: copied to the CPU, each in its own memory and in row-major order."""
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
 def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Path:
-    """Write a model folder, in place of an older one; complete or not at all. A folder that holds anything else is refused."""
+    """Write a model folder, complete or not at all.
+
+    Args:
+        denoiser: the model; its weights keep their precision.
+        folder: where to write. A model that is already there is replaced.
+        card: how the model was made, from which data and under which license.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds anything else than a model.
+
+    Example:
+        >>> fs.save(model, "models/mine", fs.Card(name="mine", method="SiD", license="Apache-2.0"))
+    """
     folder = Path(folder)
     config = {
         "format": FORMAT,
         "version": VERSION,
         "shape": list(denoiser.shape),
         "num_classes": denoiser.num_classes,
-        "denoiser": kind(denoiser),
+        "denoiser": class_options(denoiser),
         "network": to_dict(denoiser.net.config),
         "precondition": to_dict(denoiser.precondition),
         "uncertainty": uncertainty_channels(denoiser),
@@ -128,39 +92,49 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
     return folder
 
 
-def kind(denoiser: Denoiser) -> dict[str, Any]:
-    """The class of a denoiser, and the options that only that class has."""
+def class_options(denoiser: Denoiser) -> dict[str, Any]:
+    """The class of a denoiser as `kind`, and the options that only this class has."""
     return {"kind": type(denoiser).__name__} | {
         name: getattr(denoiser, name) for name in OPTIONS.get(type(denoiser), {})
     }
 
 
-def of_kind(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser:
-    """The denoiser that `kind` described, with an empty network."""
+def build_denoiser(about: Any, net: nn.Module, where: Path, **options: Any) -> Denoiser:
+    """The denoiser around `net` that `class_options` describes. options: those of every Denoiser."""
     if not isinstance(about, dict) or about.get("kind") not in [*DENOISERS]:
         raise ValueError(f"{where}: expected one of {', '.join(DENOISERS)}; got {about!r}. A newer fewstep may know it")
     cls = DENOISERS[about["kind"]]
     wanted = OPTIONS[cls]
-    more = {k: v for k, v in UNSAID.items() if k in wanted} | {k: v for k, v in about.items() if k != "kind"}
+    more = {k: v for k, v in DEFAULT_OPTIONS.items() if k in wanted} | {k: v for k, v in about.items() if k != "kind"}
     if set(more) != set(wanted) or not all(type(v) in wanted[k] for k, v in more.items()):
         raise ValueError(f"{where}: a {cls.__name__} has the options {', '.join(wanted) or 'none'}; got {more}")
     return cls(net if cls is Denoiser else Controlled(net), **options, **more)
 
 
 def uncertainty_channels(denoiser: Denoiser) -> int:
-    """The width of the log-variance head, 0 without one."""
+    """The width of the log-variance head; 0 if there is none."""
     head = denoiser.uncertainty
     return head.channels if isinstance(head, Uncertainty) else 0
 
 
 def find_model_folder(path: str | Path) -> Path:
-    """The model folder meant by `path`: itself, the newest snapshot of a run folder, or a copy of a model on the hub."""
+    """The folder of the model that `path` names.
+
+    Args:
+        path: a model folder, a run folder for its newest snapshot, or the address of a model on the hub, which is fetched.
+
+    Returns:
+        A folder with `config.json`. Its weights are not read.
+
+    Raises:
+        ValueError: there is no model.
+    """
     if hub.is_address(path):
         return hub.fetch(hub.parse(path))
     path = Path(path)
     if path.suffix in (".pkl", ".pt", ".pth", ".ckpt") and path.is_file():
         raise ValueError(
-            f"{path} is a pickle, which can run code when it is loaded; first: fewstep convert {path} FOLDER"
+            f"{path} is a pickle, which can run code when it is loaded; convert it first: fewstep convert {path} FOLDER"
         )
     if not path.is_dir():
         raise ValueError(
@@ -175,11 +149,11 @@ def find_model_folder(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration of a model folder, checked for its format."""
+    """The content of `config.json` of the model that `path` names, whose format and version are known. Raises ValueError."""
     file = find_model_folder(path) / "config.json"
-    if file.is_file() and file.stat().st_size > MOST_CONFIG:
+    if file.is_file() and file.stat().st_size > MAX_CONFIG:
         raise ValueError(
-            f"{file}: expected at most {MOST_CONFIG} bytes; got {file.stat().st_size}; do not use this model"
+            f"{file}: expected at most {MAX_CONFIG} bytes; got {file.stat().st_size}; do not use this model"
         )
     config = read_json(file)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -191,26 +165,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def is_metric(value: Any) -> bool:
-    """Whether an entry of a card is a result as `fewstep eval` writes it."""
-    named = isinstance(value, dict) and isinstance(value.get("metric"), str) and type(value.get("n")) is int
-    return named and type(value.get("value")) in (int, float) and isinstance(value.get("protocol", {}), dict)
-
-
 def card(path: str | Path) -> Card:
-    """The card of a model folder; the name of a model on the hub is its address there."""
-    values = read_config(path).get("card", {})
-    where = find_model_folder(path) / "config.json"
-    if not isinstance(values, dict) or set(values) - field_names(Card):
-        raise ValueError(f"{where}: the card has unknown entries; a newer fewstep may know them")
-    empty = dataclasses.asdict(Card())
-    if wrong := [name for name, value in values.items() if type(value) is not type(empty[name])]:
-        raise ValueError(f"{where}: entries of the card are of another type than they should be: {', '.join(wrong)}")
-    if not all(type(name) is str for name in values.get("lineage", [])):
-        raise ValueError(f"{where}: the lineage of the card is a list of names; got {reprlib.repr(values['lineage'])}")
-    if bad := [metric for metric in values.get("metrics", []) if not is_metric(metric)]:
-        raise ValueError(f"{where}: expected metrics of the card with their value and n; got {reprlib.repr(bad[0])}")
-    about = Card(**values)
+    """The card of a model: what it is called, how it was made, and under which license it is.
+
+    Args:
+        path: a model folder, a run folder, or hf://owner/name. A model on the hub is named by its address.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: there is no model, or its card has unknown entries or values of the wrong type.
+
+    Example:
+        >>> fs.card("models/mine").license
+        'Apache-2.0'
+    """
+    about = card_from_dict(read_config(path).get("card", {}), find_model_folder(path) / "config.json")
     return dataclasses.replace(about, name=str(hub.parse(path))) if hub.is_address(path) else about
 
 
@@ -221,26 +192,27 @@ def load(
     dtype: str | torch.dtype = "float32",
     vae: str | Path | None = None,
 ) -> Denoiser:
-    """The denoiser in a model folder, in the newest snapshot of a run folder, or on the hub (hf://owner/name@revision).
-
-    It is in evaluation mode, and its weights are those of the file, every one of them.
+    """Load a model: from a model folder, from the newest snapshot of a run folder, or from the hub.
 
     Args:
-        path: the folder, or the address on the hub.
-        device: where it computes: cpu, cuda, cuda:1, ..., mps.
-        dtype: in which its network computes, one of `precision.DTYPES` or auto, which is bfloat16 where the hardware has
-            it. Weights keep the precision of the file; results have that of the input.
-        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub, in place of
-            what the model names.
+        path: the folder, or hf://owner/name, optionally with @ and a branch, tag or commit.
+        device: where to compute: cpu, cuda, cuda:1, ..., mps.
+        dtype: in which the network computes: one of `precision.DTYPES`, or auto for bfloat16 where the hardware has it.
+            Weights keep the precision of the file; results have the precision of the input.
+        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or its name on the hub, in place of
+            the one that the model names.
+
+    Returns:
+        The denoiser in evaluation mode, with the weights of the file.
 
     Raises:
-        ValueError: there is no model, it is not intact, the device is not there, or the VAE does not fit it.
+        ValueError: there is no model, it is not intact, the device does not exist, or the VAE does not fit the model.
 
     Example:
         >>> model = fs.load("models/imagenet512", device="cuda", dtype="bf16", vae="models/sd-vae-ft-mse")
     """
     if not isinstance(path, (str, Path)):
-        raise ValueError(f"path is a model folder, a run folder or hf://owner/name; got a {type(path).__name__}")
+        raise ValueError(f"path: expected a model folder, a run folder or hf://owner/name; got a {type(path).__name__}")
     device = as_device(device)
     dtype = chosen_dtype(dtype, device)
     folder = find_model_folder(path)
@@ -254,16 +226,16 @@ def load(
     levels, channels = config.get("levels"), config.get("uncertainty")
     weights = folder / "model.safetensors"
     tensors, _ = read_tensors(weights, device=str(device))
-    check_tensors(tensors, weights)
+    check_dtypes(tensors, weights)
     try:
         check_extent(network, tensors)
         with torch.device("meta"):
-            denoiser = of_kind(
+            denoiser = build_denoiser(
                 config.get("denoiser", {"kind": "Denoiser"}),
                 NETWORKS[type(network)](network),
                 where,
                 precondition=precondition,
-                levels=restored_levels(levels) if levels else None,
+                levels=parse_levels(levels) if levels else None,
                 uncertainty=Uncertainty(channels, getattr(network, "normalizations", 1)) if channels else None,
                 codec=codec,
                 dtype=dtype,
@@ -276,27 +248,27 @@ def load(
     return denoiser.eval()
 
 
-def check_tensors(tensors: dict[str, Tensor], where: Path) -> None:
-    """Refuse tensors that no network has: empty ones, and those of other types than torch computes networks in."""
+def check_dtypes(tensors: dict[str, Tensor], where: Path) -> None:
+    """Raise ValueError for weights that are empty or of a dtype in which networks do not compute."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in WEIGHTS or not tensor.numel():
-            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHTS)
+        if tensor.dtype not in DTYPES or not tensor.numel():
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise ValueError(
                 f"{where}: expected weights of {kinds}; {name} is {str(tensor.dtype).removeprefix('torch.')} "
                 f"{tuple(tensor.shape)}"
             )
 
 
-def restored_levels(levels: Any) -> tuple[float, ...]:
-    """The noise levels of a generator."""
-    result = restore(levels, tuple[float, ...])
-    if len(result) > MOST_LEVELS or not all(0 < level < math.inf for level in result):
-        raise ValueError(f"expected at most {MOST_LEVELS} levels > 0; got {reprlib.repr(levels)}")
+def parse_levels(levels: Any) -> tuple[float, ...]:
+    """The noise levels of a generator. Raises ValueError for levels that are not positive and finite."""
+    result = from_json(levels, tuple[float, ...])
+    if len(result) > MAX_LEVELS or not all(0 < level < math.inf for level in result):
+        raise ValueError(f"expected at most {MAX_LEVELS} levels > 0; got {reprlib.repr(levels)}")
     return result
 
 
 def check_state_dict(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
-    """Name every missing, unexpected and misshapen tensor."""
+    """Raise ValueError that names every missing and unexpected tensor, and those of another shape. where: of `found`."""
     problems = [f"missing {k}" for k in expected if k not in found]
     problems += [f"unexpected {k}" for k in found if k not in expected]
     problems += [

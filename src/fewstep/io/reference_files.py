@@ -1,4 +1,4 @@
-"""References of every kind by path: ours, EDM's and ADM's npz, EDM2's pickle, or images themselves."""
+"""Reference statistics of every kind by path: ours, EDM's and ADM's npz, EDM2's pickle, or images themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,21 @@ EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
 
 def open_reference(path: str | Path) -> ReferenceData:
-    """A reference file, by path or http(s) address, or images of any source; "digits" is the built-in set."""
+    """The reference statistics that a path names.
+
+    Args:
+        path: a reference file of fewstep, EDM, ADM (npz) or EDM2 (pkl), by path or http(s) address; images of any source;
+            or "digits", the built-in data set.
+
+    Returns:
+        The reference. Statistics of images are computed when a metric needs them.
+
+    Raises:
+        ValueError: the file holds no reference, or the images cannot be opened.
+
+    Example:
+        >>> reference = open_reference("https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz")
+    """
     if "://" in str(path):
         return replace(open_reference(fetch(path)), name=PurePosixPath(urlsplit(str(path)).path).stem)
     if str(path) == "digits":
@@ -31,7 +45,7 @@ def open_reference(path: str | Path) -> ReferenceData:
 
 
 def edm2_reference(path: Path) -> ReferenceData:
-    """EDM2's pickle {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}; nothing in it is run."""
+    """EDM2's pickle {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}}; nothing in it is executed."""
     content = read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected EDM2's reference, a dict; it is a {type(content).__name__}")

@@ -39,16 +39,6 @@ EDM2 = Prefixes("unet.")
 NCVSD_STUDENT = Prefixes("model.", "model.logvar_")
 NCVSD_HALF = Prefixes("")
 
-PREFIXES = {
-    "Precond": EDM2,
-    "EDM_2_Precond_EncoderDecoder": EDM2,
-    "EDM_2_Precond_Generator": EDM2,
-    "GenerativeDenoiser": NCVSD_STUDENT,
-    "PrecondCondition": NCVSD_HALF,
-    "DiscriminatorCondition": NCVSD_HALF,
-}
-"""By class of the upstream preconditioner; all other classes have EDM's."""
-
 
 def prefixes_of(model: Denoiser | ConditionalDiscriminator) -> Prefixes:
     """The prefixes of the upstream class that holds such a model."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.io import model_folder
+from fewstep.io.configuration import field_names, plain
 from fewstep.runtime.distributed import device, world_size
 
 
@@ -23,7 +23,7 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return model_folder.plain(value)
+        return plain(value)
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -33,9 +33,7 @@ def describe(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__
     hidden = ("_", "training", "phases", "product")
-    known = (
-        model_folder.field_names(value) if dataclasses.is_dataclass(value) else vars(value)
-    )  # without what is cached
+    known = field_names(value) if dataclasses.is_dataclass(value) else vars(value)  # without what is cached
     settings = {k: getattr(value, k) for k in sorted(known) if not k.startswith(hidden)}
     settings = {k: v for k, v in settings.items() if not isinstance(v, nn.Module)}
     return {"kind": type(value).__name__} | {k: describe(v) for k, v in settings.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fewstep.core.diagnostics import LEVELS
-from fewstep.io import model_folder
+from fewstep.io.configuration import plain
 from fewstep.runtime.files import file_place, new_file, numbered, parse_json, regular
 
 
@@ -101,5 +101,5 @@ class Log:
         """Append a line; returns its `metrics`."""
         metrics = self.metrics()
         self.sums, self.counts = {}, {}
-        self.lines.append({k: model_folder.plain(v) for k, v in (entry | metrics).items()})
+        self.lines.append({k: plain(v) for k, v in (entry | metrics).items()})
         return metrics

@@ -27,8 +27,8 @@ from fewstep.core.method import Method
 from fewstep.data.labels import LabelStream
 from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
-from fewstep.io import model_folder
 from fewstep.io.card import Card
+from fewstep.io.configuration import to_dict
 from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
 from fewstep.runtime.distributed import device, world_size
@@ -141,7 +141,7 @@ class Run:
         return {
             "method": describe(self.method),
             "given": self.given,
-            "network": {name: model_folder.to_dict(m.net.config) for name, m in denoisers(self.method)},
+            "network": {name: to_dict(m.net.config) for name, m in denoisers(self.method)},
             "denoiser": {name: describe(m) for name, m in denoisers(self.method)},
             "data": {"name": self.data.data.name, "n": len(self.data.data), "sha256": self.data.data.fingerprint},
             "stream": {"seed": self.data.seed, "flip": self.data.flip},

@@ -1,4 +1,4 @@
-"""Where an upstream file comes from: a path, or an address whose file is kept in a cache."""
+"""Upstream files by path, or by web address with a cache. A download is complete and verified, or it leaves nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewstep.runtime.files import cache_folder, new_file
 from fewstep.runtime.foreign import public
 
 LIMITS = {"FEWSTEP_DOWNLOAD_GIB": 32.0, "FEWSTEP_DOWNLOAD_HOURS": 6.0}
-"""Of one download, in size and in time, by the environment variables that change them; published networks have 6 GB at most."""
+"""Limits of one download by the environment variables that change them. Published networks have at most 6 GB."""
 TIMEOUT = 20
 """Seconds without an answer after which a server counts as unreachable."""
 PIECE = 2**20
@@ -32,10 +32,22 @@ ADVICE = {401: LOGIN, 403: LOGIN, 404: "check the address, or give the path of a
 
 
 def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = None) -> Path:
-    """The local file for a path, or for an http(s) address, downloaded once and kept in `cache`.
+    """The local file of a path or address. A file from the web is downloaded once and kept.
 
-    The file is whole or absent. Raises ValueError for other schemes, and for an address that is not in the cache while
-    `offline`, or where FEWSTEP_OFFLINE=1; OSError if the download fails.
+    Args:
+        source: a path, or an http(s) address.
+        offline: use only what was downloaded before; the environment variable FEWSTEP_OFFLINE=1 does the same.
+        cache: the folder for downloads; None for the cache folder of fewstep.
+
+    Returns:
+        The file, which is whole.
+
+    Raises:
+        ValueError: the path is missing, the address has another scheme, or it is not in the cache while offline.
+        OSError: the download fails.
+
+    Example:
+        >>> path = fetch("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-cond-vp.pkl")
     """
     scheme = urllib.parse.urlsplit(str(source)).scheme if isinstance(source, str) and "://" in source else ""
     if not scheme:
@@ -46,16 +58,15 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
             )
         return path
     if scheme not in ("http", "https"):
-        raise ValueError(
-            f"{public(source)} has the scheme {scheme}; files are fetched from http and https alone, or from a path"
-        )
+        raise ValueError(f"{public(source)} has the scheme {scheme}; expected a path, or an http or https address")
     address = mirrored(str(source))
     target = (cache or cache_folder()) / cache_name(address)
     if target.is_file():
         return target
     if offline or files.offline():
         raise ValueError(
-            f"{public(address)} is not in the cache ({target}); fetch it without offline, or give the path of a copy"
+            f"{public(address)} is not in the cache ({target}); run the command once without --offline, or give the path "
+            "of a copy"
         )
     download(address, target)
     return target
@@ -68,7 +79,7 @@ def cache_name(address: str) -> str:
 
 
 def mirrored(address: str) -> str:
-    """The address, at $HF_ENDPOINT if it is one of the Hugging Face hub and that is set, as the hub's own client does."""
+    """The address at $HF_ENDPOINT, if that is set and the address is one of the Hugging Face hub."""
     endpoint = os.environ.get("HF_ENDPOINT")
     return address.replace(HUB, endpoint.rstrip("/") + "/", 1) if endpoint and address.startswith(HUB) else address
 
@@ -76,41 +87,45 @@ def mirrored(address: str) -> str:
 class WebOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirections to http and https alone; the standard handler also follows them to ftp.
 
-    announced: the SHA-256 of a file that the hub states where it redirects to the file's store.
+    Attributes:
+        announced: the SHA-256 that the hub announces when it redirects to the store of a file.
     """
 
     announced: str | None = None
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
-        self.announced = stated_sha256(headers) or self.announced
+        self.announced = announced_sha256(headers) or self.announced
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
             fp.close()
-            raise ValueError(f"{public(req.full_url)} redirects to {public(newurl)[:100]}, which is not on the web")
+            raise ValueError(
+                f"{public(req.full_url)} redirects to {public(newurl)[:100]}, which is not an http or https address"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def stated_sha256(headers: Any) -> str | None:
-    """The SHA-256 that the Hugging Face hub states of a large file."""
+def announced_sha256(headers: Any) -> str | None:
+    """The SHA-256 in the headers with which the Hugging Face hub answers for a large file."""
     match = re.fullmatch(r'(?:W/)?"?([0-9a-f]{64})"?', headers.get("X-Linked-Etag") or "")
     return match[1] if match else None
 
 
 def limit(name: str) -> float:
-    """The limit that an environment variable sets, or that of `LIMITS`."""
+    """The limit that an environment variable sets, or else the default."""
     text = os.environ.get(name) or str(LIMITS[name])
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not value > 0:
-        raise ValueError(f"{name} is a number above 0; got {text!r}")
+        raise ValueError(f"the environment variable {name} must be a number above 0; got {text!r}")
     return value
 
 
 def body(response: http.client.HTTPResponse, address: str, *, hashed: bool) -> Iterator[bytes]:
-    """The body of an answer, in pieces; OSError if it is not as long as declared, or beyond the limits.
+    """The body of a response in pieces.
 
-    Its end must be told from an interruption: by its length, by the last of its chunks, or because its hash is known.
+    Raises OSError if the body is longer or shorter than declared, or exceeds the limits. Its end must differ from an
+    interruption: by the declared length, by the last of its chunks, or because its hash is known (`hashed`).
     """
     declared, size = response.length, 0
     most, hours = limit("FEWSTEP_DOWNLOAD_GIB"), limit("FEWSTEP_DOWNLOAD_HOURS")
@@ -119,19 +134,21 @@ def body(response: http.client.HTTPResponse, address: str, *, hashed: bool) -> I
         yield piece
         size += len(piece)
         if declared is None and not response.chunked and not hashed:
-            raise OSError(f"{address} does not say how long it is, so that a part would pass for the whole; {BY_HAND}")
+            raise OSError(
+                f"{address} does not declare its length, so an interrupted download could not be detected; {BY_HAND}"
+            )
         if max(size, declared or 0) > most * 2**30:
-            raise OSError(f"{address} is larger than {most:g} GiB; set FEWSTEP_DOWNLOAD_GIB if it is meant")
+            raise OSError(f"{address} is larger than {most:g} GiB; set FEWSTEP_DOWNLOAD_GIB to allow it")
         if time.monotonic() > end:
             raise OSError(f"{address} takes longer than {hours:g} hours; set FEWSTEP_DOWNLOAD_HOURS, or {BY_HAND}")
     if declared is not None and size < declared:
         raise OSError(f"{address} broke off after {size} of {declared} bytes; try again")
-    if declared is not None and goes_on(response):
-        raise OSError(f"{address} goes on after the {declared} bytes that it declares; {BY_HAND}")
+    if declared is not None and continues(response):
+        raise OSError(f"{address} continues after the {declared} bytes that it declares; {BY_HAND}")
 
 
-def goes_on(response: http.client.HTTPResponse) -> bool:
-    """Whether a server sends more than it declared. It was asked to close the connection; one that does not sends no more."""
+def continues(response: http.client.HTTPResponse) -> bool:
+    """Whether a server sends more than it declared. It was asked to close the connection; if it does not, that is all."""
     response.length = 1
     try:
         return bool(response.read1(1))
@@ -140,22 +157,22 @@ def goes_on(response: http.client.HTTPResponse) -> bool:
 
 
 def download(address: str, target: Path) -> None:
-    """Download to a temporary name, check the length and the SHA-256 that the server declared, and rename."""
+    """Download to a temporary name, check the length and the SHA-256 that the server declares, and rename."""
     redirects = WebOnly()
     opener = urllib.request.build_opener(redirects)
     try:
         with opener.open(address, timeout=TIMEOUT) as response, new_file(target) as partial:
-            stated = stated_sha256(response.headers) or redirects.announced
+            announced = announced_sha256(response.headers) or redirects.announced
             digest, head = hashlib.sha256(), b""
             with partial.open("wb") as file:
-                for piece in body(response, public(address), hashed=stated is not None):
+                for piece in body(response, public(address), hashed=announced is not None):
                     if len(head) < 1024 and is_page(head := (head + piece)[:1024]):
                         raise OSError(f"{public(address)} answers with a web page; give the address of the file itself")
                     digest.update(piece)
                     file.write(piece)
-            if stated not in (None, digest.hexdigest()):
+            if announced not in (None, digest.hexdigest()):
                 raise OSError(
-                    f"{public(address)} came with the sha256 {digest.hexdigest()}; its server states {stated}; try again"
+                    f"{public(address)} came with the sha256 {digest.hexdigest()}; its server announces {announced}; try again"
                 )
     except urllib.error.HTTPError as error:
         error.close()

@@ -1,7 +1,7 @@
-"""Weights of feature networks as they are published, in every container that is in use, read without running anything.
+"""Reads the published weights of feature networks, whatever container they come in. Nothing in a file is executed.
 
-The Inception network comes in four: NVIDIA's pickle of an object, its TorchScript twin, a state dict under the same
-names, and the state dict of PyTorch's ports. They hold the same numbers, and give the same hash here.
+The Inception network is published in four: NVIDIA's pickle of an object, the same as TorchScript, a state dict under
+NVIDIA's names, and the state dict of PyTorch's ports. They hold the same numbers, and give the same hash here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.io.convert.snapshot import MAX_DEPTH, apart, state_dict
+from fewstep.io.convert.modules import MAX_DEPTH, check_apart, state_dict
 from fewstep.io.unpickle import Record, read
 from fewstep.io.unpickle.torchscript import is_torchscript, read_torchscript
 from fewstep.metrics.networks.clip import CLIP
@@ -30,7 +30,18 @@ NVIDIA = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean",
 
 
 def read_published(asset: Asset, path: Path) -> dict[str, Tensor]:
-    """The weights of an asset out of a published file, under our names, complete; ValueError says what is wrong."""
+    """The weights of an asset from a published file.
+
+    Args:
+        asset: the feature network, or the part of LPIPS.
+        path: the published file.
+
+    Returns:
+        All tensors of the asset under our names.
+
+    Raises:
+        ValueError: the file is damaged, or tensors are missing, unexpected or of another shape.
+    """
     tensors = published_tensors(path)
     state = SELECT[asset.name](tensors)
     if asset.name in NETWORKS:
@@ -46,7 +57,7 @@ def read_published(asset: Asset, path: Path) -> dict[str, Tensor]:
 
 
 def published_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of real numbers by dotted name, in the order of the file."""
+    """Every tensor of real numbers in a published file, by dotted name, in the order of the file."""
     if path.suffix == ".safetensors":
         found = {name: tensor for name, tensor in read_tensors(path)[0].items() if tensor.is_floating_point()}
     elif is_torchscript(path):
@@ -64,13 +75,13 @@ def published_tensors(path: Path) -> dict[str, Tensor]:
     if not found:
         raise ValueError(f"{path} holds no weights; expected a state dict, a TorchScript archive or NVIDIA's pickle")
     try:
-        return apart(found)
+        return check_apart(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def script_tensors(record: Record, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """A module may be named again and again; it is walked once."""
+    """Names and tensors of a TorchScript module. A file can name a module many times, so each is walked once."""
     if depth == 0:
         raise ValueError(f"modules are nested more than {MAX_DEPTH} deep at {prefix[:80]}; no network needs that")
     for name, value in record.state.items():
@@ -82,7 +93,7 @@ def script_tensors(record: Record, prefix: str, depth: int, seen: set[int]) -> I
 
 
 def inception(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under PyTorch's names as they are; under NVIDIA's by the order of the convolutions, which is that of the graph."""
+    """PyTorch's names are kept. NVIDIA's are matched by the order of the convolutions, which is that of the graph."""
     if "fc.weight" in tensors:
         return dict(tensors)
     with torch.device("meta"):
@@ -102,10 +113,12 @@ def inception(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower; the text tower is not needed."""
     return {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
 
 
 def dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the token for masked patches, which only training needs."""
     return {name: value for name, value in tensors.items() if name != "mask_token"}
 
 
@@ -115,16 +128,17 @@ def backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without(*heads: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """All but the modules behind the last map of features."""
+    """Selects all modules but `heads`, those behind the last feature map."""
     return lambda tensors: {name: value for name, value in tensors.items() if name.partition(".")[0] not in heads}
 
 
 def linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`lin0.model.1.weight` (1, C, 1, 1) and so on, as `lin0` (C,)."""
+    """The weights of LPIPS: `lin0.model.1.weight` (1, C, 1, 1) and so on, as `lin0` (C,)."""
     return {name.partition(".")[0]: value.flatten() for name, value in tensors.items() if name.startswith("lin")}
 
 
-def convolutions(layers: list[torch.nn.Module]) -> dict[str, tuple[int, ...]]:
+def convolution_shapes(layers: list[torch.nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a backbone."""
     state = torch.nn.Sequential(*layers).state_dict()
     return {f"features.{name}": tuple(tensor.shape) for name, tensor in state.items()}
 
@@ -151,7 +165,7 @@ NETWORKS = {
 }
 with torch.device("meta"):
     PARTS = {
-        "vgg16": convolutions(vgg16_layers()),
-        "alexnet": convolutions(alex_layers()),
+        "vgg16": convolution_shapes(vgg16_layers()),
+        "alexnet": convolution_shapes(alex_layers()),
         **{f"lpips-{name}": {f"lin{i}": (n,) for i, n in enumerate(widths)} for name, widths in WIDTHS.items()},
     }

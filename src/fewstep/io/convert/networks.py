@@ -1,17 +1,9 @@
-"""Networks of the EDM family as their authors publish them: from a `Snapshot` to a `Denoiser`, and back by name.
-
-A snapshot holds a preconditioner around a U-Net, with the arguments of their constructors and the tensors of an
-`nn.Module`. All names of parameters are kept, but for the prefix: `model.` (EDM and its students) and `unet.` (EDM2)
-are `net.` here, and EDM2's `logvar_*` the submodule `uncertainty`. NCVSD's networks are halves of U-Nets: the student
-has all of them below `model.`, its fake score and its discriminator have no prefix.
-"""
+"""Networks of the EDM family as their authors publish them: from a file, or a `Snapshot`, to a `Denoiser`."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,63 +12,49 @@ from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import IDDPM
 from fewstep.distill.conditional import ConditionalDiscriminator
-from fewstep.io.convert.preconditions import PRECONDITIONS, edm2, is_number, number
-from fewstep.io.convert.provenance import clean, hint, published_teacher, weights_license
-from fewstep.io.convert.snapshot import LEVELS, ON_EDM2, Kind, Snapshot, load_snapshot
+from fewstep.io.convert.classes import PRECONDITIONERS, UNETS, is_on_edm2
+from fewstep.io.convert.options import parse_config
+from fewstep.io.convert.preconditions import edm2, number
+from fewstep.io.convert.provenance import Provenance, clean, name_hint, published_teacher, weights_license
+from fewstep.io.convert.snapshot import Kind, Snapshot, load_snapshot
 from fewstep.io.model_folder import check_state_dict
-from fewstep.io.upstream_names import EDM, PREFIXES
-from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.discriminators import PairDiscriminator
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
-from fewstep.nets.extent import check_extent
-from fewstep.nets.song import SongConfig, SongUNet
+from fewstep.nets.edm2 import Uncertainty
 from fewstep.runtime.files import sha256
 
-BUILT: dict[str, tuple[type, type]] = {
-    "SongUNet": (SongConfig, SongUNet),
-    "SongUNet_EncoderDecoder": (SongConfig, SongUNet),
-    "DhariwalUNet": (ADMConfig, ADMUNet),
-    "DhariwalUNet_EncoderDecoder": (ADMConfig, ADMUNet),
-    "UNet": (EDM2Config, EDM2UNet),
-    "UNet_EncoderDecoder": (EDM2Config, EDM2UNet),
-    "UNetEncoder": (EDM2Config, EDM2UNet),
-}
-"""What the U-Nets of the upstream classes are here."""
-
 SID_LEVELS = (2.5,)
-"""Of SiD's students in the class of EDM's teachers, which does not tell."""
+"""Noise levels of SiD's students, which have the class of EDM's teachers."""
 
 TRAINED_WITH = ("force_normalization", "use_gan")
-"""Options of SiDA's EDM2 networks that say how they were trained."""
+"""Options of SiDA's EDM2 networks that only record how they were trained."""
 
 
-def settle(
+def student_levels(
     snapshot: Snapshot, kind: Kind | None, levels: tuple[float, ...] | None, where: str
 ) -> tuple[float, ...] | None:
-    """The noise levels of a student, None for a teacher: by what the caller says, else by what the file says.
+    """The noise levels of a student, or None for a teacher, by what the caller says and else by what the file says.
 
-    Raises ValueError where neither tells, and where they contradict each other.
+    Raises ValueError if neither tells, or if they contradict each other.
     """
     name = snapshot.class_name
+    known = PRECONDITIONERS[name].levels or (SID_LEVELS if name == "EDMPrecond" else None)
     if levels and kind == "teacher":
-        raise ValueError("noise levels are a student's; leave them out for a teacher, or say kind student")
-    if (
-        kind == "teacher" and name in LEVELS and name != "EDMPrecond_EncoderDecoder"
-    ):  # SiDA's teachers have this class, too
+        raise ValueError("only students have noise levels; leave the levels out, or give the kind student")
+    # SiDA's teachers have the class of its students
+    if kind == "teacher" and PRECONDITIONERS[name].levels and name != "EDMPrecond_EncoderDecoder":
         raise ValueError(f"{where} holds a {name}, which is a student's class; leave the kind out")
     kind = "student" if levels else kind or snapshot.kind
     if kind is None:
         raise ValueError(
-            f"{where} holds a bare {name}, as which EDM's teachers and SiD's one-step students are both saved; say which it "
-            f"is: --kind teacher or --kind student (in Python kind=...){hint(where)}"
+            f"{where} holds a bare {name}, the class in which both EDM's teachers and SiD's one-step students are saved; "
+            f"say which it is: --kind teacher or --kind student (in Python kind=...){name_hint(where)}"
         )
     if kind == "teacher":
         return None
-    known = LEVELS.get(name) or (SID_LEVELS if name == "EDMPrecond" else None)
     if not levels and known is None and name != "PrecondCondition":
         raise ValueError(
-            f"{where} holds a {name}, of which no student is known; say the levels it generates from: --levels"
+            f"{where} holds a {name}, for which no students are known; give the noise levels it generates from: --levels"
         )
     return levels or known
 
@@ -88,31 +66,34 @@ def to_denoiser(
     kind: Kind | None = None,
     where: str = "the file",
 ) -> Denoiser:
-    """The network of a snapshot as a Denoiser in evaluation mode, with the numbers and precision of the file.
+    """The network of a snapshot as a denoiser in evaluation mode, with the values and the precision of the file.
 
     Args:
-        snapshot: the network as it lies in the file.
-        levels: noise levels from which a student generates, the largest first; None for those known of its class.
-        kind: "teacher" or "student", where the file does not tell; levels imply a student.
-        where: the name of the file in messages.
+        snapshot: the network as it is stored in the file.
+        levels: noise levels from which a student generates, the largest first; None for those of its class.
+        kind: "teacher" or "student", if the file does not tell; levels imply a student.
+        where: the name of the file, for messages.
 
     Returns:
-        The denoiser; a generator, if it is a student.
+        The denoiser; it has levels if it is a student.
 
     Raises:
-        ValueError: the kind is neither given nor in the file, options are not valid, or tensors are missing, unexpected
-            or of another shape; all of these are named.
+        ValueError: the kind is neither given nor in the file, an option is not valid, or tensors are missing, unexpected
+            or of another shape; the message names all of these.
+
+    Example:
+        >>> teacher = to_denoiser(load_snapshot("edm-cifar10-32x32-cond-vp.pkl"), kind="teacher")
     """
     if snapshot.class_name == "DiscriminatorCondition":
-        raise ValueError(f"{where} holds NCVSD's discriminator, which is no denoiser; read it with to_discriminator")
-    levels = settle(snapshot, kind, levels, where)
-    precondition = PRECONDITIONS[snapshot.class_name](snapshot)
-    state = state_of(snapshot)
+        raise ValueError(f"{where} holds NCVSD's discriminator, which is not a denoiser; read it with to_discriminator")
+    levels = student_levels(snapshot, kind, levels, where)
+    precondition = PRECONDITIONERS[snapshot.class_name].precondition(snapshot)
+    state = renamed_state(snapshot)
     if isinstance(precondition, IDDPM):
         del state["u"]
     head = state.get("uncertainty.fourier.freqs")
     with torch.device("meta"):
-        net = build(snapshot, state)
+        net = build_network(snapshot, state)
         uncertainty = Uncertainty(head.numel(), snapshot.normalizations) if head is not None else None
         options: dict[str, Any] = {"precondition": precondition, "uncertainty": uncertainty, "codec": snapshot.codec}
         if snapshot.class_name == "GenerativeDenoiser":
@@ -130,80 +111,44 @@ def to_denoiser(
     return denoiser.eval()
 
 
-def state_of(snapshot: Snapshot) -> dict[str, Tensor]:
+def renamed_state(snapshot: Snapshot) -> dict[str, Tensor]:
     """The tensors of a snapshot under our names."""
-    prefixes = PREFIXES.get(snapshot.class_name, EDM)
+    prefixes = PRECONDITIONERS[snapshot.class_name].prefixes
     return {prefixes.ours(name): tensor.contiguous() for name, tensor in snapshot.state.items()}
 
 
-def build(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
-    """The U-Net of a snapshot, whole, with new weights."""
-    config, network = BUILT[snapshot.network]
+def build_network(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
+    """The U-Net of a snapshot with new weights."""
+    config, network = UNETS[snapshot.network]
     options = snapshot.options
-    if snapshot.class_name in ON_EDM2:
+    if is_on_edm2(snapshot.class_name):
         wrong = [name for name in TRAINED_WITH if not isinstance(options.get(name, False), bool)]
         if wrong:
-            raise ValueError(f"{wrong[0]} of the network is a {type(options[wrong[0]]).__name__} where bool belongs")
+            raise ValueError(f"{wrong[0]} of the network must be a bool; got a {type(options[wrong[0]]).__name__}")
         options = {k: v for k, v in options.items() if k not in TRAINED_WITH}
         options |= {"normalizations": snapshot.normalizations} if snapshot.normalizations > 1 else {}
-    return network(configure(config, options, state))
+    return network(parse_config(config, options, state))
 
 
 def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> ConditionalDiscriminator:
-    """NCVSD's discriminator in a snapshot, strict as `to_denoiser`."""
+    """NCVSD's discriminator in a snapshot, in evaluation mode.
+
+    Args:
+        snapshot: the network as it is stored in the file.
+        where: the name of the file, for messages.
+
+    Raises:
+        ValueError: the snapshot holds another network, or its tensors do not fit.
+    """
     if snapshot.class_name != "DiscriminatorCondition":
         raise ValueError(f"{where} holds a {snapshot.class_name}, not NCVSD's discriminator; read it with to_denoiser")
-    state = state_of(snapshot)
+    state = renamed_state(snapshot)
     with torch.device("meta"):
-        net = PairDiscriminator(build(snapshot, state))
+        net = PairDiscriminator(build_network(snapshot, state))
     result = ConditionalDiscriminator(net, precondition=edm2(snapshot))
     check_state_dict(result.state_dict(), state, Path(where))
     result.load_state_dict(state, assign=True)
     return result.eval()
-
-
-def configure(kind: type, options: dict[str, object], state: dict[str, Tensor]) -> Any:
-    """The frozen configuration for constructor arguments of a file, bounded by the number of tensors that it has."""
-    hints, known = get_type_hints(kind), {f.name for f in dataclasses.fields(kind)}
-    if unknown := [str(name)[:40] for name in options if name not in known]:
-        raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}; this version cannot build the network")
-    if "img_resolution" not in options:
-        raise ValueError("the file does not say the resolution of its network")
-    config = kind(**{name: option(name, value, hints[name]) for name, value in options.items()})
-    check_extent(config, state)
-    return config
-
-
-def option(name: str, value: object, hint: Any) -> Any:
-    """One constructor argument, of the type that our configuration declares and of a sane size."""
-    low = 0 if name in ("label_dim", "augment_dim") else 1
-    kinds = get_args(hint) if get_origin(hint) is not tuple else ()
-    if get_origin(hint) is Literal and isinstance(value, str) and value in kinds:
-        return value
-    if name == "resample_filter":
-        return taps(value)
-    share = name in ("dropout", "label_dropout")
-    if float in (hint, *kinds) and is_number(value) and (0 <= value <= 1 if share else math.isfinite(value)):
-        return float(value)
-    if (
-        get_origin(hint) is tuple
-        and isinstance(value, list | tuple)
-        and (name != "attn_resolutions") <= len(value) <= 32
-    ):
-        return tuple(option(name, item, int) for item in value)
-    if int in (hint, *kinds) and type(value) is int and low <= value < 2**16:
-        return value
-    if value is None and type(None) in kinds:
-        return value
-    raise ValueError(f"{name} of the network is out of range, or a {type(value).__name__} where {hint} belongs")
-
-
-def taps(value: object) -> tuple[float, ...]:
-    """A filter of resampling: an even number of numbers, whose sum is not 0."""
-    found = tuple(v for v in value if is_number(v) and abs(v) < 2**16) if isinstance(value, list | tuple) else ()
-    if not 0 < len(found) <= 32 or len(found) % 2 or len(found) < len(value) or not sum(found):  # type: ignore[arg-type]  # a list or tuple by the line above
-        raise ValueError("resample_filter of the network is not an even number of taps whose sum is not 0")
-    return tuple(int(v) if v == int(v) else float(v) for v in found)
 
 
 def convert(
@@ -213,22 +158,26 @@ def convert(
     levels: tuple[float, ...] | None = None,
     kind: Kind | None = None,
     network: str | None = None,
-) -> tuple[Denoiser, dict[str, Any]]:
-    """The denoiser in an upstream file, and where it comes from; nothing in the file is run.
+) -> tuple[Denoiser, Provenance]:
+    """The denoiser in an upstream file, and where it comes from. Nothing in the file is executed.
 
     Args:
-        path: a snapshot, a published file, or a training state that has whole networks.
+        path: a snapshot, a published file, or a training state that holds whole networks.
         source: the address that the file was fetched from, or its original name; None for the name of `path`.
-        levels: noise levels from which a student generates, the largest first; None for those known of its class.
+        levels: noise levels from which a student generates, the largest first; None for those of its class.
         kind: "teacher" or "student", for files that do not tell: SiD saves its students of EDM as EDM's bare networks.
-        network: which network of the file, as `ema`, `net`, `G`; None for the averaged one if there is one.
+        network: which network of the file, such as `ema`, `net`, `G`; None for the averaged one if there is one.
 
     Returns:
-        The denoiser, with the numbers and precision of the file, and its provenance: source, bytes and sha256 of the
-        file, the upstream classes, the entry, the license of the weights, and notes on what was concluded.
+        The denoiser in evaluation mode, with the values and the precision of the file, and its provenance.
 
     Raises:
-        ValueError: the file holds no known network that is whole, or does not tell its kind; the message says what it is.
+        ValueError: the file holds no known network that is whole, or does not tell its kind; the message says what it holds.
+
+    Example:
+        >>> path = fetch("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-cond-vp.pkl")
+        >>> teacher, provenance = convert(path, kind="teacher")
+        >>> fs.save(teacher, "models/cifar10", provenance.card())
     """
     path, source = Path(path), clean(source or Path(path).name)
     found = load_snapshot(path, network)
@@ -236,13 +185,12 @@ def convert(
         kind = "teacher"
     denoiser = to_denoiser(found, levels=levels, kind=kind, where=str(path) if source == path.name else source)
     student = denoiser.levels is not None
-    provenance = {
-        "source": source,
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "classes": [found.class_name, found.network],
-        "entry": found.entry,
-        "license": weights_license(source, student=student),
-        "notes": list(found.notes),
-    }
-    return denoiser, provenance
+    return denoiser, Provenance(
+        source,
+        path.stat().st_size,
+        sha256(path),
+        (found.class_name, found.network),
+        found.entry,
+        weights_license(source, student=student),
+        found.notes,
+    )

@@ -1,10 +1,9 @@
-"""The preconditionings of upstream networks, out of the attributes of a snapshot."""
+"""The preconditionings of upstream networks, from the attributes of a snapshot."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
@@ -15,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a number as a file holds it: no truth value, no object that acts as one."""
+    """Whether a value is an int or float, and neither a bool nor an object that acts like a number."""
     return type(value) in (int, float)
 
 
 def number(attributes: dict[str, object], name: str) -> float:
+    """An attribute that must be a number from 0 on."""
     value = attributes.get(name)
     if not is_number(value) or not value >= 0 or (name == "sigma_data" and not 0 < value < math.inf):
         raise ValueError(f"the preconditioning has no usable {name}; got a {type(value).__name__}")
@@ -27,6 +27,7 @@ def number(attributes: dict[str, object], name: str) -> float:
 
 
 def count(attributes: dict[str, object], name: str) -> int:
+    """An attribute that must be a positive integer of moderate size."""
     value = attributes.get(name)
     if not is_number(value) or not 0 < value < 2**16 or value != int(value):
         raise ValueError(f"the preconditioning has no usable {name}; got a {type(value).__name__}")
@@ -47,7 +48,7 @@ def ve(snapshot: Snapshot) -> VE:
 
 
 def iddpm(snapshot: Snapshot) -> IDDPM:
-    """The levels in the file must be the formula's: they are dropped on import and written again on export."""
+    """The noise levels in the file must be those of the formula, since export computes them again."""
     a, u = snapshot.attributes, snapshot.state.get("u")
     steps = count(a, "M")
     if u is None or u.shape != (steps + 1,):
@@ -55,7 +56,7 @@ def iddpm(snapshot: Snapshot) -> IDDPM:
     precondition = IDDPM(number(a, "C_1"), number(a, "C_2"), steps)
     # The last bits depend on the processor that computed them.
     if not torch.allclose(u.float(), precondition.table, rtol=1e-4, atol=0):
-        raise ValueError("iDDPM's levels u are not those of its constants C_1, C_2, M; the file is damaged")
+        raise ValueError("iDDPM's levels u do not match its constants C_1, C_2, M; the file is damaged")
     return precondition
 
 
@@ -65,19 +66,3 @@ def edm2(snapshot: Snapshot) -> EDM:
 
 def gdd(snapshot: Snapshot) -> Boundary:
     return Boundary(number(snapshot.attributes, "sigma_data"), number(snapshot.attributes, "eps"))
-
-
-PRECONDITIONS: dict[str, Callable[[Snapshot], Any]] = {
-    "EDMPrecond": edm,
-    "EDMPrecond_EncoderDecoder": edm,
-    "VPPrecond": vp,
-    "VEPrecond": ve,
-    "iDDPMPrecond": iddpm,
-    "GDDPrecond": gdd,
-    "Precond": edm2,
-    "EDM_2_Precond_EncoderDecoder": edm2,
-    "EDM_2_Precond_Generator": edm2,
-    "GenerativeDenoiser": edm2,
-    "PrecondCondition": edm2,
-    "DiscriminatorCondition": edm2,
-}
