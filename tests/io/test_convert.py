@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
 from fewstep.io.convert import convert, fetch, load_snapshot, to_denoiser, weights_license
-from fewstep.io.convert.snapshot import parse_snapshot
+from fewstep.io.convert.snapshot import Snapshot, parse_snapshot
 from fewstep.io.export import upstream_state_dict
 from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
@@ -30,10 +32,21 @@ NETWORKS = [
 ]
 
 
+@cache
+def loaded(name: str) -> Snapshot:
+    """The snapshot in a golden file, read once for all tests, which do not change it."""
+    return load_snapshot(GOLDEN / f"{name}.pkl")
+
+
+@cache
+def teacher(name: str) -> Denoiser:
+    return to_denoiser(loaded(name), kind="teacher")
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_the_outputs_are_the_reference_s(name):
-    denoiser, _ = convert(GOLDEN / f"{name}.pkl", kind="teacher")
+    denoiser = teacher(name)
     numbers = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / f"{name}.npz").items()}
     x, sigma = numbers["x"], numbers["sigma"]
     label = numbers["labels"].long() if denoiser.num_classes else None
@@ -48,8 +61,8 @@ def test_the_outputs_are_the_reference_s(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_there_and_back_every_bit_and_name_is_kept(name):
-    original = load_snapshot(GOLDEN / f"{name}.pkl").state
-    back = upstream_state_dict(convert(GOLDEN / f"{name}.pkl", kind="teacher")[0])
+    original = loaded(name).state
+    back = upstream_state_dict(teacher(name))
     assert list(back) == list(original)
     for key, tensor in original.items():
         if key == "u":  # the table of levels is computed again; its last bits depend on the processor
@@ -61,7 +74,7 @@ def test_there_and_back_every_bit_and_name_is_kept(name):
 
 def test_half_precision_stays_what_it_is():
     """EDM2's files hold every tensor in float16."""
-    found = load_snapshot(GOLDEN / "edm2-cond.pkl")
+    found = loaded("edm2-cond")
     half = dataclasses.replace(found, state={k: v.half() for k, v in found.state.items()})
     denoiser = to_denoiser(half)
     assert all(
@@ -75,14 +88,14 @@ def test_half_precision_stays_what_it_is():
 
 
 def test_the_preconditioning_is_the_file_s():
-    found = {name: convert(GOLDEN / f"{name}.pkl", kind="teacher")[0].precondition for name in NETWORKS}
+    found = {name: teacher(name).precondition for name in NETWORKS}
     assert found["edm-adm-cond"] == found["edm2-cond"] == EDM(0.5, 0.0, math.inf)
     assert found["vp-ddpmpp-uncond"] == VP()
     assert found["ve-ncsnpp-uncond"] == VE()
     assert found["iddpm-adm-cond"] == IDDPM()
     assert abs(IDDPM().sigma_min / 0.006422337 - 1) < 1e-4
     assert abs(IDDPM().sigma_max / 20291.17 - 1) < 1e-4
-    changed = load_snapshot(GOLDEN / "edm-adm-cond.pkl")
+    changed = loaded("edm-adm-cond")
     changed = dataclasses.replace(changed, attributes={**changed.attributes, "sigma_data": 1, "sigma_max": 80})
     assert to_denoiser(changed, kind="teacher").precondition == EDM(1.0, 0.0, 80.0)
 
@@ -149,7 +162,7 @@ def test_unknown_classes_are_named():
 
 
 def test_every_tensor_that_does_not_fit_is_named():
-    found = load_snapshot(GOLDEN / "edm-ncsnpp-uncond.pkl")
+    found = loaded("edm-ncsnpp-uncond")
     state = dict(found.state)
     del state["model.map_layer0.weight"]
     state["model.map_layer1.bias"] = torch.zeros(3)
@@ -184,7 +197,7 @@ def test_every_tensor_that_does_not_fit_is_named():
     ],
 )
 def test_absurd_options_are_refused(options, says):
-    found = load_snapshot(GOLDEN / "edm-ncsnpp-uncond.pkl")
+    found = loaded("edm-ncsnpp-uncond")
     with pytest.raises(ValueError, match=says):
         to_denoiser(dataclasses.replace(found, options={**found.options, **options}), kind="teacher")
 
@@ -219,7 +232,7 @@ def test_buffers_that_are_not_persistent_are_left_out():
 
 
 def test_levels_of_iddpm_that_are_not_the_formula_s_are_refused():
-    found = load_snapshot(GOLDEN / "iddpm-adm-cond.pkl")
+    found = loaded("iddpm-adm-cond")
     for u in (found.state["u"] * 1.01, found.state["u"][:-1]):
         with pytest.raises(ValueError, match="levels u"):
             to_denoiser(dataclasses.replace(found, state={**found.state, "u": u}))

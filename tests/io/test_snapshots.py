@@ -8,6 +8,7 @@ import dataclasses
 import math
 import pickle
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fewstep.data.codec import StabilityVAE
 from fewstep.distill.adversarial import encoder_logits
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_denoiser
-from fewstep.io.convert.snapshot import Kind, parse_snapshot
+from fewstep.io.convert.snapshot import Kind, Snapshot, parse_snapshot
 from fewstep.io.export import upstream_state_dict
 from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
@@ -38,6 +39,12 @@ READABLE = [name for name in FILES if name not in WITHOUT_ARCHITECTURE]
 
 def opened(name: str, **options: Any):
     return convert(GOLDEN / name, kind=BARE.get(name), **options)[0]
+
+
+@cache
+def loaded(name: str) -> Snapshot:
+    """The snapshot in a file, read once for all tests, which do not change it."""
+    return load_snapshot(GOLDEN / name)
 
 
 def arrays(name: str) -> dict[str, Tensor]:
@@ -96,8 +103,8 @@ def test_a_file_computes_what_the_original_computes(name):
 
 @pytest.mark.parametrize("name", READABLE)
 def test_every_bit_and_name_survives_a_model_folder(name, tmp_path):
-    original = load_snapshot(GOLDEN / name).state
-    model_folder.save(opened(name), tmp_path / "m")
+    original = loaded(name).state
+    model_folder.save(to_denoiser(loaded(name), kind=BARE.get(name)), tmp_path / "m")
     back = upstream_state_dict(model_folder.load(tmp_path / "m"))
     assert list(back) == list(original)
     assert all(back[key].dtype == value.dtype and torch.equal(back[key], value) for key, value in original.items())
@@ -109,9 +116,9 @@ def test_weights_are_normalised_twice_where_a_hook_does_it(tmp_path):
     """SiDA pickles a hook with a layer in training mode; without it the eps of the normalisation counts once."""
     name = "snap-sid2a-edm2.pkl"
     given = arrays(name)
-    found = load_snapshot(GOLDEN / name)
+    found = loaded(name)
     assert found.normalizations == 2
-    assert load_snapshot(GOLDEN / "snap-sida-edm2-teacher.pkl").normalizations == 1  # its hooks are in evaluation mode
+    assert loaded("snap-sida-edm2-teacher.pkl").normalizations == 1  # its hooks are in evaluation mode
     x, sigma, label = given["x"], given["sigma"], given["labels"].long()
 
     def distance(answer: Tensor, key: str) -> float:
@@ -122,7 +129,7 @@ def test_weights_are_normalised_twice_where_a_hook_does_it(tmp_path):
     assert distance(once, "denoised") > 1e-5
     model_folder.save(to_denoiser(found), tmp_path / "m")
     assert distance(model_folder.load(tmp_path / "m")(x, sigma, label), "denoised") < 5e-6
-    head = dataclasses.replace(load_snapshot(GOLDEN / "snap-sida-edm2-teacher.pkl"), normalizations=2)
+    head = dataclasses.replace(loaded("snap-sida-edm2-teacher.pkl"), normalizations=2)
     model_folder.save(to_denoiser(head), tmp_path / "n")
     assert model_folder.load(tmp_path / "n").uncertainty.linear.normalizations == 2  # type: ignore[union-attr]  # it has one
 
@@ -143,9 +150,10 @@ def test_a_state_without_architecture_names_the_snapshot_beside_it(name, tmp_pat
 
 def test_the_network_can_be_chosen(capsys):
     path = GOLDEN / "snap-sid-state.pt"
-    assert load_snapshot(path).entry == "G_ema"
-    assert load_snapshot(GOLDEN / "snap-gdd.pkl").entry == "ema"
-    raw, averaged = load_snapshot(path, "G"), load_snapshot(path, "G_ema")
+    averaged = loaded("snap-sid-state.pt")
+    assert averaged.entry == "G_ema"
+    assert loaded("snap-gdd.pkl").entry == "ema"
+    raw = load_snapshot(path, "G")
     assert not torch.equal(raw.state["model.map_layer0.weight"], averaged.state["model.map_layer0.weight"])
     assert raw.notes == ("the network G, which is not averaged over training",)
     assert averaged.notes == ()
@@ -175,8 +183,12 @@ def test_a_bare_network_is_asked_about_whatever_its_name(name, tmp_path):
     student, origin = convert(path, kind="student")
     assert student.levels == (2.5,)
     assert "inherit" in origin.license
-    assert convert(path, levels=(2.5, 0.5))[0].levels == (2.5, 0.5)
-    assert convert(path, kind="teacher")[0].levels is None
+
+
+def test_a_bare_network_is_what_the_caller_says():
+    bare = loaded("snap-sid.pkl")
+    assert to_denoiser(bare, levels=(2.5, 0.5)).levels == (2.5, 0.5)
+    assert to_denoiser(bare, kind="teacher").levels is None
 
 
 @pytest.mark.parametrize(
@@ -211,7 +223,7 @@ def test_secrets_of_an_address_stay_out_of_the_provenance():
 
 
 def test_what_the_file_says_of_its_kind():
-    kinds = {name: load_snapshot(GOLDEN / name).kind for name in READABLE}
+    kinds = {name: loaded(name).kind for name in READABLE}
     students = {name for name, kind in kinds.items() if kind == "student"}
     of_methods = {name for name in READABLE if name.startswith(("snap-si", "snap-gdd", "snap-ncvsd"))}
     assert students == of_methods - {*BARE, "snap-sida-edm2-teacher.pkl"}
@@ -252,7 +264,7 @@ def test_latents_are_known_by_their_shape():
         found = parse_snapshot(content)
         assert found.codec == codec
         assert ("latents of stabilityai/sd-vae-ft-mse" in " ".join(found.notes)) == (codec == StabilityVAE())
-    published = load_snapshot(GOLDEN / "snap-edm2-latent.pkl")
+    published = loaded("snap-edm2-latent.pkl")
     assert isinstance(published.codec, StabilityVAE)
     assert published.notes == ()
 
@@ -333,7 +345,7 @@ def test_every_legal_option_builds_a_network_that_is_kept(name, options, tmp_pat
     """The options alone: their tensors are new."""
     from fewstep.io.convert.networks import build_network
 
-    found = load_snapshot(GOLDEN / name)
+    found = loaded(name)
     net = build_network(
         dataclasses.replace(found, options={**found.options, **options}),
         dict.fromkeys(map(str, range(1000)), torch.zeros(1)),
@@ -342,17 +354,17 @@ def test_every_legal_option_builds_a_network_that_is_kept(name, options, tmp_pat
 
     original = Denoiser(net).eval()
     model_folder.save(original, tmp_path / "m")
-    loaded = model_folder.load(tmp_path / "m")
+    again = model_folder.load(tmp_path / "m")
     x = torch.randn(2, *original.shape)
     label = torch.tensor([0, 1]) if original.num_classes else None
     with torch.no_grad():
-        assert torch.equal(loaded(x, 1.0, label), original(x, 1.0, label))
+        assert torch.equal(again(x, 1.0, label), original(x, 1.0, label))
     assert original.train()(x, 1.0, label).isfinite().all()
 
 
 @pytest.mark.parametrize("taps", [[], [1], [1, 2, 1], [1, -1], [1, "1"], [1, math.nan], 3, [True, True]])
 def test_filters_that_no_network_has_are_refused(taps):
-    found = load_snapshot(GOLDEN / "snap-edm-ddpmpp.pkl")
+    found = loaded("snap-edm-ddpmpp.pkl")
     with pytest.raises(ValueError, match="resample_filter of the network is not an even number of taps"):
         to_denoiser(dataclasses.replace(found, options={**found.options, "resample_filter": taps}))
 

@@ -106,6 +106,17 @@ class Machine:
         """Execute one instruction."""
         push, pop, stream = self.stack.append, self.stack.pop, self.stream
         match code:
+            # Memo, which most instructions are about
+            case pickle.BINGET | pickle.LONG_BINGET:
+                push(self.memo[stream.integer(1 if code == pickle.BINGET else 4)])
+            case pickle.MEMOIZE:
+                self.memo[len(self.memo)] = self.stack[-1]
+            case pickle.PUT:
+                self.memo[self.parse_number(int, stream.line(20))] = self.stack[-1]
+            case pickle.BINPUT | pickle.LONG_BINPUT:
+                self.memo[stream.integer(1 if code == pickle.BINPUT else 4)] = self.stack[-1]
+            case pickle.GET:
+                push(self.memo[self.parse_number(int, stream.line(20))])
             # Numbers and constants
             case pickle.NONE:
                 push(None)
@@ -169,7 +180,7 @@ class Machine:
             case pickle.SETITEM | pickle.SETITEMS:
                 items = [pop(), pop()][::-1] if code == pickle.SETITEM else self.pop_to_mark()
                 self.set_items(self.container_on_top(dict), items)
-            # Stack and memo
+            # Stack
             case pickle.MARK:
                 self.marks.append(self.stack)
                 self.stack = []
@@ -181,16 +192,6 @@ class Machine:
                 self.pop_to_mark()
             case pickle.DUP:
                 push(self.stack[-1])
-            case pickle.MEMOIZE:
-                self.memo[len(self.memo)] = self.stack[-1]
-            case pickle.PUT:
-                self.memo[self.parse_number(int, stream.line(20))] = self.stack[-1]
-            case pickle.BINPUT | pickle.LONG_BINPUT:
-                self.memo[stream.integer(1 if code == pickle.BINPUT else 4)] = self.stack[-1]
-            case pickle.GET:
-                push(self.memo[self.parse_number(int, stream.line(20))])
-            case pickle.BINGET | pickle.LONG_BINGET:
-                push(self.memo[stream.integer(1 if code == pickle.BINGET else 4)])
             # Protocol
             case pickle.PROTO:
                 if (protocol := stream.integer(1)) > 5:
