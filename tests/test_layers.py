@@ -50,6 +50,7 @@ def test_imports_point_down():
 def test_algorithms_and_machinery_do_not_know_each_other():
     graph = parts()
     assert "distill" not in graph["train"]
+    assert not {"train", "inverse", "sample"} & graph["io"]
     assert not {"core", "samplers"} & graph["metrics"]
     assert graph["core"] == {"runtime"}
     assert not {"data", "samplers", "metrics"} & graph["nets"]

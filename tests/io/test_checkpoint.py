@@ -229,7 +229,7 @@ def test_configurations_have_a_length(denoiser, tmp_path):
 
 
 def test_every_published_network_is_far_from_the_bounds():
-    for config in (EDM_SIZES | EDM2_SIZES).values():
+    for config in {*(EDM_SIZES | EDM2_SIZES).values()}:
         with torch.device("meta"):
             state = model_folder.NETWORKS[type(config)](config).state_dict()
         memory, operations = extent(config)

@@ -42,9 +42,13 @@ def opened(name: str, **options: Any):
 
 
 @cache
-def loaded(name: str) -> Snapshot:
-    """The snapshot in a file, read once for all tests, which do not change it."""
-    return load_snapshot(GOLDEN / name)
+def content(name: str) -> object:
+    """The content of a file, read once for all tests, which do not change it."""
+    return read(GOLDEN / name)
+
+
+def loaded(name: str, network: str | None = None) -> Snapshot:
+    return parse_snapshot(content(name), network=network, where=name)
 
 
 def arrays(name: str) -> dict[str, Tensor]:
@@ -75,7 +79,7 @@ def outputs(name: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
     others = {"net_denoised": "net", "fake_denoised": "fake_score", "g_one_step": "G", "g_ema_one_step": "G_ema"}
     for key, entry in others.items():
         if key in given:
-            other = opened(name, network=entry)
+            other = to_denoiser(loaded(name, entry), kind=BARE.get(name))
             generates = key.endswith("one_step")
             assert (other.levels is not None) == generates
             found[key] = other(level * given["z"], level, label) if generates else other(x, sigma, label)
@@ -153,7 +157,7 @@ def test_the_network_can_be_chosen(capsys):
     averaged = loaded("snap-sid-state.pt")
     assert averaged.entry == "G_ema"
     assert loaded("snap-gdd.pkl").entry == "ema"
-    raw = load_snapshot(path, "G")
+    raw = loaded(path.name, "G")
     assert not torch.equal(raw.state["model.map_layer0.weight"], averaged.state["model.map_layer0.weight"])
     assert raw.notes == ("the network G, which is not averaged over training",)
     assert averaged.notes == ()

@@ -265,7 +265,7 @@ def hostile() -> dict[str, tuple[bytes, str | None]]:
         "a memo entry of 20 digits": (b"Np" + b"9" * 19 + b"\n", None),
         "a million instructions": (many(1_000_001, b"N"), "more than a million"),
         "records in records": (
-            name("builtins", "getattr") + b"q\x00" + b"N" + b"q\x01" + (b"h\x00h\x01\x85Rq\x01" * 100_000),
+            name("builtins", "getattr") + b"q\x00" + b"N" + b"q\x01" + (b"h\x00h\x01\x85Rq\x01" * 30_000),
             INERT,
         ),
         "a record set up again and again": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -59,9 +60,9 @@ def convert(
     else:
         starts = ", ".join(f"{level:g}" for level in denoiser.levels or ())
         print(f"a student, which generates from sigma = {starts}" if starts else "a denoiser of all noise levels")
+        if not isinstance(denoiser.codec, Pixels) and find_spec("diffusers") is None:
+            print('to decode its latents, install diffusers: pip install "fewstep[vae]"')
         use = next_step("sample", out, "--grid", "grid.png")
-        if not isinstance(denoiser.codec, Pixels):
-            use = f'{use} (decoding latents needs diffusers: pip install "fewstep[vae]")'
     print(f"License of the weights: {origin.license}")
     if warning := origin.license_warning:
         print(f"fewstep: warning: {warning}", file=sys.stderr)
