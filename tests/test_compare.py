@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import main
-from fewstep.compare import arguments
+from fewstep.compare import planned
 from fewstep.core.denoiser import Denoiser
 from fewstep.data import ImageData
 from fewstep.io.card import Card
@@ -99,7 +99,7 @@ def test_the_length_of_a_recipe() -> None:
     """Its own, a share of it, or the given one; cifar10:sid leaves it to the teacher."""
 
     def until(name: str, given: int | None, share: float) -> int | None:
-        return arguments(name, Path("teacher"), "data", given, share, 0, {}).get("until")
+        return planned(name, Path("teacher"), "data", given, share, 0, {}).until
 
     assert [until("digits:sid", *given) for given in ((None, 1.0), (None, 0.5), (0, 0.5))] == [57_600, 28_800, 0]
     assert until("cifar10:sid", None, 1.0) is None

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from fewstep.cli.commands import COMMANDS
-from fewstep.recipes import recipes
+from fewstep.recipes import names
 from tests import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -36,7 +36,7 @@ def test_names_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_exist(page):
-    known = recipes()
+    known = names()
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for line in re.findall(r"^(?:\$ )?fewstep (.+)$", "\n".join(blocks), flags=re.MULTILINE):
         words = shlex.split(line, comments=True)

@@ -25,7 +25,7 @@ from fewstep.metrics.catalog import parse
 from fewstep.metrics.evaluate import BATCH
 from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.nets.layers import GroupNorm
-from fewstep.recipes import find
+from fewstep.recipes import get
 from fewstep.train import ema
 
 TESTS = Path(__file__).parent
@@ -144,7 +144,7 @@ def test_what_is_not_offered_is_not_there() -> None:
     assert "max_size" not in inspect.signature(fs.images).parameters
     with pytest.raises(ValueError, match="no metric is called 'ppl2_wend'"):
         parse("ppl2_wend")
-    assert get_args(get_args(get_type_hints(find("cifar10:gdd"))["backbone"])[0]) == ("deit", "vgg", "lite")
+    assert get_args(get_type_hints(type(get("cifar10:gdd")))["backbone"]) == ("deit", "vgg", "lite")
     assert not {"poisson", "kind"} & set(inspect.signature(inverse.Likelihood).parameters)
     assert not {"hmc", "mh"} & set(inspect.signature(inverse.daps).parameters)
     assert not {"ts", "daps"} & set(inspect.signature(inverse.pnp_gd).parameters)

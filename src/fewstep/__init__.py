@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep import distill, inverse, metrics, nets, samplers
+    from fewstep import distill, inverse, metrics, nets, recipes, samplers
     from fewstep.core import oracle, precondition
     from fewstep.core.denoiser import Denoiser, guided, score
     from fewstep.core.method import Batch, Method, Phase
@@ -69,6 +69,7 @@ __all__ = [
     "nets",
     "oracle",
     "precondition",
+    "recipes",
     "reconstruct",
     "restore",
     "samplers",
@@ -85,6 +86,7 @@ ROOMS = {
     "nets": "nets",
     "oracle": "core.oracle",
     "precondition": "core.precondition",
+    "recipes": "recipes",
     "samplers": "samplers",
 }
 NAMES = {

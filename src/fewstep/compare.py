@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from fewstep.data.images import ImageData
 from fewstep.io.model_folder import card, find_model_folder, load
 from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
-from fewstep.recipes import find
+from fewstep.recipes import build, get, required
 from fewstep.report.page import write_report
 from fewstep.report.records import Result as Row
 from fewstep.report.records import read_log, read_results
@@ -67,16 +66,17 @@ def compare(
         raise ValueError(f"every recipe gets a folder of its own name; two are alike in {', '.join(recipes)}")
     if evaluations < 0:
         raise ValueError(f"the number of evaluations must be 0 or more; got {evaluations}")
-    plans = {name: arguments(name, teacher, data, until, share, seed, folders) for name in recipes}
+    plans = {name: planned(name, teacher, data, until, share, seed, folders) for name in recipes}
     outputs.folder(out)
     for name in ("results.json", "report.html"):
         outputs.file(out / name, apart=[data])
     for folder in folders.values():
         outputs.folder(folder, apart=[teacher, data])
     for name, folder in folders.items():
-        run = dataclasses.replace(find(name)(**plans[name]), name=folder.name, command=command)
+        run = build(plans[name], name=folder.name, command=command)
         if evaluations:
-            run.evaluation = Evaluation(every=max(1, run.until // evaluations), metrics=metrics, n=count(real))
+            evaluation = Evaluation(every=max(1, run.until // evaluations), metrics=metrics, n=count(real))
+            run = dataclasses.replace(run, evaluation=evaluation)
         fit(run, folder, fresh=fresh)
     rows = measure({"teacher": teacher} | {f.name: f for f in folders.values()}, real, out, metrics=metrics)
     if rank() == 0:
@@ -84,25 +84,26 @@ def compare(
     return rows
 
 
-def arguments(
+def planned(
     name: str, teacher: Path, data: str, until: int | None, share: float, seed: int, folders: dict[str, Path]
-) -> dict[str, Any]:
-    """What a recipe is called with, by the names of its parameters."""
-    known = inspect.signature(find(name)).parameters
+) -> Any:
+    """The settings of a recipe in this comparison."""
+    recipe = get(name)
+    known = {field.name for field in dataclasses.fields(recipe)}
     if "teacher" not in known:
         raise ValueError(f"{name} distils no teacher; fewstep recipes lists what does")
     given: dict[str, Any] = {"teacher": teacher, "data": data, "seed": seed}
-    default = known["until"].default
+    default: Any = getattr(recipe, "until", None)
     if until is not None or default is not None:
         given["until"] = round(share * default) if until is None else until
     elif share != 1:
         raise ValueError(f"how long {name} trains depends on its teacher, so there is no share of it; give --until")
-    if "student" in known and known["student"].default is inspect.Parameter.empty:
+    if "student" in required(recipe):
         start = next((folder for other, folder in folders.items() if other.endswith(":sid")), None)
         if start is None or list(folders.values()).index(start) > list(folders).index(name):
             raise ValueError(f"{name} starts from a student of SiD; put {name.rpartition(':')[0]}:sid before it")
         given["student"] = start
-    return {key: value for key, value in given.items() if key in known}
+    return dataclasses.replace(recipe, **{key: value for key, value in given.items() if key in known})
 
 
 def count(real: ImageData) -> int:

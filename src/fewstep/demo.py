@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import math
 import time
 from pathlib import Path
 
-from fewstep.cli.arguments import command_line
+from fewstep import recipes
 from fewstep.compare import compare, show
 from fewstep.inverse import restore
-from fewstep.recipes import digits as recipes
 from fewstep.report.page import write_report
 from fewstep.runtime.distributed import rank
+from fewstep.runtime.launch import command_line
 from fewstep.train.run import fit
 
 BASE_MINUTES = 5.0
@@ -31,11 +31,9 @@ def demo(out: Path, *, minutes: float, all_methods: bool = False, fresh: bool, s
     share = minutes / BASE_MINUTES
     command = command_line(["demo", "--out", str(out)])
     teacher = out / "teacher"
-    run = recipes.teacher(
-        until=round(share * inspect.signature(recipes.teacher).parameters["until"].default), seed=seed
-    )
-    run.command = command
-    fit(run, teacher, fresh=fresh)
+    recipe = recipes.get("digits:teacher", seed=seed)
+    recipe = dataclasses.replace(recipe, until=round(share * recipe.until))
+    fit(recipes.build(recipe, command=command), teacher, fresh=fresh)
     methods = METHODS if all_methods else METHODS[:1]
     rows = compare(
         teacher,

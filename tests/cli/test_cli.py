@@ -124,9 +124,9 @@ def test_a_lack_of_memory_is_told_in_a_line(error, told, tmp_path, monkeypatch, 
 def test_own_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "import fewstep as fs\nfrom fewstep.recipes.digits import teacher\n\n\n"
+        "import fewstep as fs\n\n\n"
         'def mine(*, width: int = 3):\n    """My run.\n\n    Args:\n        width: of it.\n    """\n'
-        "    return teacher(until=128 * width)\n"
+        "    return fs.recipes.get('digits:teacher', until=128 * width).run()\n"
     )
     assert main(["train", "mine.py:mine", "--width", "1", "--out", "run"]) == 0
     assert model_folder.card("run").nimg == 128
@@ -162,7 +162,7 @@ def test_recipes_are_listed_with_help(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--alpha" in text
-    assert "model or run folder of the teacher" in text
+    assert "Model or run folder of the teacher" in text
     assert "the same command again resumes it" in text
 
 
@@ -250,7 +250,7 @@ def test_settings_that_make_no_run_leave_no_folder(model, tmp_path, capsys):
     compare = ["compare", model, "digits:sid", "--data", "digits"]
     assert "until must be at least 1; got 0" in fails(capsys, *compare, "--until", "0", *out)
     restore = ["restore", model, "digits", "--task", "box_inpainting"]
-    assert "--seed must not be negative; got -1" in fails(capsys, *restore, "--seed=-1", *out)
+    assert "seed must not be negative; got -1" in fails(capsys, *restore, "--seed=-1", *out)
     assert not (tmp_path / "run").exists()
     assert "expected a recipe first; got --teacher" in fails(capsys, "distill", "--teacher", "x", "digits:sid")
 
@@ -464,7 +464,7 @@ def test_train_and_distill_are_not_the_same(denoiser, tmp_path, capsys, monkeypa
     said = fails(capsys, "train", "digits:sid", "--teacher", "t", "--out", "run")
     assert "digits:sid has a teacher; the command is: fewstep distill digits:sid" in said
     Path("mine.py").write_text("def nothing():\n    pass\n")
-    assert "returns a Run; mine.py:nothing returned NoneType" in fails(
+    assert "a recipe returns a Run; nothing returned NoneType" in fails(
         capsys, "train", "mine.py:nothing", "--out", "run"
     )
     assert not Path("run").exists()

@@ -171,9 +171,9 @@ def test_files_of_options(tmp_path, monkeypatch, line):
 
 OWN = '''
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fewstep.core.method import Method, Phase
-from fewstep.recipes.digits import teacher
+from fewstep.recipes import get
 
 @dataclass
 class Settings:
@@ -185,7 +185,7 @@ def crash(*, width: int = Settings().width):
 
 def refused(*, until: int = 0):
     """Mine."""
-    return teacher(until=until)
+    return get("digits:teacher", until=until).run()
 
 def broken(denoise, x, sigmas):
     yield x
@@ -216,10 +216,8 @@ class Mine(Method):
 
 def own(*, how: str = "lone"):
     """Mine."""
-    run = teacher(until=128)
-    run.method = Mine(run.method.denoiser, how)
-    run.optimizers = {"denoiser": next(iter(run.optimizers.values()))}
-    return run
+    run = get("digits:teacher", until=128).run()
+    return replace(run, method=Mine(run.method.denoiser, how))
 '''
 
 
@@ -239,7 +237,7 @@ def test_errors_in_recipes_show_their_line(own, line, capsys):
         train[0], "mine.py:crash", *train[1:]
     )
     said = line("train", "mine.py:refused", "--out", "run")
-    assert f"mine.py, line {number('teacher(until=until)')}, in refused: ValueError: until must be" in said
+    assert f"mine.py, line {number('until=until')}, in refused: ValueError: until must be" in said
     Path("typo.py").write_text("def x(:\n")
     assert "typo.py, line 1: SyntaxError" in line("train", "typo.py:x", "--out", "run")
     Path("imports.py").write_text("\nimport nothing_of_this_name\n")

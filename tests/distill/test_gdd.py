@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +30,8 @@ from fewstep.nets.features import Classifier
 from fewstep.nets.projected import ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.recipes import _gdd, find
+from fewstep.recipes import gdd as recipe
+from fewstep.recipes import get
 from fewstep.runtime.precision import fast_dtype
 from fewstep.train.ema import HalfLife
 from fewstep.train.identity import describe
@@ -491,12 +491,16 @@ def places(tmp_path):
     return tmp_path
 
 
+def where(places, size=32):
+    return {"teacher": places / f"teacher{size}", "data": places / f"images{size}.zip", "weights": "hub"}
+
+
 @pytest.mark.parametrize("module", PUBLISHED)
 def test_published_configurations(module, places, backbones):
     backbone, batch, lr, disc_lr, until, half_life = PUBLISHED[module]
     size = 32 if module == "cifar10" else 64
     for name, freeze in (("gdd", ()), ("gddi", INNATE)):
-        run = find(f"{module}:{name}")(places / f"teacher{size}", places / f"images{size}.zip", weights="hub")
+        run = get(f"{module}:{name}", **where(places, size)).run()
         assert [name for name, _ in backbones[-2:]] == [backbone, "tf_efficientnet_lite0"]
         assert (run.batch_size, run.until, run.seed, run.ema) == (batch, until, 42, HalfLife(half_life, 0.05))
         assert run.until / run.snapshots == 250_000
@@ -514,22 +518,17 @@ def test_published_configurations(module, places, backbones):
         seen = f"{backbone} (sha256 {SHA256}) + tf_efficientnet_lite0 (sha256 {SHA256})"
         assert run.card.method == f"{'GDD-I' if freeze else 'GDD'}, discriminator on {seen}"
         assert describe(method)["sees"] == seen  # in run.json
-        assert all(
-            f"{option}: " in str(find(f"{module}:{name}").__doc__)
-            for option in signature(find(f"{module}:{name}")).parameters
-        )
 
 
 def test_options_of_gdd(places, backbones):
     """Under the names of the original program; its levels of --freeze."""
-    where = (places / "teacher32", places / "images32.zip")
     levels = [(), INNATE, (*INNATE, "qkv"), (*INNATE, "qkv", "skip")]
-    assert list(_gdd.FREEZE) == levels
-    run = find("cifar10:gdd")(*where, weights="hub", freeze=2, backbone="deit", r1_gamma=0.5, ema=9_000)
+    assert list(recipe.FREEZE) == levels
+    run = get("cifar10:gdd", **where(places), freeze=2, backbone="deit", r1_gamma=0.5, ema=9_000).run()
     assert (run.method.freeze, run.method.r1, run.method.r1_every, run.ema) == (levels[2], 0.5, 16, HalfLife(9_000))
     assert run.card.method.startswith("GDD, freeze 2, discriminator on deit_base_distilled_patch16_224 (sha256 ")
     backbones.clear()
-    assert find("cifar10:gddi")(*where, weights="hub", freeze=0, backbone="lite").method.freeze == ()
+    assert get("cifar10:gddi", **where(places), freeze=0, backbone="lite").run().method.freeze == ()
     assert [name for name, _ in backbones] == ["tf_efficientnet_lite0"]
 
 
@@ -537,48 +536,53 @@ def test_options_of_gdd(places, backbones):
     ("dtype", "sight"), [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
 )
 def test_the_discriminator_sees_in_bfloat16_or_float32(dtype, sight, places, backbones):
-    run = find("cifar10:gdd")(places / "teacher32", places / "images32.zip", weights="hub", dtype=dtype)
+    run = get("cifar10:gdd", **where(places), dtype=dtype).run()
     assert run.method.generator.dtype == getattr(torch, dtype)
     assert {network.dtype for network in run.method.discriminator.networks} == {sight}
 
 
 def test_recipes_refuse_other_data(places, backbones, tmp_path, monkeypatch):
-    teacher, gdd = places / "teacher32", find("cifar10:gdd")
+    teacher = places / "teacher32"
+
+    def gdd(teacher, data, weights="hub"):
+        return get("cifar10:gdd", teacher=teacher, data=data, weights=weights).run()
+
     with pytest.raises(ValueError, match=r"images of shape \(3, 32, 32\), .* has \(3, 64, 64\); give the images"):
-        gdd(teacher, places / "images64.zip", weights="hub")
+        gdd(teacher, places / "images64.zip")
     for classes, words in ((1, "none"), (3, "3")):
         other = pack(places / f"other{classes}.zip", 32, classes=classes)
         with pytest.raises(ValueError, match=f"knows 2 classes, .* has {words}; give the images"):
-            gdd(teacher, other, weights="hub")
+            gdd(teacher, other)
     with pytest.raises(ValueError, match=r"models of images of shape \(3, 32, 32\); this one makes \(3, 64, 64\)"):
-        gdd(places / "teacher64", places / "images64.zip", weights="hub")
+        gdd(places / "teacher64", places / "images64.zip")
     other = Denoiser(load(teacher).net, precondition=cast(Any, VP()))
     save(other, places / "vp")
     asked = len(backbones)
     with pytest.raises(ValueError, match=r"EDM's preconditioning; this one has VP's, .* trained with --precond edm"):
-        gdd(places / "vp", places / "images32.zip", weights="hub")
+        gdd(places / "vp", places / "images32.zip")
     assert len(backbones) == asked  # before any feature network is opened
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"weights of vgg16_bn are needed, and there is no file .*nowhere"):
         gdd(teacher, places / "images32.zip", weights=str(tmp_path / "nowhere"))
-    with pytest.raises(TypeError, match="weights"):
-        gdd(teacher, places / "images32.zip")
+    with pytest.raises(ValueError, match="the recipe cifar10-gdd needs weights"):
+        get("cifar10:gdd", teacher=teacher, data=places / "images32.zip").run()
 
 
 def test_recipes_refuse_students_before_anything_else(denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(_gdd, "trained_classifier", lambda *_, **__: pytest.fail("a classifier is trained first"))
+    monkeypatch.setattr(recipe, "trained_classifier", lambda *_, **__: pytest.fail("a classifier is trained first"))
     student = save(SiD(denoiser).generator, tmp_path / "student")
     with pytest.raises(ValueError, match=r"made for sigma = 2\.5\. Give the teacher"):
-        find("digits:gdd")(student)
+        get("digits:gdd", teacher=student).run()
 
 
 @pytest.mark.parametrize(
     ("name", "features"), [("digits:gdd", "both"), ("digits:gddi", "encoder"), ("digits:gdd", "classifier")]
 )
 def test_digits_distil(name, features, denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(_gdd, "CLASSIFIER_IMAGES", 256)
+    monkeypatch.setattr(recipe, "CLASSIFIER_IMAGES", 256)
     save(denoiser, tmp_path / "teacher")
-    run = find(name)(tmp_path / "teacher", features=features, batch_size=8, until=16)
+    settings = get(name, teacher=tmp_path / "teacher", features=features, batch_size=8, until=16)
+    run = settings.run()
     student = fit(run, tmp_path / "student")
     assert student.levels == (80.0,)
     assert run.method.freeze == (INNATE if name.endswith("i") else ())
@@ -588,7 +592,7 @@ def test_digits_distil(name, features, denoiser, tmp_path, monkeypatch):
     }
     words["both"] = f"{words['classifier']} + {words['encoder']}"
     assert run.card.method.endswith(f"on {words[features]}")
-    again = find(name)(tmp_path / "teacher", features=features, batch_size=8, until=16)
+    again = settings.run()
     assert again.identity() == run.identity()
     mine, theirs = (r.method.discriminator.networks.state_dict() for r in (run, again))
     assert all(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +24,8 @@ from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_discriminator
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import Uncertainty
-from fewstep.recipes import digits, ffhq256, find, imagenet64, imagenet512
-from fewstep.recipes._ncvsd import PRESETS
+from fewstep.recipes import get
+from fewstep.recipes.ncvsd import SIZES
 from fewstep.train.ema import PowerFunction
 from fewstep.train.optim import Adam
 from fewstep.train.run import fit
@@ -368,8 +366,8 @@ def folders(denoiser, tmp_path):
 
 @pytest.mark.parametrize("gan_weight", [0.0, 1.0])
 def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_weight):
-    run = digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8)
-    product = fit(run, tmp_path / "run")
+    recipe = get("digits:ncvsd", teacher=folders[0], gan_weight=gan_weight, until=16, batch_size=8)
+    product = fit(recipe.run(), tmp_path / "run")
     assert isinstance(product, GenerativeDenoiser)
     loaded = model_folder.load(tmp_path / "run")
     assert isinstance(loaded, GenerativeDenoiser)
@@ -377,7 +375,7 @@ def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_w
     assert loaded.mean is not None
     assert torch.equal(loaded.mean, mean_images(model_folder.load(folders[0]), 80.0))
     assert model_folder.card(tmp_path / "run").method == "NCVSD"
-    again = fit(digits.ncvsd(folders[0], gan_weight=gan_weight, until=16, batch_size=8), tmp_path / "run")
+    again = fit(recipe.run(), tmp_path / "run")
     assert all(map(torch.equal, again.state_dict().values(), product.state_dict().values()))
     sample(tmp_path / "run", seeds="0-3", grid=tmp_path / "grid.png", sampling=Sampling(ts="10,22,39"))
     assert (tmp_path / "grid.png").is_file()
@@ -385,32 +383,32 @@ def test_the_digits_recipe_runs_and_its_student_samples(folders, tmp_path, gan_w
 
 def test_the_published_presets():
     """The table of the reference's presets."""
-    assert [(name, size) for name, kind in PRESETS.items() for size in kind.rows] == [
+    assert [(name, size) for name, rows in SIZES.items() for size in rows] == [
         *[(name, size) for name in ("imagenet64", "imagenet512") for size in "sml"],
         ("ffhq256", "xs"),
     ]
-    assert {size: row.lr for size, row in PRESETS["imagenet512"].rows.items()} == {"s": 0.01, "m": 0.009, "l": 0.008}
-    assert [PRESETS["imagenet64"].rows["l"].micro_batch, PRESETS["imagenet512"].rows["l"].micro_batch] == [16, 8]
-    assert PRESETS["ffhq256"].rows["xs"] == (128, 0.012, 16)
+    assert {size: row.lr for size, row in SIZES["imagenet512"].items()} == {"s": 0.01, "m": 0.009, "l": 0.008}
+    assert [SIZES["imagenet64"]["l"].micro_batch, SIZES["imagenet512"]["l"].micro_batch] == [16, 8]
+    assert SIZES["ffhq256"]["xs"] == (128, 0.012, 16)
     for name, noise, decay, rampup, start, scale, snapshot, batch, until in (
         ("imagenet64", (-0.8, 1.6), 35_000, 10e6, 16.778e6, 1.0, 2**20, 2048, 64 * 2**20),
         ("imagenet512", (-0.4, 1.0), 70_000, 10e6, 16.778e6, 1.0, 2**20, 2048, 64 * 2**20),
         ("ffhq256", (-0.8, 1.6), 35_000, 1e6, 1.049e6, 0.1, 2**16, 128, 4 * 2**20),
     ):
-        kind = PRESETS[name]
-        assert (kind.noise, kind.decay, kind.rampup, kind.gan_start) == (noise, decay, rampup, start)
-        assert (kind.scale, kind.snapshot) == (scale, snapshot)
-        defaults = inspect.signature(find(f"{name}:ncvsd")).parameters
-        assert (defaults["batch_size"].default, defaults["until"].default) == (batch, until)
+        recipe = get(f"{name}:ncvsd")
+        assert (recipe.p_mean, recipe.p_std, recipe.decay, recipe.rampup, recipe.gan_start) == (
+            *noise,
+            decay,
+            rampup,
+            start,
+        )
+        assert (recipe.scale, recipe.snapshot, recipe.batch_size, recipe.until) == (scale, snapshot, batch, until)
 
 
 def test_a_published_recipe(folders, monkeypatch):
     """On a small EDM2 in the place of EDM2-S."""
-    kind = PRESETS["imagenet64"]
-    monkeypatch.setitem(
-        PRESETS, "imagenet64", kind._replace(shape=(1, 8, 8), rows={"s": kind.rows["s"]._replace(channels=16)})
-    )
-    run = imagenet64.ncvsd(folders[1], "digits")  # pyright: ignore[reportArgumentType] - built-in data
+    monkeypatch.setitem(SIZES, "imagenet64", {"s": SIZES["imagenet64"]["s"]._replace(channels=16)})
+    run = get("imagenet64:ncvsd", teacher=folders[1], data="digits", shape=(1, 8, 8)).run()
     assert isinstance(run.method, NCVSD)
     rates = {name: (adam.lr, adam.betas, adam.reference, adam.rampup) for name, adam in run.optimizers.items()}
     common = ((0.9, 0.99), 35_000 * 2048, 10_000_000)
@@ -430,19 +428,19 @@ def test_a_published_recipe(folders, monkeypatch):
 
 
 def test_recipes_of_edm2_refuse_other_teachers(folders):
-    for recipe in (imagenet64.ncvsd, imagenet512.ncvsd, ffhq256.ncvsd):
+    for name in ("imagenet64", "imagenet512", "ffhq256"):
         for folder, what in zip(folders, ("SongUNet of 8", "EDM2UNet of 16"), strict=True):
             with pytest.raises(ValueError, match=f"this recipe is for EDM2-.*; this is a {what}"):
-                recipe(folder, Path("digits"))
+                get(f"{name}:ncvsd", teacher=folder, data="digits").run()
 
 
 def test_recipes_of_edm2_refuse_students(tmp_path):
     student = model_folder.save(generative(teacher_of("edm2")), tmp_path / "student")
     with pytest.raises(ValueError, match=r"made for sigma = 80\. Give the teacher"):
-        imagenet64.ncvsd(student, Path("digits"))
+        get("imagenet64:ncvsd", teacher=student, data="digits").run()
 
 
 def test_data_that_do_not_fit_the_teacher_are_refused(tmp_path):
     teacher = convert(GOLDEN / "ncvsd-teacher.pkl")[0]
     with pytest.raises(ValueError, match=r"made for images of shape \(3, 16, 16\)"):
-        digits.ncvsd(model_folder.save(teacher, tmp_path / "m"), until=16, batch_size=8)
+        get("digits:ncvsd", teacher=model_folder.save(teacher, tmp_path / "m"), until=16, batch_size=8).run()

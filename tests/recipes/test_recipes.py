@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import json
 import zipfile
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep import recipes
+from fewstep.cli.parsing import field_docs
 from fewstep.core.codec import Pixels
 from fewstep.core.method import zero_nonfinite
 from fewstep.core.noise import LogNormal, LogUniform
@@ -18,8 +20,9 @@ from fewstep.core.objectives import StableTarget, VPTime, clean, edm_weight, inv
 from fewstep.core.precondition import EDM, VE, VP
 from fewstep.data.codec import StabilityVAE
 from fewstep.io.configuration import to_dict
-from fewstep.recipes import find, recipes, small
-from fewstep.recipes._edm2 import ROWS
+from fewstep.recipes import get, small
+from fewstep.recipes.edm import Teacher
+from fewstep.recipes.edm2 import SIZES
 from fewstep.runtime.precision import fast_dtype
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.run import fit
@@ -48,29 +51,24 @@ def zips(tmp_path_factory):
     return images | {512: pack_latents(folder / "latents.zip", (8, 64, 64))}
 
 
-SIZES = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "imagenet512": 512, "ffhq256": 256, "small": 32}
+PIXELS = {"cifar10": 32, "ffhq": 64, "afhqv2": 64, "imagenet64": 64, "imagenet512": 512, "ffhq256": 256, "small": 32}
 TEACHERS = [
-    name
-    for name, recipe in recipes().items()
-    if name.split(":")[0] in SIZES and "teacher" not in inspect.signature(recipe).parameters
+    name for name, row in recipes.TABLE.items() if name.split(":")[0] in PIXELS and isinstance(row.settings, Teacher)
 ]
 
 
 def build(name, zips, **options):
     with torch.device("meta"):
-        return find(name)(zips[SIZES[name.split(":")[0]]], **options)
+        return get(name, data=zips[PIXELS[name.split(":")[0]]], **options).run()
 
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_every_recipe_makes_its_run(name, zips):
     run = build(name, zips)
-    size = SIZES[name.split(":")[0]]
+    size = PIXELS[name.split(":")[0]]
     assert run.method.denoiser.net.resolution == (64 if size == 512 else size)
     assert run.identity()["network"]["denoiser"]["model_channels"] >= 64
     assert run.batch_size * 100 < run.until
-    recipe = find(name)
-    for option in inspect.signature(recipe).parameters:
-        assert f"{option}: " in str(recipe.__doc__)
 
 
 def test_the_table_of_edm(zips):
@@ -178,7 +176,7 @@ def test_the_table_of_edm2(zips, row):
 
 
 def test_every_row_of_edm2_is_in_the_table():
-    assert set(ROWS) == set(EDM2_TABLE)
+    assert set(SIZES) == set(EDM2_TABLE)
 
 
 def test_the_learning_rate_of_edm2(zips):
@@ -247,22 +245,19 @@ def test_options_of_edm2(zips):
     assert run.optimizers["denoiser"].reference == 10 * 2048
 
 
-def test_shared_options_are_part_of_a_recipe():
-    """Of its signature and its explanations; what it names itself is its own, and an unknown option is refused."""
-    signature = inspect.signature(find("ffhq:teacher"))
-    assert {"data", "lr", "cres", "xflip", "stf"} <= set(signature.parameters)
-    assert "more" not in signature.parameters
-    assert inspect.signature(find("cifar10:stf")).parameters["references"].default == 1024
-    assert str(find("cifar10:stf").__doc__).count("references: ") == 1
+def test_settings_that_are_unknown_or_missing_are_refused():
+    assert get("cifar10:stf").references == 1024
     with pytest.raises(TypeError, match="unexpected keyword argument 'cress'"):
-        find("ffhq:teacher")("nowhere", cress="1")
+        get("ffhq:teacher", cress="1")
+    with pytest.raises(ValueError, match="the recipe ffhq-teacher needs data"):
+        get("ffhq:teacher").run()
 
 
 def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
     """An odd size, grey, three classes: a step, a model folder."""
     monkeypatch.setitem(small.NETWORKS, 16, {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1})
     path = pack(tmp_path / "mine.zip", 12, channels=1, classes=3)
-    run = find("small:teacher")(path, until=8, batch_size=8, dtype="float32")
+    run = get("small:teacher", data=path, until=8, batch_size=8, dtype="float32").run()
     assert run.method.denoiser.sigma_data == pytest.approx(0.577, abs=0.02)  # of uniform pixels
     assert run.method.objective.noise.mean == pytest.approx(-1.2 + np.log(0.577 / 0.5 * 12 / 32), abs=0.05)
     assert (run.method.denoiser.shape, run.method.denoiser.num_classes) == ((1, 12, 12), 3)
@@ -273,11 +268,48 @@ def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
 
 def test_images_that_do_not_fit_are_refused(zips, tmp_path):
     with pytest.raises(ValueError, match=r"images of 3 x 32 x 32; got \(3, 64, 64\)\. Use small:teacher"):
-        find("cifar10:teacher")(zips[64])
+        get("cifar10:teacher", data=zips[64]).run()
     plain = pack(tmp_path / "plain.zip", 32, classes=1)
     with pytest.raises(ValueError, match="has no classes; train without them: --no-cond"):
-        find("cifar10:teacher")(plain)
+        get("cifar10:teacher", data=plain).run()
     with pytest.raises(ValueError, match=r"latents of 4 x 64 x 64; got \(4, 8, 8\)"):
-        find("imagenet512:teacher")(pack_latents(tmp_path / "small.zip", (8, 8, 8)))
+        get("imagenet512:teacher", data=pack_latents(tmp_path / "small.zip", (8, 8, 8))).run()
     with pytest.raises(ValueError, match="square images up to 128 pixels a side; got 32x16"):
-        find("small:teacher")(pack(tmp_path / "wide.zip", 32, height=16))
+        get("small:teacher", data=pack(tmp_path / "wide.zip", 32, height=16)).run()
+
+
+# Settings as data
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_setting_is_explained_and_recorded(name):
+    recipe = get(name)
+    names = {field.name for field in dataclasses.fields(recipe)}
+    assert names == set(field_docs(type(recipe)))
+    record = json.loads(json.dumps(recipes.record(recipe)))
+    assert record["family"].startswith("fewstep.recipes.") and set(record["settings"]) == names
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 1
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    """A function or a dataclass in a file; what has no default is required."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom fewstep import recipes\n\n"
+        "def short(width: int, *, names: list[str] = ['a']):\n"
+        "    return recipes.get('digits:teacher', until=128 * width).run()\n\n"
+        "@dataclass(frozen=True)\nclass Short:\n    width: int\n"
+        "    def run(self):\n        return short(self.width)\n\n"
+        "@dataclass\nclass Empty:\n    width: int = 1\n\n"
+        "def nothing():\n    return 3\n"
+    )
+    for name in ("short", "Short"):
+        recipe = get(f"{tmp_path}/mine.py:{name}")
+        assert recipes.required(recipe) == ["width"]
+        run = recipes.build(dataclasses.replace(recipe, width=2), keep=5, name="mine")
+        assert (run.until, run.keep, run.name) == (256, 5, "mine")
+        assert run.recipe["family"] == f"user.mine.{name}" and run.recipe["settings"]["width"] == 2
+    with pytest.raises(ValueError, match=r"mine\.py:Empty is a dataclass without a method run\(\)"):
+        get(f"{tmp_path}/mine.py:Empty")
+    with pytest.raises(ValueError, match="a recipe returns a Run; nothing returned int"):
+        recipes.build(get(f"{tmp_path}/mine.py:nothing"))

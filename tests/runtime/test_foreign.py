@@ -18,12 +18,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from fewstep import recipes
 from fewstep.cli import main
 from fewstep.compare import show
 from fewstep.io import model_folder
 from fewstep.io.card import Card, body
 from fewstep.metrics.protocol import MetricResult, markdown, write_results
-from fewstep.recipes import digits as recipes
 from fewstep.runtime.foreign import Visible, inline, public, visible
 from fewstep.runtime.progress import Progress
 from fewstep.train.transfer import transfer
@@ -172,7 +172,7 @@ def holders(folder: Path) -> list[Path]:
 def test_addresses_are_recorded_without_their_secrets(tmp_path, capsys):
     with server((GOLDEN / "edm-ddpmpp-cond.pkl").read_bytes()) as address:
         assert main(["convert", address, "model", "--kind", "teacher"]) == 0
-        run = recipes.teacher(until=64)
+        run = recipes.get("digits:teacher", until=64).run()
         with pytest.raises(ValueError, match="has no tensor|has the shape"):
             transfer(run, address)
     said = capsys.readouterr()
@@ -198,7 +198,7 @@ def test_a_card_with_a_secret_is_read_without_it(denoiser, tmp_path):
 
 
 def test_commands_are_recorded_without_secrets(tmp_path, capsys, monkeypatch):
-    from fewstep.cli.arguments import command_line
+    from fewstep.runtime.launch import command_line
 
     address = f"https://user:{SECRET}@h/x.pkl?a=1&token={SECRET}"
     told = command_line(["train", "digits:teacher", "--transfer", address, f"--teacher={address}"])

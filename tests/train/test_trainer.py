@@ -1,6 +1,5 @@
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from fewstep.core.method import Batch, Method, Phase, sanitize
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.distill import SiD
-from fewstep.recipes import find
+from fewstep.recipes import get
 from fewstep.train.ema import Average, HalfLife, averages
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
@@ -308,6 +307,6 @@ def test_condition_of_the_players(denoiser, stream):
 
 def test_recipes_scale_the_loss_in_float16_alone():
     for dtype, scale in (("float16", 2.0**16), ("bfloat16", None), ("float32", None)):
-        run = find("small:teacher")(Path("digits"), until=1000, dtype=dtype)
+        run = get("small:teacher", data="digits", until=1000, dtype=dtype).run()
         assert run.optimizers["denoiser"].loss_scale == scale
         assert run.method.denoiser.dtype == getattr(torch, dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from fewstep.runtime import outputs
-from fewstep.runtime.foreign import public, visible_output
+from fewstep.runtime.foreign import visible_output
+from fewstep.runtime.launch import command_line
 
 MOST_SEEDS = 10_000_000
 """Of one command: more are a slip of the pen, and would fill the memory."""
@@ -147,41 +146,6 @@ def paragraphs(doc: str) -> str:
     return re.sub(r"\n {8,}", " ", inspect.cleandoc(doc))
 
 
-def joined(recipe: Callable[..., Any], common: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """One function with the options of a recipe and those of a command: returns the recipe's Run and the command's.
-
-    `common` is a function whose options are all keywords; its docstring and the recipe's make the help.
-    """
-    mine, theirs = inspect.signature(recipe).parameters, inspect.signature(common).parameters
-
-    def both(**values: Any) -> tuple[Any, dict[str, Any]]:
-        if "device" in theirs:
-            from fewstep.runtime.distributed import use
-
-            use(values["device"])
-        if "out" in theirs:
-            outputs.folder(values["out"], apart=[values[k] for k in mine if isinstance(values[k], (str, Path))])
-        return recipe(**{k: v for k, v in values.items() if k in mine}), {k: values[k] for k in theirs}
-
-    if clash := set(mine) & set(theirs):
-        raise ValueError(
-            f"the recipe's options {', '.join(sorted(clash))} are those of the command itself; rename them"
-        )
-    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*mine.values(), *theirs.values())]
-    both.__signature__ = inspect.Signature(keywords)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
-    hints = {**get_type_hints(recipe, include_extras=True), **get_type_hints(common, include_extras=True)}
-    both.__annotations__ = {k: v for k, v in hints.items() if k != "return"}
-    head, _, mine_args = paragraphs(recipe.__doc__ or "").partition("Args:")
-    _, _, common_args = paragraphs(common.__doc__ or "").partition("Args:")
-    both.__doc__ = f"{head}Args:{mine_args.rstrip()}\n{common_args.strip(chr(10))}"
-    return both
-
-
 def next_step(*words: object) -> str:
     """A command for the user to go on with, as it can be pasted into a shell."""
     return f"next: {command_line(list(map(str, words)))}"
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """The command as a person would type it, for the record: without the secrets of addresses."""
-    return shlex.join(["fewstep", *map(public, argv)])

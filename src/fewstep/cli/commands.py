@@ -160,7 +160,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "assets fetch": (evaluation.assets_fetch, "get the weights of a feature network"),
     "assets check": (evaluation.assets_check, "check the weights that are there"),
     "report": (report, "one HTML page from a folder of runs"),
-    "recipes": (training.recipes, "list the recipes"),
+    "recipes": (training.list_recipes, "list the recipes"),
 }
 
 

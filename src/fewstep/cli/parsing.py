@@ -2,27 +2,103 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_type_hints
 
 import tyro
+from tyro.conf import OmitArgPrefixes, arg
 
-from fewstep.cli.arguments import POSITIONAL, metadata
+from fewstep.cli.arguments import POSITIONAL, metadata, paragraphs
+from fewstep.recipes.base import FIXED, REQUIRED
 
 KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
 """What tyro's names of values mean."""
 
 
-def call(function: Callable[..., Any], words: Sequence[str], prog: str) -> Any:
+def call(function: Callable[..., Any], words: Sequence[str], prog: str, *, description: str | None = None) -> Any:
     """The result of a function called with the options in `words`. Raises ValueError for options that it does not take."""
     with told(partial(explain, function, words)):
-        return tyro.cli(function, args=words, prog=prog)
+        return tyro.cli(function, args=words, prog=prog, description=description, registry=OPTIONAL)
+
+
+def call_settings(recipe: Any, options: Any, words: Sequence[str], prog: str, description: str) -> tuple[Any, Any]:
+    """Two dataclass instances with the options in `words` for their fields. Those that are REQUIRED must be among them."""
+    first, second = form(recipe), form(options)
+
+    def both(recipe: Any = first, run: Any = second) -> tuple[Any, Any]:
+        return recipe, run
+
+    both.__annotations__ = {"recipe": OmitArgPrefixes[type(first)], "run": OmitArgPrefixes[type(second)]}
+    typed = call(both, words, prog, description=description)
+    mine, theirs = (dataclasses.replace(x, **vars(y)) for x, y in zip((recipe, options), typed, strict=True))
+    return mine, theirs
+
+
+def form(settings: Any) -> Any:
+    """The fields of a dataclass instance that are options, with their explanations, as tyro shows them: required ones first."""
+    kind, docs = type(settings), field_docs(type(settings))
+    hints = get_type_hints(kind, include_extras=True)
+    options = []
+    for field in dataclasses.fields(settings):
+        if FIXED in metadata(hints[field.name]):
+            continue
+        value = getattr(settings, field.name)
+        hint = arg(help=docs.get(field.name), help_behavior_hint="" if value is None else None)
+        default = dataclasses.field(default_factory=lambda v=value: tyro.MISSING if v is REQUIRED else v)
+        options.append((value is not REQUIRED, (field.name, Annotated[hints[field.name], hint], default)))
+    fields = [option for _, option in sorted(options, key=lambda pair: pair[0])]
+    return dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": paragraphs(kind.__doc__ or "")})()
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass, its bases' included."""
+    docs: dict[str, str] = {}
+    for base in (b for b in reversed(kind.__mro__) if b is not object):
+        try:
+            [tree] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError):  # made of a function
+            continue
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in pairwise(tree.body):
+            match field, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(doc))),
+                ):
+                    docs[name] = " ".join(doc.split())
+    return docs
+
+
+OPTIONAL = tyro.constructors.ConstructorRegistry()
+
+
+@OPTIONAL.primitive_rule
+def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """`T | None` is shown as T; the word None stays possible, and a missing default is called unset."""
+    kinds = get_args(info.type)
+    if info.type_origin not in (Union, UnionType) or NoneType not in kinds:
+        return None
+    inner: Any = Union[tuple(kind for kind in kinds if kind is not NoneType)]  # noqa: UP007 - of a tuple
+    spec = OPTIONAL.get_primitive_spec(tyro.constructors.PrimitiveTypeInfo.make(inner, info.markers))
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(
+        spec,
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["unset"] if value is None else spec.str_from_instance(value),
+        choices=None if spec.choices is None else (*spec.choices, "None"),
+    )
 
 
 def told(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
@@ -81,9 +157,8 @@ def name_of(argument: Any) -> str:
 
 def expected(argument: Any) -> str:
     """The values that an option takes, in words."""
-    kinds = [kind for kind in re.split(r"\|(?![^{]*})", str(argument.lowered.metavar)) if kind != "{None}"]
-    words = [KINDS.get(kind, f"one of {', '.join(kind.strip('{}').split('|'))}") for kind in kinds]
-    return " or ".join(words).replace("None, ", "")
+    kinds = re.split(r"\|(?![^{]*})", str(argument.lowered.metavar))
+    return " or ".join(KINDS.get(kind, f"one of {', '.join(re.split('[|,]', kind.strip('{}')))}") for kind in kinds)
 
 
 def given(argument: Any, words: Sequence[str]) -> str:
@@ -101,7 +176,7 @@ def flags(function: Callable[..., Any]) -> list[str]:
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         if dataclasses.is_dataclass(parameter.default):
-            found += [field.name for field in dataclasses.fields(parameter.default)]
+            found += [f.name for f in dataclasses.fields(parameter.default)]
             continue
         extras = metadata(function.__annotations__.get(name))
         if POSITIONAL in extras:

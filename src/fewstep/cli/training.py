@@ -2,90 +2,100 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from fewstep.cli.arguments import command_line, joined, next_step, with_config
-from fewstep.cli.parsing import call
+from fewstep import recipes
+from fewstep.cli.arguments import next_step, with_config
+from fewstep.cli.parsing import call_settings
+from fewstep.recipes.base import REQUIRED
+from fewstep.runtime import outputs
 from fewstep.runtime.foreign import visible_output
+from fewstep.runtime.launch import command_line
 
 if TYPE_CHECKING:
-    from fewstep.train.run import Run
-
-
-def fitting(
-    *,
-    out: Path,
-    device: str | None = None,
-    fresh: bool = False,
-    transfer: str | None = None,
-    keep: int = 3,
-    strategy: Literal["replicate", "shard"] = "replicate",
-    compile: bool = False,
-    recompute: int | Literal["light"] | None = None,
-    tf32: bool = False,
-    track: str | None = None,
-    eval_every: int | None = None,
-    eval_metrics: str = "fd_pixels",
-    eval_images: int = 10_000,
-    eval_reference: str | None = None,
-) -> None:
-    """What `train` and `distill` add to a recipe.
-
-    Args:
-        out: the run's folder; the same command again resumes it.
-        device: where to compute: cpu, cuda, cuda:1, ...; a GPU where there is one, if left out.
-        fresh: start over.
-        transfer: start from the weights of another network: a model or run folder, hf://owner/name, an upstream .pkl or .pt, or
-            its address; tensors are taken by name. A training starts its network so, a distillation its generator.
-        keep: how many checkpoints, each the whole state of training, stay on disk.
-        strategy: under torchrun, whether each process holds the networks whole or in parts, for those that do not fit.
-        compile: compile the blocks of the denoisers first (torch.compile); slow to start, then quicker on GPUs.
-        recompute: less memory for more time: light computes norms and activations again for gradients, a number all of
-            the blocks on images of at least so many pixels a side (1 means all blocks); nothing if left out.
-        tf32: what is computed in float32 may round its factors to 10 bits on GPUs.
-        track: also send figures to tensorboard, wandb, trackio, or several of them, with commas between.
-        eval_every: measure the averaged model every so many training images and keep the best; not at all if left out.
-        eval_metrics: such as fid,fd_dinov2 (fewstep eval); the first decides which model is the best.
-        eval_images: how many images are made for it.
-        eval_reference: images or statistics, as of fewstep eval; the training images if left out.
-    """
-
-
-def monitored(run: Run, given: Mapping[str, Any]) -> None:
-    """Add what `fitting` says to a run."""
-    from fewstep.io.reference_files import open_reference
     from fewstep.train.evaluation import Evaluation
 
-    run.keep = given["keep"]
-    run.strategy = given["strategy"]
-    run.compile = given["compile"]
-    run.recompute = given["recompute"]
-    run.tf32 = given["tf32"]
-    if given["track"] is not None:
-        run.track = tuple(given["track"].split(","))
-    if given["eval_every"] is not None:
-        reference = None if given["eval_reference"] is None else open_reference(given["eval_reference"])
-        names = tuple(given["eval_metrics"].split(","))
-        run.evaluation = Evaluation(given["eval_every"], names, reference, given["eval_images"])
-        return
-    for name, option in inspect.signature(fitting).parameters.items():
-        if name.startswith("eval_") and given[name] != option.default:
-            raise ValueError(f"--{name.replace('_', '-')} has no effect without --eval-every IMAGES")
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `train` and `distill` take beside the settings of a recipe."""
+
+    out: Path = REQUIRED
+    """Folder of the run; the same command again resumes it."""
+    device: str | None = None
+    """Where to compute: cpu, cuda, cuda:1, ...; a GPU if there is one, if unset."""
+    fresh: bool = False
+    """Start over."""
+    transfer: str | None = None
+    """Start from the weights of another network: a model or run folder, hf://owner/name, an upstream .pkl or .pt, or its
+    address; tensors are matched by name. A training starts its network so, a distillation its generator."""
+    keep: int = 3
+    """How many checkpoints, each the whole state of training, stay on disk."""
+    strategy: Literal["replicate", "shard"] = "replicate"
+    """Under torchrun, whether each process holds the networks whole or in parts, for those that do not fit."""
+    compile: bool = False
+    """Compile the blocks of the denoisers first (torch.compile): slow to start, then faster on GPUs."""
+    recompute: int | Literal["light"] | None = None
+    """Less memory for more time: light computes norms and activations again for gradients, a number all of the blocks on
+    images of at least so many pixels a side (1 means all blocks); nothing if unset."""
+    tf32: bool = False
+    """Let GPUs round the factors of float32 products to 10 bits."""
+    track: str | None = None
+    """Also log metrics to tensorboard, wandb, trackio, or several of them, separated by commas."""
+    eval_every: int | None = None
+    """Measure the averaged model every so many training images and keep the best; never if unset."""
+    eval_metrics: str = "fd_pixels"
+    """Metrics such as fid,fd_dinov2 (see fewstep eval); the first decides which model is the best."""
+    eval_images: int = 10_000
+    """How many images are generated for it."""
+    eval_reference: str | None = None
+    """Images or statistics, as of fewstep eval; the training images if unset."""
+
+    def of_run(self) -> dict[str, Any]:
+        """These options as arguments of `Run`."""
+        from fewstep.train.run import Run
+
+        own = {f.name for f in dataclasses.fields(self)}
+        same = [f.name for f in dataclasses.fields(Run) if f.name in own and f.name not in ("track", "transfer")]
+        return {
+            **{name: getattr(self, name) for name in same},
+            "track": () if self.track is None else tuple(self.track.split(",")),
+            "evaluation": self.evaluation(),
+        }
+
+    def evaluation(self) -> Evaluation | None:
+        from fewstep.io.reference_files import open_reference
+        from fewstep.train.evaluation import Evaluation
+
+        if self.eval_every is None:
+            for f in dataclasses.fields(self):
+                if f.name.startswith("eval_") and getattr(self, f.name) != f.default:
+                    raise ValueError(f"--{f.name.replace('_', '-')} has no effect without --eval-every IMAGES")
+            return None
+        reference = None if self.eval_reference is None else open_reference(self.eval_reference)
+        return Evaluation(self.eval_every, tuple(self.eval_metrics.split(",")), reference, self.eval_images)
+
+
+def parsed(name: str, words: Sequence[str], prog: str) -> tuple[Any, Options]:
+    """A recipe with the settings that the command line gives it, and the options of its run."""
+    recipe = recipes.get(name)
+    if clash := {f.name for f in dataclasses.fields(recipe)} & {f.name for f in dataclasses.fields(Options)}:
+        raise ValueError(
+            f"the recipe's options {', '.join(sorted(clash))} are those of the command itself; rename them"
+        )
+    about = recipes.TABLE.get(name)
+    text = "" if about is None else f"{about.summary}\n\n{about.result}"
+    return call_settings(recipe, Options(), words, prog, text)
 
 
 def fit_recipe(argv: Sequence[str], command: str) -> None:
     """`fewstep train|distill RECIPE [options of the recipe] --out FOLDER [--fresh]`."""
-    from fewstep.io.model_folder import card
-    from fewstep.recipes import find
-    from fewstep.runtime.distributed import process_group, rank
-    from fewstep.train.run import Run, fit
-    from fewstep.train.transfer import transfer as start_from
-
     if not argv or argv[0].startswith("-"):
         usage = f"usage: fewstep {command} RECIPE --out FOLDER [options of the recipe]"
         if argv and argv[0] in ("-h", "--help"):
@@ -95,27 +105,36 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
             f"expected a recipe first; got {argv[0] if argv else 'none'}; {usage}; fewstep recipes lists them"
         )
     name, *rest = argv
-    recipe = find(name)
-    wanted = "distill" if "teacher" in inspect.signature(recipe).parameters else "train"
+    wanted = "distill" if any(f.name == "teacher" for f in dataclasses.fields(recipes.get(name))) else "train"
     if wanted != command:
         has = "a" if wanted == "distill" else "no"
         raise ValueError(f"{name} has {has} teacher; the command is: fewstep {wanted} {name}")
-    run, given = call(joined(recipe, fitting), with_config(rest), f"fewstep {command} {name}")
-    if not isinstance(run, Run):
-        raise ValueError(f"a recipe is a function that returns a Run; {name} returned {type(run).__name__}")
-    run.command = command_line([command, *argv])
-    monitored(run, given)
+    recipe, options = parsed(name, with_config(rest), f"fewstep {command} {name}")
+    train(recipe, options, command_line([command, *argv]))
+
+
+def train(recipe: Any, options: Options, command: str) -> None:
+    """Make the run of a recipe and train it."""
+    from fewstep.io.model_folder import card
+    from fewstep.runtime.distributed import process_group, rank, use
+    from fewstep.train.run import fit
+    from fewstep.train.transfer import transfer
+
+    use(options.device)
+    inputs = [getattr(recipe, f.name) for f in dataclasses.fields(recipe)]
+    outputs.folder(options.out, apart=[value for value in inputs if isinstance(value, (str, Path))])
+    run = recipes.build(recipe, **options.of_run(), command=command)
     with process_group(), visible_output():
-        if given["transfer"] is not None:
-            taken = start_from(run, given["transfer"])
+        if options.transfer is not None:
+            taken = transfer(run, options.transfer)
             if rank() == 0:
                 print(taken)
         if rank() == 0:
             print(summary(run.data.data))
-        fit(run, given["out"], fresh=given["fresh"])
+        fit(run, options.out, fresh=options.fresh)
         if rank() == 0:
-            next_one = next_step("sample", given["out"], "--grid", "grid.png")
-            print(f"{given['out']}: trained to {card(given['out']).nimg:,} images; {next_one}")
+            next_one = next_step("sample", options.out, "--grid", "grid.png")
+            print(f"{options.out}: trained to {card(options.out).nimg:,} images; {next_one}")
 
 
 def summary(data: Any) -> str:
@@ -175,25 +194,21 @@ def compare(
             print(f"Look at {out / 'report.html'}")
 
 
-def recipes(name: Positional[str | None] = None, *, method: str | None = None) -> None:
-    """List the recipes, or show the options of one.
+def list_recipes(name: Positional[str | None] = None, *, method: str | None = None) -> None:
+    """List the recipes, or show the settings of one.
 
     Args:
         name: such as digits:teacher.
         method: list those of one method alone, such as sida or teacher.
     """
-    from fewstep.recipes import find
-    from fewstep.recipes import recipes as all_recipes
-
     if name is not None:
-        call(joined(find(name), fitting), ["--help"], f"fewstep train|distill {name}")
-        return
-    known = all_recipes()
+        parsed(name, ["--help"], f"fewstep train|distill {name}")
+    rows = recipes.TABLE
     if method is not None:
-        methods = dict.fromkeys(n.partition(":")[2] for n in known)
+        methods = dict.fromkeys(n.partition(":")[2] for n in rows)
         if method not in methods:
             raise ValueError(f"there is no method {method!r}; there are {', '.join(methods)}")
-        known = {n: recipe for n, recipe in known.items() if n.endswith(f":{method}")}
-    width = max(len(n) for n in known)
-    for n, recipe in known.items():
-        print(f"{n:{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        rows = {n: row for n, row in rows.items() if n.endswith(f":{method}")}
+    width = max(map(len, rows))
+    for n, row in rows.items():
+        print(f"{n:{width}}  {row.summary}")

@@ -1,46 +1,15 @@
-"""Recipes: one function per configuration, returning a Run. Its signature is its command line.
+"""Recipes: frozen settings that make a run.
 
-`digits:teacher` names the function `teacher` of the module here; `mine.py:anything` one in a file of the user's.
+A family is a dataclass, such as `sid.SiD`; a published configuration is a row of `table.TABLE`, an instance of a family with
+its source. The same object is the command line (`fewstep train NAME`), the Python call, and the record in `run.json`.
+
+Example:
+    >>> run = recipes.get("digits:sid", teacher="runs/teacher", lr=1e-4).run()
+    >>> student = fs.fit(run, "runs/sid")
 """
 
-from __future__ import annotations
+from fewstep.recipes.base import REQUIRED, Distillation, Parts, Recipe, record, required
+from fewstep.recipes.own import build
+from fewstep.recipes.table import TABLE, Row, get, names
 
-import pkgutil
-from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module
-from pathlib import Path
-from typing import Any
-
-from fewstep.runtime.own import functions, load_file
-
-Recipe = Callable[..., Any]
-
-
-def modules() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-
-
-def recipes() -> dict[str, Recipe]:
-    """All recipes of the library by name, `module:function`."""
-    return {
-        f"{module}:{name}": recipe
-        for module in modules()
-        for name, recipe in functions(import_module(f"{__name__}.{module}")).items()
-    }
-
-
-def find(name: str) -> Recipe:
-    """The recipe called `name`; a path to a Python file before the colon means the user's own."""
-    module, _, function = name.rpartition(":")
-    if module.endswith(".py"):
-        return load_file(Path(module), function)
-    known = recipes()
-    if name not in known:
-        same = sorted((n for n in known if n.endswith(f":{name}")), key=lambda n: not n.startswith("digits:"))
-        near = ", ".join(same or get_close_matches(name, known, cutoff=0.5))
-        raise ValueError(
-            f"there is no recipe {name!r}{near and f'; near it are {near}'}; fewstep recipes lists all, mine.py:function is "
-            "one of your own"
-        )
-    return known[name]
+__all__ = ["REQUIRED", "TABLE", "Distillation", "Parts", "Recipe", "Row", "build", "get", "names", "record", "required"]

@@ -1,9 +1,13 @@
-"""What a launcher such as `torchrun` says in the environment; read without torch."""
+"""How this process was started: by a launcher such as `torchrun`, and with which command; read without torch."""
 
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from fewstep.runtime.foreign import public
 
 
 class Launch(NamedTuple):
@@ -32,3 +36,8 @@ def launched() -> Launch:
     if int(rank) >= world:
         raise ValueError(f"RANK={rank}: with WORLD_SIZE={world} ranks are 0 to {world - 1}; start with torchrun")
     return Launch(int(rank), world)
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as a person would type it, for the record: without the secrets of addresses."""
+    return shlex.join(["fewstep", *map(public, argv)])

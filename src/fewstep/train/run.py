@@ -62,7 +62,8 @@ class Run:
     replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: what is
     computed again in backward passes (`nets.blocks.recompute_blocks`), None for nothing. tf32: see `precision.tf32`.
     name, card: for the log and the model's card; the rest of the card is filled in. command: the command line that
-    repeats this run. transfer: where it started, filled in by `transfer.transfer`.
+    repeats this run. recipe: the settings that made it, as `recipes.record` has them. transfer: where it started, filled in by
+    `transfer.transfer`.
     """
 
     method: Method
@@ -85,6 +86,7 @@ class Run:
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     transfer: Transfer | None = None
 
     def __post_init__(self) -> None:
@@ -257,6 +259,7 @@ def about(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "command": run.command,
+        "recipe": run.recipe,
         "until": run.until,
         "transfer": None if run.transfer is None else dataclasses.asdict(run.transfer),
         "grid": images_of_grid(product),

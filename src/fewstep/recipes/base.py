@@ -1,0 +1,159 @@
+"""What all recipes have in common: settings, the parts that they make, and the run that comes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
+
+import fewstep as fs
+from fewstep.runtime.foreign import public
+
+if TYPE_CHECKING:
+    import torch
+
+    from fewstep.data.labels import LabelStream
+    from fewstep.data.latents import LatentStream
+    from fewstep.train.ema import Profile
+
+T = TypeVar("T")
+FIXED = "fixed"
+Fixed = Annotated[T, FIXED]
+"""A setting that belongs to a row and is no option of the command line."""
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class Required:
+    """The value of a setting that has no default."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = Required()
+
+
+class Parts(NamedTuple):
+    """What a family makes of its settings; `Recipe.run` adds those that every run has."""
+
+    method: fs.Method
+    data: fs.ImageStream | LatentStream | LabelStream
+    optimizers: Mapping[str, fs.Adam]
+    ema: Profile | tuple[Profile, ...]
+    snapshots: int
+    card: fs.Card
+    checkpoint_seconds: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of every run. A family adds its own and defines `parts`."""
+
+    data: str | None = REQUIRED
+    """Training images: any source of `fewstep data pack`, such as a zip or folder."""
+    batch_size: int = 128
+    """Images per step, on all devices together."""
+    micro_batch: int | None = None
+    """Images at a time on a device; its whole share of the batch if unset."""
+    until: int | None = REQUIRED
+    """Training images in all."""
+    dtype: Dtype = "auto"
+    """Precision of the networks' arithmetic. auto: bfloat16 where the hardware has it, else float32. float16 comes with a
+    dynamic loss scale. Weights stay in float32."""
+    seed: int = 0
+    """Seed of new weights, data order and noise."""
+    name: Fixed[str] = "run"
+    """Name of the run in its log and model card; {size} stands for the setting."""
+
+    def parts(self) -> Parts:
+        """The method, its data and how it is optimized."""
+        raise NotImplementedError(f"{type(self).__name__} defines no parts()")
+
+    def resolved(self) -> Self:
+        """The same settings, with those that depend on others filled in."""
+        return self
+
+    def run(self) -> fs.Run:
+        """The run that these settings describe.
+
+        Raises:
+            ValueError: A required setting is missing, or data and networks do not fit the recipe.
+        """
+        if missing := required(self):
+            raise ValueError(f"the recipe {self.name} needs {', '.join(missing)}")
+        final = self.resolved()
+        assert final.until is not None
+        return fs.Run(
+            **final.parts()._asdict(),
+            batch_size=final.batch_size,
+            micro_batch=final.micro_batch,
+            until=final.until,
+            seed=final.seed,
+            name=final.name.format(**vars(final)),
+            recipe=record(self),
+        )
+
+    def torch_dtype(self) -> torch.dtype:
+        from fewstep.runtime.precision import chosen_dtype
+
+        return chosen_dtype(self.dtype)
+
+    def loss_scale(self) -> float | None:
+        """Where the dynamic loss scale begins: float16 alone needs one."""
+        return 2.0**16 if self.dtype == "float16" else None
+
+    def snapshots(self, interval: int) -> int:
+        """How many snapshots are taken, one every `interval` images."""
+        assert self.until is not None
+        return max(1, self.until // interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Recipe):
+    """Settings of every distillation."""
+
+    teacher: Path = REQUIRED
+    """Model or run folder of the teacher."""
+
+    def loaded_teacher(self) -> fs.Denoiser:
+        """The teacher, computing in `dtype`; students are refused."""
+        from fewstep.distill.players import check_teacher
+
+        denoiser = fs.load(self.teacher)
+        check_teacher(denoiser)
+        denoiser.dtype = self.torch_dtype()
+        return denoiser
+
+    def stream(self, denoiser: fs.Denoiser) -> fs.ImageStream | LatentStream | LabelStream:
+        """The training data in the units of the denoiser; classes without images if there is none."""
+        from fewstep.data.codec import StabilityVAE
+        from fewstep.data.labels import LabelData, LabelStream
+        from fewstep.data.latents import LatentData, LatentStream
+
+        if self.data is None:
+            return LabelStream(LabelData(denoiser.shape, denoiser.num_classes), seed=self.seed)
+        if isinstance(denoiser.codec, StabilityVAE):
+            return LatentStream(LatentData(self.data), denoiser.codec, seed=self.seed)
+        return fs.ImageStream(fs.images(self.data), seed=self.seed)
+
+
+def required(recipe: Any) -> list[str]:
+    """Names of the settings that have no value yet."""
+    return [f.name for f in dataclasses.fields(recipe) if getattr(recipe, f.name) is REQUIRED]
+
+
+def record(recipe: Any) -> dict[str, Any]:
+    """The family of a recipe and its settings as JSON, without the secrets of addresses."""
+    settings = {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
+    return {"family": f"{type(recipe).__module__}.{type(recipe).__qualname__}", "settings": settings}
+
+
+def plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return public(str(value))

@@ -1,0 +1,154 @@
+"""Teachers: what all have in common, and EDM's (Karras et al., 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import fewstep as fs
+from fewstep.recipes.base import REQUIRED, Fixed, Parts, Recipe
+
+if TYPE_CHECKING:
+    from fewstep.core.objectives import References, Target
+    from fewstep.data.augment import AugmentPipe
+    from fewstep.nets.adm import ADMConfig
+    from fewstep.nets.song import SongConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(Recipe):
+    """Settings of every training of a diffusion model."""
+
+    cond: bool = True
+    """Train with the classes of the data."""
+    stf: Literal["matched", "published"] | None = None
+    """Train to the stable target field (Xu et al., 2023) instead of the clean image. matched: references of the same class
+    and augmentation only, without bias; published: all of them, as in the authors' code (their --stf=1)."""
+    references: int = 4096
+    """Images whose posterior mean is that target, those of the micro-batch included (the authors' --rbatch)."""
+
+    def target(self, stream: References, pipe: AugmentPipe | None = None) -> tuple[Target, str]:
+        """The training target, and what the model card says about it."""
+        from fewstep.core.objectives import StableTarget, clean
+
+        if self.stf is None:
+            if self.references != Teacher.references:
+                raise ValueError("--references has no effect without --stf matched or --stf published")
+            return clean, ""
+        about = f", stable target of {self.references} ({self.stf})"
+        return StableTarget(stream, self.references, augment=pipe, rule=self.stf), about
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM(Teacher):
+    """Adam with a warm-up of 10 million images, an average of weights with ramp-up (App. F)."""
+
+    data: str = REQUIRED
+    until: int = 200_000_000
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    """Network: DDPM++, NCSN++ or ADM."""
+    precond: Literal["edm", "vp", "ve"] = "edm"
+    """Preconditioning, noise levels and loss weights: EDM's, or those of the VP or VE SDE for comparison."""
+    cbase: int | None = None
+    """Channels of the network at its finest resolution; those of the architecture if unset."""
+    cres: str | None = None
+    """Multiples of them at each resolution, such as 1,2,2,2; those of the data set if unset."""
+    dropout: float = 0.13
+    """Dropout probability."""
+    augment: float = 0.12
+    """Probability of each augmentation except mirroring, which has 1/2; 0 for none."""
+    xflip: bool = False
+    """Mirror each image left to right with probability 1/2, without telling the network."""
+    lr: float = 1e-3
+    """Learning rate of Adam, after the warm-up."""
+    ema: int = 500_000
+    """Half-life of the average of weights, in images (EDM counts millions)."""
+    snapshot: Fixed[int] = 2_500_000
+    """Images between two snapshots."""
+    network: Fixed[str] = "cifar10-32x32-uncond"
+    """The published networks of the data set, of `nets.sizes.EDM_SIZES`."""
+
+    def parts(self) -> Parts:
+        import torch
+
+        from fewstep.core.objectives import VPTime, edm_weight, inverse_variance
+        from fewstep.core.precondition import EDM, VE, VP
+        from fewstep.data.augment import AugmentPipe
+        from fewstep.nets.adm import ADMConfig, ADMUNet
+        from fewstep.nets.song import SongUNet
+
+        shape = network(self.network, self.arch)
+        images = open_images(self.data, shape.img_resolution, shape.in_channels, cond=self.cond)
+        stream = fs.ImageStream(images, seed=self.seed, flip=self.xflip)
+        pipe = AugmentPipe(self.augment) if self.augment else None
+        config = dataclasses.replace(
+            shape,
+            label_dim=images.num_classes if self.cond else 0,
+            augment_dim=pipe.label_dim if pipe else 0,
+            dropout=self.dropout,
+            **widths(self.cbase, self.cres),
+        )
+        precondition, noise, weight = {
+            "edm": (EDM(), fs.LogNormal(-1.2, 1.2), edm_weight),
+            "vp": (VP(), VPTime(), inverse_variance),
+            "ve": (VE(), fs.LogUniform(), inverse_variance),
+        }[self.precond]
+        target, about = self.target(stream, pipe)
+        torch.manual_seed(self.seed)
+        net = ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config)
+        denoiser = fs.Denoiser(net, precondition=precondition, dtype=self.torch_dtype())
+        return Parts(
+            fs.Pretraining(denoiser, fs.DenoisingLoss(noise, weight=weight, target=target, augment=pipe)),
+            stream,
+            {"denoiser": fs.Adam(self.lr, rampup=10_000_000, loss_scale=self.loss_scale())},
+            ema=fs.HalfLife(self.ema),
+            snapshots=self.snapshots(self.snapshot),
+            card=fs.Card(method=self.precond.upper() + about),
+        )
+
+
+def open_images(data: str, resolution: int, channels: int, *, cond: bool) -> fs.ImageData:
+    """The images, if they have the shape that the network is made for, and classes if it needs them."""
+    images = fs.images(data)
+    if images.shape != (channels, resolution, resolution):
+        raise ValueError(
+            f"{data}: this recipe is for images of {channels} x {resolution} x {resolution}; got {images.shape}. Use "
+            f"small:teacher, or: fewstep data pack SOURCE OUT.zip --resolution {resolution}x{resolution}"
+        )
+    if cond and images.labels is None:
+        raise ValueError(f"{data} has no classes; train without them: --no-cond")
+    return images
+
+
+def network(name: str, arch: str) -> SongConfig | ADMConfig:
+    """The published network of a data set, or EDM's default of an architecture that was not published for it.
+
+    The published `vp` and `ve` are DDPM++ and NCSN++.
+    """
+    from fewstep.nets.adm import ADMConfig
+    from fewstep.nets.sizes import EDM_SIZES
+    from fewstep.nets.song import SongConfig, ncsnpp
+
+    words = {"ddpmpp": "vp", "ncsnpp": "ve", "adm": "adm"}
+    if (published := EDM_SIZES.get(f"edm-{name}-{words[arch]}")) is not None:
+        return published
+    resolution = next(c.img_resolution for key, c in EDM_SIZES.items() if key.startswith(f"edm-{name}-"))
+    if arch == "adm":
+        return ADMConfig(resolution)
+    return (SongConfig if arch == "ddpmpp" else ncsnpp)(img_resolution=resolution, channel_mult=(2, 2, 2))
+
+
+def widths(cbase: int | None, cres: str | None) -> dict[str, Any]:
+    """EDM's options --cbase and --cres as settings of a network."""
+    result: dict[str, Any] = {}
+    if cbase is not None:
+        if cbase < 1:
+            raise ValueError(f"--cbase is a number of channels, at least 1; got {cbase}")
+        result["model_channels"] = cbase
+    if cres is not None:
+        words = [word.strip() for word in cres.split(",")]
+        if not all(word.isdecimal() and int(word) for word in words):
+            raise ValueError(f"--cres has a whole number from 1 on for each resolution, such as 1,2,2,2; got {cres!r}")
+        result["channel_mult"] = tuple(int(word) for word in words)
+    return result

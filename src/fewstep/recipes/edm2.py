@@ -1,0 +1,140 @@
+"""EDM2's teachers, on pixels and on latents, and their table of sizes (Karras et al., 2024, Table 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import fewstep as fs
+from fewstep.recipes.base import REQUIRED, Fixed, Parts
+from fewstep.recipes.edm import Teacher, open_images
+
+if TYPE_CHECKING:
+    from fewstep.data.latents import LatentStream
+
+MI = 2**20
+Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
+
+
+class SizeRow(NamedTuple):
+    """until: training images. lr: reference learning rate."""
+
+    until: int
+    lr: float
+
+
+SIZES = {
+    "img512-xxs": SizeRow(2048 * MI, 0.0170),
+    "img512-xs": SizeRow(2048 * MI, 0.0120),
+    "img512-s": SizeRow(2048 * MI, 0.0100),
+    "img512-m": SizeRow(2048 * MI, 0.0090),
+    "img512-l": SizeRow(1792 * MI, 0.0080),
+    "img512-xl": SizeRow(1280 * MI, 0.0070),
+    "img512-xxl": SizeRow(896 * MI, 0.0065),
+    "img64-xs": SizeRow(1024 * MI, 0.0120),
+    "img64-s": SizeRow(1024 * MI, 0.0100),
+    "img64-m": SizeRow(2048 * MI, 0.0090),
+    "img64-l": SizeRow(1024 * MI, 0.0080),
+    "img64-xl": SizeRow(640 * MI, 0.0070),
+    "ffhq256-xs": SizeRow(64 * MI, 0.0120),
+    "ffhq256-s": SizeRow(64 * MI, 0.0100),
+}
+"""The network of a row, with its dropout, is `nets.sizes.edm2(size)`. FFHQ: the teachers of NCVSD (Peng et al., 2025)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM2(Teacher):
+    """Weights of fixed length, a learning rate that falls as the inverse square root, a network that weighs its loss, two
+    averages by power functions."""
+
+    data: str = REQUIRED
+    until: int | None = None
+    """Training images in all; those of the size if unset."""
+    size: Size = "s"
+    """Size of the network."""
+    channels: int | None = None
+    """Channels of the network at its finest resolution; those of the size if unset."""
+    dropout: float | None = None
+    """Dropout probability; that of the size if unset."""
+    lr: float | None = None
+    """Reference learning rate; that of the size if unset."""
+    p_mean: float = -0.4
+    """Mean of the logarithm of the noise level."""
+    p_std: float = 1.0
+    """Standard deviation of the logarithm of the noise level."""
+    decay: float = 70_000
+    """Batches after which the learning rate falls."""
+    rampup: Fixed[int] = 10_000_000
+    """Images over which the learning rate rises."""
+    snapshot: Fixed[int] = 8 * MI
+    """Images between two snapshots."""
+    preset: Fixed[str] = "img512"
+    """The rows of `SIZES` for the data set."""
+    shape: Fixed[tuple[int, int, int]] = (4, 64, 64)
+    """Shape of an image, or of a latent."""
+
+    def resolved(self) -> Self:
+        known = {key.partition("-")[2]: row for key, row in SIZES.items() if key.startswith(f"{self.preset}-")}
+        if self.size not in known:
+            raise ValueError(f"--size: the sizes of EDM2 for this data are {', '.join(known)}; got {self.size!r}")
+        row = known[self.size]
+        until, lr = (row.until if self.until is None else self.until), (row.lr if self.lr is None else self.lr)
+        return dataclasses.replace(self, until=until, lr=lr)
+
+    def parts(self) -> Parts:
+        import torch
+
+        from fewstep.core.codec import Pixels
+        from fewstep.core.method import zero_nonfinite
+        from fewstep.data.latents import LatentStream
+        from fewstep.nets import sizes
+        from fewstep.nets.edm2 import EDM2UNet, Uncertainty
+
+        stream = self.stream()
+        images = stream.data
+        if self.cond and images.labels is None:
+            raise ValueError(f"{images.name} has no classes; train without them: --no-cond")
+        torch.manual_seed(self.seed)
+        config = sizes.edm2(
+            self.size,
+            img_resolution=images.shape[1],
+            img_channels=images.shape[0],
+            label_dim=images.num_classes if self.cond else 0,
+        )
+        given = {"model_channels": self.channels, "dropout": self.dropout}
+        net = EDM2UNet(dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None}))
+        target, about = self.target(stream)
+        codec = stream.codec if isinstance(stream, LatentStream) else Pixels()
+        denoiser = fs.Denoiser(net, dtype=self.torch_dtype(), uncertainty=Uncertainty(), codec=codec)
+        assert self.lr is not None
+        adam = fs.Adam(
+            self.lr,
+            betas=(0.9, 0.99),
+            rampup=self.rampup,
+            reference=self.decay * self.batch_size,
+            loss_scale=self.loss_scale(),
+        )
+        objective = fs.DenoisingLoss(fs.LogNormal(self.p_mean, self.p_std), target=target)
+        return Parts(
+            fs.Pretraining(denoiser, objective, mend=zero_nonfinite),
+            stream,
+            {"denoiser": adam},
+            ema=(fs.PowerFunction(0.10), fs.PowerFunction(0.05)),
+            snapshots=self.snapshots(self.snapshot),
+            card=fs.Card(method=f"EDM2{about}"),
+        )
+
+    def stream(self) -> fs.ImageStream | LatentStream:
+        """The training data, if it has the shape that the recipe is for."""
+        from fewstep.data.codec import StabilityVAE
+        from fewstep.data.latents import LatentData, LatentStream
+
+        channels, resolution, _ = self.shape
+        if channels == 3:
+            return fs.ImageStream(open_images(self.data, resolution, channels, cond=self.cond), seed=self.seed)
+        latents = LatentData(self.data)
+        if latents.shape != self.shape:
+            expected = " x ".join(map(str, self.shape))
+            raise ValueError(f"{self.data}: this recipe is for latents of {expected}; got {latents.shape}")
+        return LatentStream(latents, StabilityVAE(), seed=self.seed)
