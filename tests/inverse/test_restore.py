@@ -120,7 +120,7 @@ def test_in_python_as_on_the_command_line(model, denoiser, tmp_path) -> None:
     data = digits()
     array = np.stack([data[i] for i in range(3)])
     mask = inverse.box_mask(8, 8).numpy()
-    settings |= {"label": [int(v) for v in data.labels[:3]], "mask": mask, "solver": "pnp_gd"}
+    settings |= {"label": [int(v) for v in np.asarray(data.labels)[:3]], "mask": mask, "solver": "pnp_gd"}
     again = fs.restore(denoiser, array, "box_inpainting", **settings)
     assert all(torch.equal(a.samples, b.samples) for a, b in zip(found.images, again.images, strict=True))
     assert again.metrics["figures"] == found.metrics["figures"] and again.metrics["protocol"]["weights"] is None
