@@ -16,6 +16,7 @@ from fewstep.inverse import sample_posterior
 from fewstep.metrics.evaluate import evaluate
 from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.metrics.sources import ImageSource
+from fewstep.runtime import precision
 from fewstep.runtime.precision import tf32
 from fewstep.sample import generated
 from fewstep.train.optim import Adam
@@ -23,9 +24,9 @@ from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
 
-def setting() -> set[object]:
-    cudnn = getattr(torch.backends.cudnn, "conv"), getattr(torch.backends.cudnn, "rnn")  # noqa: B009  # not known to the checker
-    return {kind.fp32_precision for kind in (torch.backends.cuda.matmul, *cudnn)}
+def setting() -> set[bool]:
+    """Whether TF32 is allowed, of each operation that has a setting."""
+    return {getattr(place, name) in ("tf32", True) for place, name in precision.switches()}
 
 
 class Watched(Denoiser):
@@ -53,7 +54,7 @@ def test_training_and_sampling(asked, watched, stream):
     images = generate(watched, [0, 1], tf32=asked)
     next(images)
     assert setting() == before  # between two images, too
-    assert all(found == {"tf32" if asked else "ieee"} for found in watched.seen) and len(watched.seen) > 2
+    assert all(found == {asked} for found in watched.seen) and len(watched.seen) > 2
     protocol = generated(watched, [0], tf32=asked).protocol
     assert protocol["precision"] == ("float32, TF32" if asked else "float32")
 
@@ -68,7 +69,7 @@ def test_metrics_and_restorations_never(watched):
         )
         y = torch.zeros(1, 1, 8, 8)
         sample_posterior(watched, inverse.Inpainting(torch.ones(8, 8), (1, 8, 8)), y, 0.1, [0], label=torch.tensor([1]))
-    assert all(found == {"ieee"} for found in [*seen, *watched.seen]) and seen and watched.seen
+    assert all(found == {False} for found in [*seen, *watched.seen]) and seen and watched.seen
 
 
 def test_the_commands_pass_it_on(denoiser, tmp_path, monkeypatch):
@@ -115,5 +116,5 @@ def test_an_evaluation_is_outside_of_it_as_a_whole():
 
     with tf32(True):
         evaluate(ImageSource(8, make, overlap=True), digits())
-        assert setting() == {"tf32"}
-    assert seen == 8 * [{"ieee"}]
+        assert setting() == {True}
+    assert seen == 8 * [{False}]

@@ -329,7 +329,7 @@ def held_and_written(folder: Path, strategy: type[Strategy]) -> tuple[int, int, 
     dist.barrier()
     (path,) = folder.glob("[0-9]*")
     held = sum(part(t).nbytes for t in saves.copies.values())
-    written = (path / f"shard-{dist.get_rank() + 1:05d}-model-00001-of-00001.safetensors").stat().st_size
+    written = (path / f"shard-{dist.get_rank() + 1:05d}.safetensors").stat().st_size
     assert damage(path) is None
     before = {k: whole(v) for k, v in state["tensors"].items()}
     for like in (trainer.layout(), lambda name, shape: None):

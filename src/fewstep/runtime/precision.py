@@ -110,13 +110,19 @@ def lower(network: nn.Module, dtype: torch.dtype) -> None:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether GPUs may round the factors of float32 products and convolutions to 10 bits, for the duration."""
-    cudnn: Any = torch.backends.cudnn  # the newer settings are not known to the type checker
-    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = [kind.fp32_precision for kind in kinds]
+    before = {(place, name): getattr(place, name) for place, name in switches()}
     try:
-        for kind in kinds:
-            kind.fp32_precision = "tf32" if allowed else "ieee"
+        for place, name in before:
+            setattr(place, name, allowed if name == "allow_tf32" else "tf32" if allowed else "ieee")
         yield
     finally:
-        for kind, value in zip(kinds, before, strict=True):
-            kind.fp32_precision = value
+        for (place, name), value in before.items():
+            setattr(place, name, value)
+
+
+def switches() -> list[tuple[Any, str]]:
+    """PyTorch's settings of TF32: objects, and the names of their attributes. Since 2.9 they are one for each operation."""
+    cudnn: Any = torch.backends.cudnn  # the newer settings are not known to the type checker
+    if hasattr(cudnn, "conv"):
+        return [(place, "fp32_precision") for place in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
+    return [(torch.backends.cuda.matmul, "allow_tf32"), (cudnn, "allow_tf32")]

@@ -25,16 +25,13 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint import save as save_shards
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future as Written
 
 from fewstep.runtime.distributed import rank, world_size
-from fewstep.runtime.files import numbered, read_json, remove, sha256, sync, write_tensors
+from fewstep.runtime.files import numbered, read_json, remove, sha256, sync
+from fewstep.train.shards import Reader, Writer
 from fewstep.train.strategies import on_cpu, part
 
 KEPT = 3
@@ -220,45 +217,6 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-class Writer(HuggingFaceStorageWriter):
-    """Writes a rank's shard out of the memory that it has, without another copy, and hashes it while it is synced.
-
-    hashes: SHA-256 of each shard as it was read back, on the first rank, after `torch.distributed.checkpoint.save`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), save_distributed=True)
-        self.folder = folder
-        self.hashes: dict[str, str] = {}
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The folder is there, and must not be made again if it was removed."""
-        return plan
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Written[list[WriteResult]]:
-        results: Written[list[WriteResult]] = Written()
-        items = {item.index.fqn: item for item in plan.items}
-        tensors: dict[str, Tensor] = {name: planner.resolve_data(item) for name, item in items.items()}  # pyright: ignore[reportAssignmentType] - all are tensors
-        if not tensors:
-            results.set_result([])
-            return results
-        offsets = {name: {"saved_offsets": [*(item.index.offset or ())]} for name, item in items.items()}
-        name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors"
-        path = self.folder / name
-        write_tensors(
-            path, tensors, metadata={"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
-        )
-        with ThreadPoolExecutor(1) as pool:
-            synced = pool.submit(sync, path)
-            about = (name, sha256(path))
-            synced.result()
-        results.set_result([WriteResult(i.index, tensors[n].nbytes, about) for n, i in items.items()])  # pyright: ignore[reportArgumentType] - any object
-        return results
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        self.hashes = dict(sorted({r.storage_data for some in results for r in some}))  # pyright: ignore[reportArgumentType]
-
-
 def signature(path: Path) -> list[tuple[str, int, int, int]]:
     """Names, sizes, times and numbers of the files of a folder: other ones mean other contents."""
     with os.scandir(path) as entries:
@@ -284,7 +242,7 @@ def load(path: Path, like: Callable[[str, torch.Size], Tensor | None] = lambda n
     parts, each rank reads its own. Raises ValueError for shards that have the recorded hash and are none nevertheless.
     """
     state = read_state(path)
-    reader = HuggingFaceStorageReader(str(path))
+    reader = Reader(path)
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
     try:
         tensors: dict[str, Tensor] = {}
