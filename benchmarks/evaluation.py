@@ -93,8 +93,8 @@ def images(folder: Path, n: int) -> Table:
     source = first(from_path(folder), n)
     needs = [parse(name).need for name in ("fid", "kid", "is", "sfid")]
     current = Pass(source, needs, {"inception": network}, batch_size=BATCH, saved=Saved(None, {}))
-    network(next(batches(source.make(0), BATCH)))  # the first call is slower
-    made, measuring, alone = prefetched(batches(source.make(0), BATCH)), list[float](), list[float]()
+    network(next(batches(source.make(), BATCH)))  # the first call is slower
+    made, measuring, alone = prefetched(batches(source.make(), BATCH)), list[float](), list[float]()
     while True:
         began = time.perf_counter()
         batch = next(made, None)
@@ -174,7 +174,7 @@ def memory(n: int, metrics: str) -> Table:
         for part, size in (("features", DIM), ("spatial", SPATIAL))
     }
     samples = {("inception", "features"): torch.rand(n, DIM) * 2 - 1}
-    made = ImageSource(n, lambda start: (draw.randint(0, 256, (3, 32, 32), np.uint8) for _ in range(n)))
+    made = ImageSource(n, lambda: (draw.randint(0, 256, (3, 32, 32), np.uint8) for _ in range(n)))
     options = Options(metrics.split(","), {"inception": Cheap()}, BATCH)
     results = evaluate(made, ReferenceData("drawn", "00", n, moments, samples), options)
     found = {r.key: r.value for r in results}

@@ -356,10 +356,8 @@ def generated(
     """The images of `generate` as a source to be measured, with the part of the protocol that is theirs."""
     plan = plan or default_plan(denoiser)
 
-    def make(start: int) -> Iterator[NDArray[np.uint8]]:
-        rest = slice(start * world_size(), None)
-        labels = label[rest] if isinstance(label, Tensor) and label.ndim else label
-        made = generate(denoiser, seeds[rest], label=labels, plan=plan, batch_size=batch_size, tf32=tf32)
+    def make() -> Iterator[NDArray[np.uint8]]:
+        made = generate(denoiser, seeds, label=label, plan=plan, batch_size=batch_size, tf32=tf32)
         return (image.transpose(2, 0, 1) for image in made)
 
     drawn = "drawn from the seeds" if denoiser.num_classes else "none"

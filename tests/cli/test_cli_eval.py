@@ -22,7 +22,6 @@ from fewstep.cli import main
 from fewstep.data import digits
 from fewstep.io import model_folder
 from fewstep.io.card import Card
-from fewstep.metrics import statistics
 from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, PixelFeatures
 from fewstep.metrics.networks.lpips import WIDTHS
@@ -93,7 +92,6 @@ def test_a_model_is_measured(model, denoiser, capsys):
     text = Path("out.md").read_text()
     assert capsys.readouterr().out == text
     assert "| fd_mine@30 " in text and "- seeds: 5-34\n" in text and "- settings (kd_mine@30, kd_mine_std@30): " in text
-    assert not any(Path("cache/evaluations").iterdir())
 
 
 def test_repeats_are_labelled(model, denoiser, capsys):
@@ -300,43 +298,15 @@ def test_images_that_are_not_finite_are_named(denoiser):
     with torch.no_grad():
         next(iter(denoiser.parameters())).fill_(torch.nan)
     with pytest.raises(ValueError, match="the images of the seeds 3-4 are not finite"):
-        list(generated(denoiser, [3, 4]).make(0))
+        list(generated(denoiser, [3, 4]).make())
 
 
-def test_a_source_continues_anywhere(denoiser):
+def test_a_source_of_seeds(denoiser):
     label = torch.arange(9) % 10
     source = generated(denoiser, range(9), label=label, batch_size=4)
-    whole = np.stack(list(source.make(0)))
-    assert np.array_equal(np.stack(list(source.make(5))), whole[5:])
+    made = np.stack(list(generate(denoiser, range(9), label=label))).transpose(0, 3, 1, 2)
+    assert np.array_equal(np.stack(list(source.make())), made)
     assert source.protocol["labels"] == "given for each seed" and source.name(2) == "the image of seed 2"
-
-
-def test_an_interrupted_command_continues(model, capsys, monkeypatch):
-    """Of two repetitions the first is done and the second half done."""
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
-    assert main(["eval", "reference", "digits", "ref.npz", "--metrics", "fd_pixels", "--batch", "1000"]) == 0
-    command = ["eval", model, "--reference", "ref.npz", "--metrics", "fd_pixels", "--num", "12", "--repeats", "2"]
-    command += ["--steps", "1", "--batch", "4", "--json", "out.json"]
-    assert main(command) == 0
-    whole = json.loads(Path("out.json").read_text())
-    made: list[int] = []
-    original = statistics.Pass.add
-
-    def stopping(self, images):
-        if len(made) == stop:
-            raise KeyboardInterrupt
-        made.append(len(images))
-        original(self, images)
-
-    monkeypatch.setattr(statistics.Pass, "add", stopping)
-    stop = 3 + 2  # batches of the first repetition and of the second
-    assert main(command) == 130
-    made.clear()
-    stop = None
-    assert main(command) == 0
-    assert len(made) == 1
-    assert json.loads(Path("out.json").read_text()) == whole
-    assert not any(Path("cache/evaluations").iterdir())
 
 
 def one_of_two(rank, port, command):

@@ -39,10 +39,9 @@ from fewstep.io.reference_files import open_reference
 from fewstep.io.unpickle import read
 from fewstep.io.unpickle.torchscript import read_torchscript
 from fewstep.metrics import protocol
-from fewstep.metrics.evaluate import Options, evaluate
 from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.metrics.references import ReferenceData, save_reference
-from fewstep.metrics.sources import from_function, from_path, open_pairs
+from fewstep.metrics.sources import from_path, open_pairs
 from fewstep.metrics.weights import ASSETS, read_weights, save_weights
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
@@ -125,7 +124,7 @@ def reference(path: Path) -> None:
 
 def measured(path: Path) -> None:
     source = from_path(path)
-    for _ in source.make(0):
+    for _ in source.make():
         pass
 
 
@@ -169,13 +168,6 @@ def compared(folder: Path) -> None:
     results = {name: protocol.read_results(folder / name) for name in ("a.json", "b.json")}
     protocol.compare(results)
     protocol.markdown([*results.values()])
-
-
-def evaluated(folder: Path) -> None:
-    """An evaluation that goes on from the state in `folder`."""
-    source = from_function(lambda seeds: np.zeros((len(seeds), 1, 8, 8), np.uint8), range(9))
-    options = Options(("fd_pixels", "kd_pixels"), batch_size=4, resume=folder)
-    evaluate(source, few_digits(), options, protocol={"sha256": "of none"})
 
 
 def few_digits() -> ImageData:
@@ -282,8 +274,6 @@ def statistics(folder: Path) -> Iterator[Reader]:
     photos = {"a.png": png(), "b.png": png()}
     yield Reader("images to measure, folder", lambda p: measured(p / "x"), {f"x/{k}": v for k, v in photos.items()})
     yield Reader("pairs", pairs, {**{f"a/{k}": v for k, v in photos.items()}, "b.zip": archive(photos)})
-    evaluated(folder / "state")
-    yield Reader("state of an evaluation", evaluated, collect(folder / "state"))
 
 
 def pickles() -> Iterator[Reader]:

@@ -1,10 +1,12 @@
 # pyright: reportOptionalSubscript=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # Stand-ins for extractors and modules, wrong inputs on purpose: these tests are not typed more closely.
-"""One pass for all metrics: names, protocols, references, sources, ranks, interruptions, and the mistakes it names."""
+"""One pass for all metrics: names, protocols, references, sources, ranks, costs, and the mistakes it names."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -17,8 +19,9 @@ from PIL import Image
 from torch import nn
 
 from fewstep.data import ImageData, digits
-from fewstep.metrics import statistics
+from fewstep.metrics import cost
 from fewstep.metrics.catalog import Metric, parse
+from fewstep.metrics.cost import check_cost
 from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
 from fewstep.metrics.evaluate import Options, evaluate, make_reference
 from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, PixelFeatures, UserExtractor, extractor
@@ -36,6 +39,7 @@ from fewstep.metrics.protocol import (
 )
 from fewstep.metrics.references import ReferenceData, load_reference, save_reference
 from fewstep.metrics.sources import ImageSource, first, from_function, from_path, open_pairs, open_set, prefetched
+from fewstep.metrics.statistics import Statistics
 
 METRICS = ("fd_tiny", "fd_tiny@100", "kd_tiny", "is_tiny/logits", "pr_tiny", "dc_tiny")
 REAL = ImageData(np.random.RandomState(0).randint(0, 256, (150, 3, 8, 8), np.uint8), name="real")
@@ -157,7 +161,7 @@ def test_names_of_no_metric(text):
     ],
 )
 def test_mistakes_show_before_anything_is_computed(metrics, n, says):
-    def never(start):
+    def never():
         raise AssertionError("an image was made")
 
     with pytest.raises(ValueError, match=says):
@@ -345,15 +349,6 @@ def test_references_of_another_precision_are_refused(fid, tmp_path):
     assert result.protocol["extractor"]["dtype"] == "bfloat16"
 
 
-def test_a_pass_of_another_precision_is_not_continued(fid, tmp_path):
-    expected = {dtype: values(evaluate(list(FAKE), REAL, options)) for dtype, options in fid.items()}
-    for _ in range(2):
-        for dtype, options in fid.items():
-            resumable = replace(options, resume=tmp_path)
-            assert values(evaluate(list(FAKE), REAL, resumable, protocol={"sha256": "fake"})) == expected[dtype]
-    assert len(list(tmp_path.iterdir())) == 4
-
-
 def test_a_precision_for_no_network_is_refused(fid):
     with pytest.raises(
         ValueError, match="features in bfloat16 .* inception, clip, dinov2 .* need pixels, tiny, with no"
@@ -404,7 +399,7 @@ def test_the_first_images_of_a_source(tmp_path):
     source = first(from_path(folder(tmp_path / "fake", FAKE)), 100)
     found = evaluate(source, REAL, options(metrics=("fd_tiny",)))
     assert values(found) == values(evaluate(list(FAKE), REAL, options(metrics=("fd_tiny@100",))))
-    assert [len(list(source.make(start))) for start in (0, 30)] == [100, 70]
+    assert len(list(source.make())) == 100
     with pytest.raises(ValueError, match="121 images are asked for; there are 120"):
         first(from_path(tmp_path / "fake"), 121)
 
@@ -487,62 +482,86 @@ def test_a_users_extractor(tmp_path):
     assert isinstance(extractor("pixels"), PixelFeatures)
 
 
-# Interruptions and ranks
+# Many dimensions
 
 
-def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
-
-    def source(stop, asked):
-        def make(start):
-            for i in range(start, 120):
-                if i == stop:
-                    raise KeyboardInterrupt
-                asked.append(i)
-                yield FAKE[i]
-
-        return ImageSource(120, make, protocol={"sha256": "fake"}, overlap=False)
-
-    asked = []
-    chosen = options(resume=tmp_path, batch_size=10)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(source(75, asked), REAL, chosen)
-    assert len(list(tmp_path.iterdir())) == 2  # of the images and of the reference
-    other = evaluate(source(None, []), REAL, options(resume=tmp_path, batch_size=10, metrics=("fd_tiny",)))
-    again = []
-    results = evaluate(source(None, again), REAL, chosen)
-    assert again == list(range(70, 120))  # what was saved is not made again
-    assert values(results) == values(evaluate(source(None, []), REAL, options(batch_size=10)))
-    assert values(other).items() <= values(results).items()
-    finished, calls = [], chosen.extractors["tiny"].calls
-    assert values(evaluate(source(None, finished), REAL, chosen)) == values(results)
-    assert (finished, chosen.extractors["tiny"].calls) == ([], calls)  # nor what was finished, nor the reference
-    for state in tmp_path.iterdir():
-        state.write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is damaged .* remove it to begin anew"):
-        evaluate(source(None, []), REAL, chosen)
+def wide(n, seed, size=64):
+    draw = np.random.RandomState(seed)
+    return ImageData(draw.randint(0, 256, (n, 3, size, size), np.uint8), name=f"wide{seed}")
 
 
-def test_a_pass_is_continued_for_images_that_are_known_alone(tmp_path):
-    chosen = options(resume=tmp_path)
-    with pytest.raises(ValueError, match="must know its images again: give their hash, or"):
-        evaluate(list(FAKE), REAL, chosen)
-    a, b = (evaluate(list(x), REAL, chosen, protocol={"weights": w}) for x, w in ((FAKE, "a"), (FAKE[::-1] // 2, "b")))
-    assert values(a) != values(b)
+def test_images_of_many_pixels_need_no_covariance_of_them(tmp_path, monkeypatch):
+    """12,288 dimensions: a covariance is 1.2 GB and minutes; its factor is as large as the images."""
+    monkeypatch.setattr(Moments, "__init__", lambda *_: pytest.fail("a matrix of 12,288 x 12,288"))
+    fake, real = wide(12, 0), wide(9, 1)
+    [result] = evaluate(list(fake), real)
+    x, y = (data.decoded().reshape(len(data), -1) / 127.5 - 1 for data in (fake, real))
+    gap, a, b = x.mean(0) - y.mean(0), x - x.mean(0), y - y.mean(0)
+    nuclear = np.linalg.svd(a @ b.T, compute_uv=False).sum() / np.sqrt(11 * 8)
+    expected = gap @ gap + (a * a).sum() / 11 + (b * b).sum() / 8 - 2 * nuclear
+    assert result.value == pytest.approx(expected, rel=1e-6)  # its pixels are in float32
+    save_reference(make_reference(real, Options()), tmp_path / "real.npz")
+    assert (tmp_path / "real.npz").stat().st_size < 2e6
+    assert values(evaluate(list(fake), load_reference(tmp_path / "real.npz"))) == values([result])
+    with np.load(tmp_path / "real.npz") as arrays:
+        changed = dict(arrays) | {"moments/pixels/features/rows": np.full((8, 5), 1.0)}
+    np.savez(tmp_path / "real.npz", **changed)
+    with pytest.raises(ValueError, match=r"a factor \(n - 1, D\) of the covariance; got \(12288,\) and \(8, 5\)"):
+        evaluate(list(fake), load_reference(tmp_path / "real.npz"))
 
 
-def test_a_finished_pass_is_kept(tmp_path):
-    """So that repetitions and slow distances can be interrupted too; no minute has passed here."""
-    chosen, asked = options(resume=tmp_path, batch_size=50), []
-    known = {"sha256": "fake"}
-    before = evaluate(list(FAKE), REAL, chosen, protocol=known)
+def test_what_a_distance_costs_is_told_before_the_work(monkeypatch):
+    """Minutes are a warning, more memory than there is an error; neither where only a few images are compared."""
+    needs = [parse("fd_pixels").need]
+    few, many = (Statistics(needs, n) for n in (9, 50_000))
+    for statistics, rows in ((few, 9), (many, 2)):
+        monkeypatch.setattr(Statistics, "dims", lambda _: iter([(needs[0], 12_288)]))
+        real = ReferenceData("real", "", statistics.n, images=wide(rows, 0, 4))
+        monkeypatch.setattr(cost, "speed", lambda: 1e10)
+        monkeypatch.setattr(cost, "available", lambda: 10**12)
+        if statistics is few:
+            check_cost([parse("fd_pixels")], few, real)
+            continue
+        with pytest.warns(
+            UserWarning, match=r"fd_pixels compares covariances of 12,288 dimensions: expect about \d+ min"
+        ):
+            check_cost([parse("fd_pixels")], many, real)
+        monkeypatch.setattr(cost, "available", lambda: 10**9)
+        with pytest.raises(ValueError, match=r"take about [\d.]+ GiB of memory; 0.9 GiB are free: features with fewer"):
+            check_cost([parse("fd_pixels")], many, real)
 
-    def again(start):
-        asked.extend(FAKE[start:])
-        return FAKE[start:]
 
-    assert values(evaluate(ImageSource(120, again, protocol=known), REAL, chosen)) == values(before)
-    assert (asked, chosen.extractors["tiny"].calls) == ([], 120 + 150)
+STUCK = """
+import ctypes, sys, torch
+from fewstep.cli import main
+
+def stuck(matrix):  # in native code that no signal interrupts, as in a long decomposition
+    print("stuck", flush=True)
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)
+
+torch.linalg.svdvals = stuck
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks a mutex of glibc twice")
+def test_a_signal_ends_a_long_decomposition(tmp_path):
+    np.savez(tmp_path / "few.npz", images=FAKE[:5])
+    command = ["eval", "few.npz", "--reference", "few.npz", "--metrics", "fd_pixels", "--json", "out.json"]
+    job = subprocess.Popen([sys.executable, "-c", STUCK, *command], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert job.stdout is not None
+    with job.stdout:
+        try:
+            assert job.stdout.readline() == b"stuck\n"
+            job.terminate()
+            assert job.wait(timeout=60) == 143
+        finally:
+            job.kill()
+    assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
+
+
+# Ranks
 
 
 def one_of_two(rank, path, queue):

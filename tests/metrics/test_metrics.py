@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from fewstep.metrics import distribution
 from fewstep.metrics.distribution import (
+    LowRank,
     Moments,
     Samples,
     ScoreSums,
     frechet_at_infinity,
     frechet_distance,
     kernel_distance,
+    moments_of,
 )
 from fewstep.metrics.image import evaluate_pairs, measures, psnr, ssim
 from fewstep.metrics.neighbours import overlap, radii
@@ -81,6 +83,26 @@ def test_frechet_distance_of_fewer_images_than_dimensions(monkeypatch, small_sid
     a, b = (Moments.of(torch.from_numpy(v)).compute() for v in (x, y))
     assert frechet_distance(*a, *b) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(*b, *a) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("small_side", [512, 4])
+@pytest.mark.parametrize(("n", "m"), [(30, 20), (30, 400), (400, 30), (99, 100)])
+def test_factors_of_covariances_give_the_distance_of_the_covariances(monkeypatch, small_side, n, m):
+    """Of fewer images than dimensions, on one side or on both: as the covariances themselves, and far from the origin."""
+    draw = np.random.RandomState(1)
+    x, y = (torch.from_numpy(draw.standard_normal((k, 100)) * np.logspace(0, -1, 100)) for k in (n, m))
+    low, dense = [moments_of(v) for v in (x, y)], [Moments.of(v).compute() for v in (x, y)]
+    assert [isinstance(cov, LowRank) for _, cov in low] == [n <= 100, m <= 100]
+    for (mean, cov), (exact, whole) in zip(low, dense, strict=True):
+        assert torch.allclose(mean, exact, rtol=1e-12)
+        assert torch.allclose(cov.dense() if isinstance(cov, LowRank) else cov, whole, rtol=1e-9, atol=1e-12)
+    expected = frechet_distance(*dense[0], *dense[1])
+    monkeypatch.setattr(distribution, "SMALL_SIDE", small_side)
+    for shift in (0, 3):
+        a, b = moments_of(x + shift), moments_of(y + shift)
+        assert frechet_distance(*a, *b) == pytest.approx(expected, rel=1e-10)
+        assert frechet_distance(*b, *a) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(*low[0], *low[0]) == pytest.approx(0, abs=1e-10)
 
 
 def test_moments_stream():

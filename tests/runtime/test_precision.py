@@ -109,7 +109,7 @@ def test_an_evaluation_is_outside_of_it_as_a_whole():
     seen = []
     images = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
 
-    def make(start):
+    def make():
         for image in images:
             seen.append(setting())
             yield image

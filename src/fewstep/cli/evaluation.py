@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -48,8 +45,6 @@ def evaluate(
 ) -> None:
     """Measure a model or images against a reference; every figure carries its protocol.
 
-    The same command again continues an evaluation that was interrupted.
-
     Args:
         source: model or run folder; or images from any source of data pack, such as a folder, zip or npz, or digits.
         reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl), a file or its http(s) address; or images, as source.
@@ -80,10 +75,8 @@ def evaluate(
 
     at_least_one(batch=batch, num=num, repeats=repeats)
     destinations(json_file, markdown, apart=[source, reference])
-    measured = (metrics, num, seeds, repeats, extractor, extrapolate, feature_dtype)
-    state = state_folder(source, reference, *measured, batch, sampling)
     dtype = chosen_dtype(feature_dtype)
-    options = Options(metrics.split(","), user_extractors(extractor), batch or BATCH, state, extrapolate, dtype)
+    options = Options(metrics.split(","), user_extractors(extractor), batch or BATCH, extrapolate, dtype)
     options.parsed()
     real = open_reference(reference)
     with process_group():
@@ -102,7 +95,6 @@ def evaluate(
             if json_file is not None:
                 write_results(json_file, [result for results in runs for result in results])
             write_text(markdown, text)
-            shutil.rmtree(state, ignore_errors=True)
             print(text, end="")
 
 
@@ -120,16 +112,6 @@ def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[s
         outputs.file(markdown, apart=apart)
         if json_file is not None and markdown.resolve() == json_file.resolve():
             raise ValueError(f"--json and --markdown are the same file, {markdown}; name two")
-
-
-def state_folder(*command: Any) -> Path:
-    """Where the state of a command is kept while it runs."""
-    from fewstep.runtime.files import cache_folder, writable
-
-    digest = hashlib.sha256(f"{os.getcwd()} {command}".encode()).hexdigest()
-    folder = cache_folder() / "evaluations"
-    writable(folder / "state")  # that it can be kept is known before the work
-    return folder / digest[:16]
 
 
 def user_extractors(names: str | None) -> dict[str, Any]:
@@ -219,9 +201,8 @@ def reference(
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
     at_least_one(batch=batch)
     outputs.file(out, outside=[data])
-    state = state_folder("reference", data, metrics, extractor, feature_dtype, batch)
     dtype = chosen_dtype(feature_dtype)
-    options = Options(metrics.split(","), user_extractors(extractor), batch, state, feature_dtype=dtype)
+    options = Options(metrics.split(","), user_extractors(extractor), batch, feature_dtype=dtype)
     options.parsed()
     images = open_reference(data).images
     if images is None:
@@ -230,7 +211,6 @@ def reference(
         made = make_reference(images, options)
         if rank() == 0:
             save_reference(made, out)
-            shutil.rmtree(state, ignore_errors=True)
             print(f"{out}: {made.contents()} of {made.n:,} images")
 
 

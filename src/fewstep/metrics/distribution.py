@@ -5,11 +5,14 @@ Moments and ScoreSums have a size that does not depend on the number of images; 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.runtime.distributed import device, rank, sum_over_ranks, world_size
+from fewstep.runtime.interruptible import interruptible
 
 SMALL_SIDE = 512
 """Up to here all singular values are computed from the matrix itself, above from its Gram matrix, in half of the time."""
@@ -53,9 +56,6 @@ class Moments:
         for tensor in (self.n, self.sum, self.outer):
             add_ranks(tensor)
 
-    def state(self) -> dict[str, Tensor]:
-        return {"n": self.n, "sum": self.sum, "outer": self.outer}
-
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean (D,) and unbiased covariance (D, D)."""
         if self.n < 2:
@@ -65,32 +65,83 @@ class Moments:
         return mean, (outer - n * mean.outer(mean)) / (n - 1)
 
 
-class Samples:
-    """The features of `n` images over all ranks, each (D,), float32, in the order of the images."""
+@dataclass(frozen=True)
+class LowRank:
+    """The covariance of fewer images than dimensions, as a factor: it is rows^T rows.
 
-    def __init__(self, n: int, dim: int) -> None:
-        self.n, self.done = n, torch.zeros((), dtype=torch.int64)
-        self.features = torch.zeros(len(range(rank(), n, world_size())), dim)
+    Attributes:
+        rows: (n - 1, D), float64.
+    """
+
+    rows: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> LowRank:
+        """The unbiased covariance of features (n, D): Helmert's contrasts of the images, scaled.
+
+        They span what the n centred rows span, without the direction in which centring leaves nothing but rounding.
+        """
+        centred = features - features.mean(0)
+        k = torch.arange(1, len(features), dtype=features.dtype)[:, None]
+        rows = centred.cumsum(0)[:-1].addcmul_(centred[1:], k, value=-1)
+        return cls(rows.div_((k * (k + 1) * (len(features) - 1)).sqrt()))
+
+    def __len__(self) -> int:
+        return self.rows.shape[1]
+
+    def dense(self) -> Tensor:
+        """(D, D)."""
+        return self.rows.T @ self.rows
+
+
+Covariance = Tensor | LowRank
+
+
+class Samples:
+    """The features of `n` images over all ranks, each (D,), in the order of the images."""
+
+    def __init__(self, n: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
+        self.n, self.done = n, 0
+        self.features = torch.zeros(len(range(rank(), n, world_size())), dim, dtype=dtype)
 
     def update(self, features: Tensor) -> None:
         """Add the features (B, D) of this rank's next images."""
-        start = int(self.done)
-        self.features[start : start + len(features)] = features.detach().to("cpu", torch.float32)
+        self.features[self.done : self.done + len(features)] = features.detach().to("cpu", self.features.dtype)
         self.done += len(features)
 
     def merge_ranks(self) -> None:
         if world_size() > 1:
-            everything = torch.zeros(self.n, self.features.shape[1])
+            everything = torch.zeros(self.n, self.features.shape[1], dtype=self.features.dtype)
             everything[rank() :: world_size()] = self.features
             self.features = everything
             add_ranks(everything)
 
-    def state(self) -> dict[str, Tensor]:
-        return {"done": self.done, "features": self.features}
-
     def compute(self) -> Tensor:
         """Features (n, D)."""
         return self.features
+
+
+class LowRankMoments(Samples):
+    """Mean and covariance of features of at most as many images as dimensions: `Moments` in less memory and time."""
+
+    def __init__(self, n: int, dim: int) -> None:
+        super().__init__(n, dim, torch.float64)
+
+    def compute(self) -> tuple[Tensor, LowRank]:  # pyright: ignore[reportIncompatibleMethodOverride] - a summary
+        """Mean (D,) and unbiased covariance."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 images; got {self.n}")
+        return self.features.mean(0), LowRank.of(self.features)
+
+
+def moments_of(features: Tensor) -> tuple[Tensor, Covariance]:
+    """Mean (D,) and unbiased covariance of features (n, D), as a factor if n is at most D."""
+    n, dim = features.shape
+    if n > dim:
+        return Moments.of(features).compute()
+    moments = LowRankMoments(n, dim)
+    moments.features = features.detach().to("cpu", torch.float64)
+    return moments.compute()
 
 
 class ScoreSums:
@@ -116,9 +167,6 @@ class ScoreSums:
     def merge_ranks(self) -> None:
         for tensor in (self.count, self.marginal, self.neg_entropy):
             add_ranks(tensor)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"count": self.count, "marginal": self.marginal, "neg_entropy": self.neg_entropy}
 
     def compute(self) -> tuple[float, float]:
         """Mean and standard deviation (not corrected for their number) over the splits."""
@@ -150,23 +198,42 @@ def singular_values(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix.T @ matrix).clamp_min(0).sqrt()
 
 
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+def frechet_distance(mean_a: Tensor, cov_a: Covariance, mean_b: Tensor, cov_b: Covariance) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two Gaussians (Dowson & Landau, 1982; Heusel et al., 2017).
 
     With S = A A^T the trace of the root is the sum of the singular values of A_a^T A_b: no root of a general matrix,
-    nothing complex, and singular covariances are no special case.
+    nothing complex, and singular covariances are no special case. Of n and m images in more than n and m dimensions
+    A_a^T A_b is (n - 1, m - 1), however many dimensions there are.
+
+    Args:
+        mean_a: mean (D,) of the first Gaussian.
+        cov_a: its covariance, (D, D) or `LowRank`.
+        mean_b: mean (D,) of the second Gaussian.
+        cov_b: its covariance.
+
+    Raises:
+        ValueError: the dimensions differ, or a number is not finite.
     """
-    mean_a, cov_a, mean_b, cov_b = (t.double() for t in (mean_a, cov_a, mean_b, cov_b))
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"the features of the two sets have {len(mean_a)} and {len(mean_b)} dimensions")
-    if not all(t.isfinite().all() for t in (mean_a, cov_a, mean_b, cov_b)):
+    parts = [c.rows.double() if isinstance(c, LowRank) else c.double() for c in (cov_a, cov_b)]
+    mean_a, mean_b = mean_a.double(), mean_b.double()
+    if not all(t.isfinite().all() for t in (mean_a, mean_b, *parts)):
         raise ValueError("a mean or covariance is not finite; check the features or the reference it was made from")
-    root = singular_values(factor(cov_a).T @ factor(cov_b)).sum()
-    shift = (mean_a - mean_b).square().sum()
-    return float(shift + torch.trace(cov_a) + torch.trace(cov_b) - 2 * root)
+
+    def distance() -> float:
+        factors, traces = [], []
+        for cov, part in zip((cov_a, cov_b), parts, strict=True):
+            low = isinstance(cov, LowRank)
+            factors.append(part.T if low else factor(part))
+            traces.append(part.square().sum() if low else torch.trace(part))
+        root = singular_values(factors[0].T @ factors[1]).sum()
+        return float((mean_a - mean_b).square().sum() + sum(traces) - 2 * root)
+
+    return interruptible(distance)
 
 
-def frechet_at_infinity(features: Tensor, mean: Tensor, cov: Tensor, points: int = 15) -> float:
+def frechet_at_infinity(features: Tensor, mean: Tensor, cov: Covariance, points: int = 15) -> float:
     """The Frechet distance of features (n, D) to a Gaussian, extrapolated to n = infinity (Chong & Forsyth, 2020).
 
     The bias is a / n to first order: distances of `points` random subsets, of n / 10 to n images, are fitted by a line
@@ -177,7 +244,7 @@ def frechet_at_infinity(features: Tensor, mean: Tensor, cov: Tensor, points: int
         raise ValueError(f"the extrapolation needs at least {10 * points} images; got {n}")
     sizes = np.linspace(n / 10, n, points).astype(int)
     subsets = (features[torch.from_numpy(draw.permutation(n)[:size])] for size in sizes)
-    distances = [frechet_distance(*Moments.of(subset).compute(), mean, cov) for subset in subsets]
+    distances = [frechet_distance(*moments_of(subset), mean, cov) for subset in subsets]
     return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 

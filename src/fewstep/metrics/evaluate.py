@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.metrics.catalog import NEIGHBOURS, SPLITS, Metric, Need, parse
+from fewstep.metrics.cost import check_cost
 from fewstep.metrics.distribution import SUBSET, SUBSETS, frechet_at_infinity, frechet_distance, kernel_distance
 from fewstep.metrics.extractors import NETWORKS, Extractor, extractor, identity, precision
 from fewstep.metrics.neighbours import Overlap, overlap
 from fewstep.metrics.protocol import SMALL, MetricResult
 from fewstep.metrics.references import ReferenceData
 from fewstep.metrics.sources import ImageSet, ImageSource, from_images
-from fewstep.metrics.statistics import Pass, Saved, Statistics
+from fewstep.metrics.statistics import Pass, Statistics
 from fewstep.runtime.distributed import barrier, sum_over_ranks, world_size
 from fewstep.runtime.precision import tf32
 
@@ -35,19 +35,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. metrics: names as `catalog.parse` reads them. extractors: by name, instead of the built-in ones.
+    """How to measure.
 
-    batch_size: images at a time in a feature network. resume: folder in which the state of a pass is kept; the same
-    evaluation continues from there, until the folder is removed; the protocol must then have the hash of the images
-    (`sha256`) or of the model that makes them (`weights`). extrapolate: add the Frechet distances' values at
-    infinitely many images (Chong & Forsyth, 2020). feature_dtype: in which the built-in networks convolve and multiply;
-    figures of different precision cannot be compared.
+    Attributes:
+        metrics: names as `catalog.parse` reads them.
+        extractors: by name, instead of the built-in ones.
+        batch_size: images at a time in a feature network.
+        extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
+        feature_dtype: in which the built-in networks convolve and multiply. Values of different precision cannot be
+            compared.
     """
 
     metrics: Sequence[str] = ("fd_pixels",)
     extractors: Mapping[str, Extractor] | None = None
     batch_size: int = BATCH
-    resume: Path | None = None
     extrapolate: bool = False
     feature_dtype: torch.dtype = torch.float32
 
@@ -97,19 +98,18 @@ def evaluate(
         check_extractor(used, real, name)
 
     made = {**source.protocol, **(protocol or {})}
-    current = start(source, fake_needs(metrics, extrapolate=options.extrapolate), extractors, options, made)
+    needs = fake_needs(metrics, extrapolate=options.extrapolate)
+    current = Pass(source, needs, extractors, batch_size=options.batch_size)
     check_dims(current.statistics, real)
+    check_cost(metrics, current.statistics, real)
     real = complete(real, metrics, extractors, options)
     check_dims(current.statistics, real)
     fake = current.finish("eval" if isinstance(images, ImageSource) else None)
-    seen = torch.tensor(fake.seen)
-    sum_over_ranks([seen])
-    fake.merge_ranks()
 
     results = []
     overlaps: dict[Need, dict[int, Overlap]] = {}
     for metric in metrics:
-        n = metric.limit or int(seen)
+        n = metric.limit or fake.total
         about = {
             **made,
             **measured_by(metric, extractors[metric.extractor], real, n),
@@ -132,38 +132,13 @@ def evaluate(
     return results
 
 
-def start(
-    source: ImageSource,
-    needs: Sequence[Need],
-    extractors: Mapping[str, Extractor],
-    options: Options,
-    protocol: Mapping[str, Any],
-) -> Pass:
-    """A pass that has looked at its first images, or is back where it was interrupted."""
-    if options.resume is not None and not {"weights", "sha256"} & set(protocol):
-        raise ValueError(
-            "an evaluation that may be resumed must know its images again: give their hash, or that of the weights that make "
-            "them, as protocol={'sha256': ...} or {'weights': ...}"
-        )
-    decisive = {
-        "needs": needs,
-        "n": source.n,
-        "protocol": protocol,
-        "extractors": {name: identity(e) for name, e in extractors.items()},
-        "batch_size": options.batch_size,
-    }
-    current = Pass(source, needs, extractors, batch_size=options.batch_size, saved=Saved(options.resume, decisive))
-    current.begin()
-    return current
-
-
 def from_iterable(images: Iterable[NDArray[np.uint8]]) -> ImageSource:
     n = None
     if isinstance(images, Sized):
         counted = torch.tensor(len(images))
         sum_over_ranks([counted])
         n = int(counted)
-    return ImageSource(n, lambda start: list(images)[start:] if start else images)
+    return ImageSource(n, lambda: images)
 
 
 def fake_needs(metrics: Iterable[Metric], *, extrapolate: bool) -> list[Need]:
@@ -224,12 +199,20 @@ def lacking(metric: Metric, real: ReferenceData) -> bool:
 
 
 def complete(
-    real: ReferenceData, metrics: Sequence[Metric], extractors: Mapping[str, Extractor], options: Options
+    real: ReferenceData,
+    metrics: Sequence[Metric],
+    extractors: Mapping[str, Extractor],
+    options: Options,
+    *,
+    alone: bool = False,
 ) -> ReferenceData:
     """The reference with all arrays that the metrics need; what is missing is computed from its images.
 
     Moments are of all images that the reference stands for: where a file has both moments and images, the images are
     a sample, and only features of single images come from them.
+
+    Args:
+        alone: without images to compare with it, so that its cost was not checked with theirs.
     """
     needs = dict.fromkeys(metric.need._replace(limit=None) for metric in metrics if lacking(metric, real))
     if not needs:
@@ -241,8 +224,10 @@ def complete(
             "fewstep eval reference DATA out.npz"
         )
     source = from_images(real.images)
-    found = start(source, list(needs), extractors, options, source.protocol).finish("reference")
-    found.merge_ranks()
+    current = Pass(source, list(needs), extractors, batch_size=options.batch_size)
+    if alone:
+        check_cost(metrics, current.statistics, real)
+    found = current.finish("reference")
     moments = {n[:2]: found[n] for n in needs if n.of == "moments"}
     samples = {n[:2]: found[n] for n in needs if n.of == "samples"}
     known = {name: identity(e) for name, e in extractors.items()}
@@ -259,7 +244,7 @@ def make_reference(images: ImageSet, options: Options) -> ReferenceData:
     metrics = options.parsed()
     for metric in metrics:
         metric.check(len(images), "reference")
-    return complete(ReferenceData.of(images), metrics, options.open_extractors(metrics), options)
+    return complete(ReferenceData.of(images), metrics, options.open_extractors(metrics), options, alone=True)
 
 
 def compute(metric: Metric, fake: Statistics, real: ReferenceData, overlaps: Mapping[int, Overlap]) -> dict[str, float]:

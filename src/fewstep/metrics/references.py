@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fewstep.data import images as open_images
 from fewstep.data.arrays import IMAGES, array_names, member
+from fewstep.metrics.distribution import Covariance, LowRank
 from fewstep.metrics.sources import ImageSet
 from fewstep.runtime.files import new_file, parse_json, sha256
 
@@ -52,16 +53,21 @@ class Lazy(Mapping[FeatureKey, V]):
 class ReferenceData:
     """The real side of a comparison.
 
-    moments: mean (D,) and covariance (D, D), float64, for Frechet distances. samples: features of single images (N, D)
-    for kernel distances and neighbours. images: to compute from them what is missing. n: images behind the moments,
-    None if the file does not say. extractors: name -> `extractors.identity` of what made the arrays, None if the
-    file does not say, as those of others: features of any precision are compared with it, and the protocol says which.
+    Attributes:
+        name: of the data, for protocols.
+        sha256: of the images or of the file.
+        n: number of images behind the moments, None if the file does not tell.
+        moments: mean (D,) and covariance, float64, for Frechet distances.
+        samples: features of single images (N, D), for kernel distances and neighbours.
+        images: from which missing statistics are computed.
+        extractors: by name, the `extractors.identity` of what made the arrays. None if the file does not tell, as EDM's
+            and ADM's: features of any precision are compared with those, and the protocol names it.
     """
 
     name: str
     sha256: str
     n: int | None
-    moments: Mapping[FeatureKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moments: Mapping[FeatureKey, tuple[Tensor, Covariance]] = field(default_factory=dict)
     samples: Mapping[FeatureKey, Tensor] = field(default_factory=dict)
     images: ImageSet | None = None
     extractors: Mapping[str, str | None] = field(default_factory=dict)
@@ -86,7 +92,11 @@ def save_reference(reference: ReferenceData, path: Path) -> None:
     arrays: dict[str, Any] = {}
     purpose: dict[str, str] = {}
     for (name, part), (mean, cov) in reference.moments.items():
-        arrays[f"moments/{name}/{part}/mean"], arrays[f"moments/{name}/{part}/cov"] = mean.numpy(), cov.numpy()
+        arrays[f"moments/{name}/{part}/mean"] = mean.numpy()
+        if isinstance(cov, LowRank):  # smaller than the covariance itself
+            arrays[f"moments/{name}/{part}/rows"] = cov.rows.numpy()
+        else:
+            arrays[f"moments/{name}/{part}/cov"] = cov.numpy()
         purpose[f"moments/{name}/{part}"] = "mean and unbiased covariance of all images: for Frechet distances (FID)"
     for (name, part), features in reference.samples.items():
         arrays[f"samples/{name}/{part}"] = features.numpy()
@@ -137,12 +147,13 @@ def description(array: NDArray[Any]) -> Any:
 
 
 def own(path: Path, names: set[str], about: dict[str, Any]) -> ReferenceData:
-    moments: dict[FeatureKey, Callable[[], tuple[Tensor, Tensor]]] = {}
+    moments: dict[FeatureKey, Callable[[], tuple[Tensor, Covariance]]] = {}
     samples: dict[FeatureKey, Callable[[], Tensor]] = {}
     for entry in about["arrays"]:
         kind, extractor, part = entry.split("/")
         if kind == "moments":
-            moments[extractor, part] = gaussian(path, f"{entry}/mean", f"{entry}/cov")
+            read, second = (low_rank, "rows") if f"{entry}/rows" in names else (gaussian, "cov")
+            moments[extractor, part] = read(path, f"{entry}/mean", f"{entry}/{second}")
         elif kind == "samples" and entry in names:
             samples[extractor, part] = reader(path, entry)
     digest = str(about["sha256"])
@@ -163,6 +174,18 @@ def reader(path: Path, name: str) -> Callable[[], Tensor]:
 
 def gaussian(path: Path, mean: str, cov: str) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: check_moments(numbers(path, mean), numbers(path, cov), str(path))
+
+
+def low_rank(path: Path, mean: str, rows: str) -> Callable[[], tuple[Tensor, LowRank]]:
+    def read() -> tuple[Tensor, LowRank]:
+        m, r = (np.asarray(numbers(path, name), dtype=np.float64) for name in (mean, rows))
+        if m.ndim != 1 or r.ndim != 2 or r.shape[1] != len(m) or not (np.isfinite(m).all() and np.isfinite(r).all()):
+            raise ValueError(
+                f"{path}: expected a finite mean (D,) and a factor (n - 1, D) of the covariance; got {m.shape} and {r.shape}"
+            )
+        return torch.from_numpy(m), LowRank(torch.from_numpy(r))
+
+    return read
 
 
 def numbers(path: Path, name: str) -> NDArray[Any]:

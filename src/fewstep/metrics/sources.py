@@ -49,13 +49,16 @@ class ImageSet(Protocol):
 class ImageSource:
     """Images to be measured, uint8 (C, H, W).
 
-    n: over all ranks, None if nobody knows. make(start): this rank's images (every world-th), from its start-th on, so
-    that an interrupted evaluation can continue. name: an image, by its index over all ranks, for messages. overlap:
-    whether images are made on the side while features are computed; not if both would fight for the same processors.
+    Attributes:
+        n: number of images over all ranks, None if it is not known.
+        make: returns this rank's images, every world-th.
+        name: of an image, by its index over all ranks, for messages.
+        protocol: how the images were made.
+        overlap: make images in a thread while features are computed; not if both compute on the same processors.
     """
 
     n: int | None
-    make: Callable[[int], Iterable[NDArray[np.uint8]]]
+    make: Callable[[], Iterable[NDArray[np.uint8]]]
     name: Callable[[int], str] = "image {}".format
     protocol: dict[str, Any] = field(default_factory=dict)
     overlap: bool = False
@@ -101,6 +104,8 @@ def header_shape(content: bytes, where: str) -> tuple[int, ...]:
     """The shape (C, H, W) of what will be decoded, upright as EXIF says, from the header alone."""
     if where.lower().endswith(".npy"):
         return read_array(content, where).shape
+    if not content:
+        raise ValueError(f"{where} is empty (0 bytes); expected an image; fetch or remove it")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
@@ -112,8 +117,8 @@ def header_shape(content: bytes, where: str) -> tuple[int, ...]:
 def from_images(images: ImageSet, name: Callable[[int], str] = "image {}".format) -> ImageSource:
     """All images of a set, split over the ranks."""
 
-    def make(start: int) -> Iterator[NDArray[np.uint8]]:
-        return (images[i] for i in range(rank() + start * world_size(), len(images), world_size()))
+    def make() -> Iterator[NDArray[np.uint8]]:
+        return (images[i] for i in range(rank(), len(images), world_size()))
 
     protocol = {"images": images.name, "sha256": images.fingerprint, "rounding": "as stored"}
     return ImageSource(len(images), make, name, protocol, overlap=True)
@@ -178,8 +183,8 @@ def first(source: ImageSource, n: int) -> ImageSource:
             f"{n:,} images are asked for; there are {'an unknown number' if source.n is None else source.n}"
         )
 
-    def make(start: int) -> Iterator[NDArray[np.uint8]]:
-        return islice(source.make(start), len(range(rank(), n, world_size())) - start)
+    def make() -> Iterator[NDArray[np.uint8]]:
+        return islice(source.make(), len(range(rank(), n, world_size())))
 
     return replace(source, n=n, make=make)
 
@@ -189,8 +194,8 @@ def from_function(
 ) -> ImageSource:
     """The images of any function (seeds) -> uint8 (B, C, H, W), one for each seed, called with `batch_size` seeds."""
 
-    def make(start: int) -> Iterator[NDArray[np.uint8]]:
-        mine = list(seeds)[rank() :: world_size()][start:]
+    def make() -> Iterator[NDArray[np.uint8]]:
+        mine = list(seeds)[rank() :: world_size()]
         for i in range(0, len(mine), batch_size):
             asked = mine[i : i + batch_size]
             made = make_images(asked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from pathlib import Path
 
 PLAIN = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory|ALLOC_FAILED")
 """What a RuntimeError says that has no type of its own."""
@@ -21,3 +23,17 @@ def explained(error: BaseException) -> str:
         return f"there is not enough memory: {int(asked[1]) / 2**30:,.1f} GiB could not be allocated"
     first = str(error).strip().partition("\n")[0]
     return f"there is not enough memory{first and f': {first}'}"
+
+
+def available() -> int | None:
+    """Bytes of memory that this process can still allocate, within the limit of its container; None if not known."""
+    found = []
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):
+        limit, used = (
+            int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in ("memory.max", "memory.current")
+        )
+        found.append(limit - used)
+    return min(found, default=None)

@@ -67,7 +67,7 @@ class Evaluation:
 
         def measure(denoiser: Denoiser, watch: Watch) -> list[MetricResult]:
             images = generated(denoiser, range(self.n), batch_size=self.batch_size)
-            watched = dataclasses.replace(images, make=lambda start: watch(images.make(start)))
+            watched = dataclasses.replace(images, make=lambda: watch(images.make()))
             return metrics.evaluate(watched, reference, options)
 
         return measure
