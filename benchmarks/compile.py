@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import networks
 from benchmarks.measure import Table, compared, in_fresh_process, on_processors
 from benchmarks.scaling import both
-from fewstep.nets.blocks import compile_blocks
+from fewstep.nets.execution import compile_blocks
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,9 @@ from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import EncoderFeatures, generator_of
 from fewstep.io.convert.feature_weights import NETWORKS
 from fewstep.io.export import upstream_state_dict
-from fewstep.nets.blocks import recompute_blocks
+from fewstep.nets.discriminators import ProjectedDiscriminator
+from fewstep.nets.execution import recompute_blocks
 from fewstep.nets.features import EFFICIENTNET, VGG, PretrainedFeatures
-from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.runtime.distributed import device
 
 Make = Callable[[Denoiser], Method]

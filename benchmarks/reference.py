@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nets.adm import ADMConfig
+from fewstep.nets.discriminators import SpectralConv2d
 from fewstep.nets.edm2 import EDM2Config
-from fewstep.nets.projected import SpectralConv2d
 from fewstep.nets.song import SongConfig
 
 

@@ -11,7 +11,7 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.nets.adm import ADMConfig, ADMUNet
-from fewstep.nets.blocks import compile_blocks, recompute_blocks
+from fewstep.nets.execution import compile_blocks, recompute_blocks
 from fewstep.runtime import precision
 from fewstep.sample import default_plan, generate
 from fewstep.train.input import ReadAhead

@@ -25,9 +25,9 @@ from fewstep.io.card import Card
 from fewstep.io.convert import convert
 from fewstep.io.model_folder import load, save
 from fewstep.nets.adm import ADMUNet
+from fewstep.nets.discriminators import ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.features import Classifier
-from fewstep.nets.projected import ProjectedDiscriminator, SpectralConv2d
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.recipes import gdd as recipe
@@ -40,7 +40,7 @@ from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import GOLDEN, toy
 from tests.conftest import tiny_net
-from tests.nets.test_projected import SHA256, FakeNetwork
+from tests.nets.test_discriminators import SHA256, FakeNetwork
 from tests.recipes.test_recipes import pack
 
 

@@ -25,8 +25,8 @@ from fewstep.core.method import Method
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.distill import GDD, NCVSD, SiD, SiDA
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.features import Classifier
-from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train.checkpoints import damage, load
 from fewstep.train.optim import Adam
 from fewstep.train.run import Run, fit

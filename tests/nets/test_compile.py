@@ -15,10 +15,11 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.distill import GDD
 from fewstep.distill.gdd import EncoderFeatures
 from fewstep.io import model_folder
-from fewstep.nets import blocks
-from fewstep.nets.blocks import Block, UNetBlock, compile_blocks, recompute_blocks
+from fewstep.nets import execution
+from fewstep.nets.blocks import UNetBlock
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.projected import ProjectedDiscriminator
+from fewstep.nets.execution import Block, compile_blocks, recompute_blocks
 from fewstep.train import run
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
@@ -41,7 +42,7 @@ def edm2():
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
     """Traced and differentiated as for the real compiler, which takes long, and run by PyTorch's own kernels."""
-    monkeypatch.setattr(blocks, "BACKEND", "aot_eager")
+    monkeypatch.setattr(execution, "BACKEND", "aot_eager")
     counters.clear()
     yield
     torch.compiler.reset()
@@ -135,7 +136,7 @@ def test_a_run_follows_the_plain_one_and_resumes_bit_for_bit(stream):
 def test_commands_compile_on_request_alone(denoiser, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "compile_blocks", asked.append)
-    monkeypatch.setattr(blocks, "compile_blocks", asked.append)
+    monkeypatch.setattr(execution, "compile_blocks", asked.append)
     monkeypatch.chdir(tmp_path)
     model_folder.save(denoiser, "model")
     guided = ["--guidance", "1.5", "--guide", "model"]
@@ -147,7 +148,7 @@ def test_commands_compile_on_request_alone(denoiser, tmp_path, monkeypatch):
 
 
 def test_the_compiler_itself_and_what_it_keeps(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BACKEND", "inductor")
+    monkeypatch.setattr(execution, "BACKEND", "inductor")
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for one function
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))

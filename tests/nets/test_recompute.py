@@ -13,10 +13,11 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.distill import GDD, NCVSD, SiDA
 from fewstep.distill.gdd import EncoderFeatures
-from fewstep.nets import blocks
-from fewstep.nets.blocks import Block, Recomputation, UNetBlock, compile_blocks, recompute_blocks
+from fewstep.nets import execution
+from fewstep.nets.blocks import UNetBlock
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.nets.projected import ProjectedDiscriminator
+from fewstep.nets.execution import Block, Recomputation, compile_blocks, recompute_blocks
 from fewstep.train import run
 from tests.conftest import tiny_net
 
@@ -111,7 +112,7 @@ def test_a_forward_derivative_keeps_what_it_needs():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("what", [1, "light"])
 def test_compiled_blocks_are_recomputed_too(what, monkeypatch):
-    monkeypatch.setattr(blocks, "BACKEND", "aot_eager")
+    monkeypatch.setattr(execution, "BACKEND", "aot_eager")
     kept, recomputed = pair(tiny_net(channel_mult=(1,), num_blocks=1, attn_resolutions=()), what)
     compile_blocks(recomputed)
     try:

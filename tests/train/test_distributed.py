@@ -19,9 +19,9 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.distill import DMD2, GDD, NCVSD, SiDA
 from fewstep.distill.gdd import EncoderFeatures
-from fewstep.nets.blocks import recompute_blocks
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
-from fewstep.nets.projected import ProjectedDiscriminator
+from fewstep.nets.execution import recompute_blocks
 from fewstep.runtime.distributed import backend, sum_over_ranks
 from fewstep.train import strategies
 from fewstep.train.checkpoints import Checkpoints, damage, load

@@ -12,7 +12,7 @@ from fewstep.core.method import Batch, zero_nonfinite
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import INNATE, EncoderFeatures
 from fewstep.io.convert import convert
-from fewstep.nets.projected import ProjectedDiscriminator
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import reconstruct

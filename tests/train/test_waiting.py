@@ -22,9 +22,9 @@ from fewstep.data.augment import WIDTHS, AugmentPipe
 from fewstep.data.diffaugment import ADA, DiffAugment
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import EncoderFeatures
+from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.features import Classifier
-from fewstep.nets.projected import ProjectedDiscriminator
 from fewstep.train.ema import HalfLife, PowerFunction
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net

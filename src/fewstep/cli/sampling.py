@@ -97,7 +97,7 @@ class Sampling:
         """The model on this process's device, in the precision asked for, compiled if asked for."""
 
         from fewstep.io.model_folder import load
-        from fewstep.nets.blocks import compile_blocks
+        from fewstep.nets.execution import compile_blocks
         from fewstep.runtime.distributed import device
 
         denoiser = load(path, device=device(), dtype=self.dtype, vae=self.vae)

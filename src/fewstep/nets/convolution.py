@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.nets.layers import Init, cast
+from fewstep.nets.casting import cast
+from fewstep.nets.layers import Init
 from fewstep.runtime.autodiff import forward_mode
 
 

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core.network import Features, SamplingDefaults
-from fewstep.nets.blocks import Block
+from fewstep.nets.casting import cached_cast
 from fewstep.nets.convolution import conv2d
-from fewstep.nets.layers import attention, check_halvings, check_taps, dropout, lowered, one_hot
+from fewstep.nets.execution import Block
+from fewstep.nets.layers import attention, check_halvings, check_taps, dropout, one_hot
 from fewstep.runtime.precision import accurate
 
 
@@ -80,7 +81,9 @@ class MPConv(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """gain: a factor () that may be learned."""
-        weight = lowered(self.weight, x, self.scaled) if gain is None else self.scaled(self.weight, gain).to(x.dtype)
+        weight = (
+            cached_cast(self.weight, x, self.scaled) if gain is None else self.scaled(self.weight, gain).to(x.dtype)
+        )
         return F.linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def scaled(self, weight: Tensor, gain: float | Tensor = 1.0) -> Tensor:

@@ -258,7 +258,7 @@ class DigitsGDD(Student):
         import torch
 
         from fewstep.distill.gdd import GDD, INNATE, EncoderFeatures
-        from fewstep.nets.projected import ProjectedDiscriminator
+        from fewstep.nets.discriminators import ProjectedDiscriminator
 
         denoiser, images = gdd.matching(self.teacher, self.data)
         denoiser.dtype = self.torch_dtype()

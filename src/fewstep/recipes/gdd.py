@@ -68,8 +68,8 @@ class GDD(Distillation):
 
         from fewstep.distill.gdd import GDD, check_start
         from fewstep.io.feature_networks import open_network
+        from fewstep.nets.discriminators import ProjectedDiscriminator
         from fewstep.nets.features import DEIT, EFFICIENTNET, VGG, PretrainedFeatures
-        from fewstep.nets.projected import ProjectedDiscriminator
 
         denoiser, images = matching(self.teacher, self.data)
         check_start(denoiser)

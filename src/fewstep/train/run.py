@@ -29,7 +29,7 @@ from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.io.card import Card
 from fewstep.io.configuration import to_dict
-from fewstep.nets.blocks import Recomputation, compile_blocks, recompute_blocks
+from fewstep.nets.execution import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
 from fewstep.runtime.distributed import device, world_size
 from fewstep.runtime.files import read_json
@@ -59,8 +59,8 @@ class Run:
     checkpoint_seconds: at least so much time lies between two checkpoints, of which the newest `keep` stay. evaluation: how
     the product is measured on the way, None for not at all. track: where figures go beside the folder, as
     `trackers.TRACKERS` has it. strategy: how large networks lie on the ranks, of `strategies.STRATEGIES`; the others are
-    replicated. compile: whether blocks are compiled (`nets.blocks.compile_blocks`). recompute: what is
-    computed again in backward passes (`nets.blocks.recompute_blocks`), None for nothing. tf32: see `precision.tf32`.
+    replicated. compile: whether blocks are compiled (`nets.execution.compile_blocks`). recompute: what is
+    computed again in backward passes (`nets.execution.recompute_blocks`), None for nothing. tf32: see `precision.tf32`.
     name, card: for the log and the model's card; the rest of the card is filled in. command: the command line that
     repeats this run. recipe: the settings that made it, as `recipes.record` has them. transfer: where it started, filled in by
     `transfer.transfer`.

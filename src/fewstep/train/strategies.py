@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor import Replicate as Replicated
 
-from fewstep.nets.layers import IN_PARTS
+from fewstep.nets.casting import GATHERED
 from fewstep.runtime.distributed import world_size
 
 BUCKET_BYTES = 25 * 2**20
@@ -111,13 +111,13 @@ def as_one(network: nn.Module, name: str) -> None:
 
     @functools.wraps(plain)
     def call(*args: Any, **options: Any) -> Any:
-        if IN_PARTS.get() is network:
+        if GATHERED.get() is network:
             return plain(*args, **options)
-        token = IN_PARTS.set(network)
+        token = GATHERED.set(network)
         try:
             return gathering(*args, **options)
         finally:
-            IN_PARTS.reset(token)
+            GATHERED.reset(token)
 
     setattr(network, name, call)
 

@@ -10,6 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewstep.distill.gdd import EncoderFeatures
+from fewstep.nets.discriminators import (
+    ClassVector,
+    Head,
+    ProjectedDiscriminator,
+    Projection,
+    SpectralConv2d,
+)
 from fewstep.nets.features import (
     DEIT,
     EFFICIENTNET,
@@ -19,13 +26,6 @@ from fewstep.nets.features import (
     Classifier,
     PretrainedFeatures,
     RandomConv2d,
-)
-from fewstep.nets.projected import (
-    ClassVector,
-    Head,
-    ProjectedDiscriminator,
-    Projection,
-    SpectralConv2d,
 )
 
 LEVELS = {  # channels, sides at 224 pixels

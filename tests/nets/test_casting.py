@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
+from fewstep.nets.casting import CACHE, cast
 from fewstep.nets.convolution import Conv2d
 from fewstep.nets.edm2 import MPConv
-from fewstep.nets.layers import LOWERED, GroupNorm, Linear, cast, dropout
+from fewstep.nets.layers import GroupNorm, Linear, dropout
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
@@ -112,10 +113,10 @@ def test_copies_are_dropped_with_their_layers_and_not_inherited():
     layer = Linear(3, 2).requires_grad_(False)
     x = torch.zeros(1, 3, dtype=LOW)
     layer(x)
-    other, n = copy.deepcopy(layer), len(LOWERED)
-    assert other.weight not in LOWERED
+    other, n = copy.deepcopy(layer), len(CACHE)
+    assert other.weight not in CACHE
     del layer
-    assert len(LOWERED) < n
+    assert len(CACHE) < n
 
 
 @pytest.mark.parametrize("side", [8, 32])
@@ -239,10 +240,10 @@ def test_the_trainer_follows_float32(stream, denoiser):
 def test_float32_is_untouched():
     net = tiny_net()
     denoiser = Denoiser(net).eval()
-    n = len(LOWERED)
+    n = len(CACHE)
     with torch.no_grad():
         denoiser(torch.randn(2, 1, 8, 8), 1.0)
-    assert len(LOWERED) == n
+    assert len(CACHE) == n
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
