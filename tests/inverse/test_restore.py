@@ -118,6 +118,7 @@ def test_in_python_as_on_the_command_line(model, denoiser, tmp_path) -> None:
             written = pixels(tmp_path / "out" / "samples" / str(j) / f"{image.name}.png")
             assert torch.equal(Pixels().decode(image.samples[j]), written)
     data = digits()
+    assert data.labels is not None
     array = np.stack([data[i] for i in range(3)])
     mask = inverse.box_mask(8, 8).numpy()
     settings |= {"label": [int(v) for v in np.asarray(data.labels)[:3]], "mask": mask, "solver": "pnp_gd"}
