@@ -1,4 +1,4 @@
-"""GDD: its losses are the paper's, its freeze rule has the published counts, its augmentations and penalty are exact."""
+"""GDD: its losses are the paper's, its freeze rule has the published counts, its penalty is exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.core.precondition import VP
-from fewstep.data.diffaugment import ADA, BG, BGC, DiffAugment
 from fewstep.distill import GDD, SiD
 from fewstep.distill.gdd import INNATE, EncoderFeatures, Role, freeze_layers, generator_of
 from fewstep.distill.players import one_step
@@ -148,7 +147,7 @@ def test_the_generator_s_gradient_is_the_logits_slope(denoiser):
 
 def test_penalty_is_the_slope_of_all_logits(denoiser):
     """16 gamma / 2 |d sum s / d image|^2, by central differences of the images as they are."""
-    method = double(gdd(denoiser, augment=DiffAugment()))
+    method = double(gdd(denoiser))
     batch = a_batch(3)
     loss, _ = method.r1_penalty(batch)
     step, slope = 1e-5, torch.zeros_like(batch.image)
@@ -268,30 +267,28 @@ def test_one_step_of_the_reference(tmp_path):
 ADAMS = {"generator": Adam(1e-3), "discriminator": Adam(1e-3)}
 
 
-def adaptive(denoiser, stream, **options) -> Any:
-    """GDD with everything that has a state: projections, spectral norms, the probability of ADA."""
-    method = gdd(denoiser, augment=ADA(BG, target=0.0, interval=2, speed=100), r1_every=2)
+def trained(denoiser, stream, **options) -> Any:
+    """GDD with everything that has a state: projections and spectral norms."""
+    method = gdd(denoiser, r1_every=2)
     return Trainer(method, stream, ADAMS, **{"batch_size": 8, "micro_batch": 4, **options})
 
 
 def test_resume_is_the_same_run(denoiser, stream):
-    whole = adaptive(denoiser, stream)
+    whole = trained(denoiser, stream)
     for _ in range(5):
         whole.step()
-    first = adaptive(denoiser, stream)
-    for _ in range(3):  # between two moves of the probability
+    first = trained(denoiser, stream)
+    for _ in range(3):
         first.step()
     state = copy.deepcopy(first.state_dict())
-    second = adaptive(denoiser, stream)
+    second = trained(denoiser, stream)
     with torch.no_grad():  # projections of another seed, to be replaced
         for buffer in second.method.discriminator.projections.buffers():
             buffer.normal_()
     second.load_state_dict(state)
     for _ in range(2):
         second.step()
-    assert whole.method.augment.p > 0
     mine, theirs = whole.method.state_dict(), second.method.state_dict()
-    assert {"augment.p", "augment.sign", "augment.steps"} < mine.keys()
     assert all(torch.equal(v, theirs[k]) for k, v in mine.items())
 
 
@@ -300,7 +297,7 @@ def two_ranks(rank, path, denoiser, stream, queue):
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # before anything is drawn
     method_seed = projected(denoiser).projections.state_dict()
-    trainer = adaptive(denoiser, stream)
+    trainer = trained(denoiser, stream)
     for _ in range(3):
         trainer.step()
     queue.put((rank, {k: v.numpy() for k, v in {**trainer.method.state_dict(), **method_seed}.items()}))
@@ -309,8 +306,8 @@ def two_ranks(rank, path, denoiser, stream, queue):
 
 
 def test_two_ranks_are_one(denoiser, stream, tmp_path):
-    """The same projections, spectral norms and probability, and the same heads up to rounding."""
-    one = adaptive(denoiser, stream)
+    """The same projections and spectral norms, and the same heads up to rounding."""
+    one = trained(denoiser, stream)
     for _ in range(3):
         one.step()
     context = torch.multiprocessing.get_context("fork")
@@ -325,114 +322,12 @@ def test_two_ranks_are_one(denoiser, stream, tmp_path):
         theirs = [torch.from_numpy(found[r][name]) for r in range(2)]
         assert torch.equal(*theirs), name
         assert torch.allclose(value, theirs[0], atol=1e-5), name
-    assert one.method.augment.p > 0
-
-
-def slope(y, x):
-    """The number (B,) by which each of `x` was multiplied to give `y`."""
-    factor = (y * x).sum((1, 2, 3)) / (x * x).sum((1, 2, 3))
-    assert torch.allclose(y, factor[:, None, None, None] * x)
-    return factor
-
-
-def test_diffaugment():
-    torch.manual_seed(0)
-    x = torch.rand(64, 3, 8, 8, dtype=torch.float64) * 2 - 1
-    nothing = DiffAugment(0, 0, 0, 0, 0)
-    assert torch.equal(nothing(x), x)
-    brighter = replace(nothing, brightness=0.5)(x) - x
-    assert torch.allclose(brighter, brighter[:, :1, :1, :1].expand(x.shape), atol=1e-9)
-    assert 0.4 < brighter.max() <= 0.5
-    greyer = replace(nothing, saturation=1.0)(x)
-    assert torch.allclose(greyer.mean(1), x.mean(1))
-    factors = slope(greyer - greyer.mean(1, keepdim=True), x - x.mean(1, keepdim=True))
-    assert 0 <= factors.min() < 0.1 and 1.9 < factors.max() <= 2
-    flatter = replace(nothing, contrast=0.5)(x)
-    assert torch.allclose(flatter.mean((1, 2, 3)), x.mean((1, 2, 3)))
-    factors = slope(flatter - flatter.mean((1, 2, 3), keepdim=True), x - x.mean((1, 2, 3), keepdim=True))
-    assert 0.5 <= factors.min() < 0.6 and 1.4 < factors.max() <= 1.5
-    moved = replace(nothing, translation=0.25)(x)
-    padded = F.pad(x, (2, 2, 2, 2))
-    places = {
-        (i, j)
-        for n in range(64)
-        for i in range(5)
-        for j in range(5)
-        if torch.equal(moved[n], padded[n, :, i : i + 8, j : j + 8])
-    }
-    assert len(places) > 15
-    whole = replace(nothing, cutout=0.5)(x)
-    gone = (whole == 0).all(1)
-    assert torch.equal(whole, x * ~gone[:, None])
-    rows, columns = gone.any(2).sum(1), gone.any(1).sum(1)
-    assert torch.equal(gone.sum((1, 2)), rows * columns)
-    assert rows.max() == columns.max() == 4
-    assert rows.min() >= 2  # the centre lies inside
-    assert DiffAugment() == DiffAugment(0.5, 1.0, 0.5, 0.125, 0.2)
-
-
-def test_augmentations_are_differentiable():
-    x = torch.rand(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    adaptive = ADA(BGC).double()
-    adaptive.p.fill_(0.8)
-
-    def augmented(augment):
-        def call(x):
-            torch.manual_seed(1)
-            return augment(x)
-
-        return call
-
-    assert torch.autograd.gradcheck(augmented(DiffAugment()), x)
-    assert torch.autograd.gradcheck(augmented(adaptive), x, atol=1e-4)
-
-
-def test_adaptive_augmentation_follows_the_sign():
-    """Every 4 steps p moves by 4 B / speed, towards more if the mean sign of these steps lies above the target."""
-    torch.manual_seed(0)
-    adaptive = ADA(BG, target=0.6)
-    x = torch.randn(8, 1, 8, 8)
-    assert torch.allclose(adaptive(x), x, atol=1e-6)  # p is 0
-    seen = []
-    for sign in [0.9, 0.9, 0.9, 0.0, 0.5, 0.7, 0.7, 0.9, 0.1, 0.1, 0.1, 0.9]:
-        adaptive.follow(torch.tensor(sign), 5_000)
-        seen.append(round(adaptive.p.item(), 6))
-    step = 4 * 5_000 / 500_000
-    assert seen == pytest.approx([0, 0, 0, step, step, step, step, 2 * step, 2 * step, 2 * step, 2 * step, step])
-    for _ in range(200):
-        adaptive.follow(torch.tensor(1.0), 5_000)
-    assert adaptive.p == 1
-    changed = (adaptive(x) - x).abs().flatten(1).max(1).values > 1e-3
-    assert changed.all()
-    assert (BG.xflip, BG.yflip, BG.rotate_int, BG.translate_int) == (1, 0, 1, 1)
-    assert all(getattr(BGC, name) == 1 for name in ("brightness", "contrast", "lumaflip", "hue", "saturation"))
-
-
-def test_only_the_game_is_augmented(denoiser):
-    seen = []
-
-    def record(x):
-        seen.append(x)
-        return x
-
-    method = gdd(denoiser, augment=record)
-    batch = Batch(torch.randn(4, 1, 8, 8), torch.arange(4))
-    method.generator_loss(batch)
-    method.discriminator_loss(batch)
-    method.r1_penalty(batch)
-    assert len(seen) == 3
-    assert torch.equal(seen[2], batch.image)
 
 
 def test_settings_belong_to_the_run(denoiser):
     plain = describe(gdd(denoiser))
     assert plain["sees"] == "encoder of the teacher at sigma 0.2 + classifier of 10 classes trained on the spot"
-    for options in (
-        {"augment": ADA(BG)},
-        {"augment": ADA(BG, target=0.5)},
-        {"augment": DiffAugment()},
-        {"freeze": INNATE},
-    ):
+    for options in ({"freeze": INNATE},):
         other = describe(gdd(denoiser, **options))
         assert other != plain
         plain = other
@@ -509,7 +404,7 @@ def test_published_configurations(module, places, backbones):
         assert (generator.lr, generator.betas, generator.eps) == (lr, (0.0, 0.99), 1e-8)
         assert (judge.lr, judge.betas) == (pytest.approx(disc_lr * 16 / 17), (0.0, pytest.approx(0.9905855, rel=1e-7)))
         method = run.method
-        assert (method.freeze, method.r1, method.r1_every, method.augment) == (freeze, 1e-4, 16, None)
+        assert (method.freeze, method.r1, method.r1_every) == (freeze, 1e-4, 16)
         assert (method.loss_scale, method.discriminator.num_classes) == (batch / 4, 2)
         assert method.generator.dtype == fast_dtype()
         assert [network.dtype for network in method.discriminator.networks] == [fast_dtype()] * 2

@@ -19,7 +19,6 @@ from fewstep.core.method import Batch, Method
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.precondition import IDDPM
 from fewstep.data.augment import WIDTHS, AugmentPipe
-from fewstep.data.diffaugment import ADA, DiffAugment
 from fewstep.distill import DMD2, GDD, NCVSD, SiD, SiDA
 from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets.discriminators import ProjectedDiscriminator
@@ -82,9 +81,9 @@ def edm2() -> Denoiser:
     return Denoiser(EDM2UNet(config), uncertainty=Uncertainty())
 
 
-def gdd(teacher: Denoiser, augment) -> GDD:
+def gdd(teacher: Denoiser) -> GDD:
     networks = [EncoderFeatures(teacher, 0.2), Classifier((3, 8, 8), 10, width=8)]
-    return GDD(teacher, ProjectedDiscriminator(networks, num_classes=10, width=8), augment=augment, r1_every=1)
+    return GDD(teacher, ProjectedDiscriminator(networks, num_classes=10, width=8), r1_every=1)
 
 
 METHODS = {
@@ -100,8 +99,8 @@ METHODS = {
     "DMD2": lambda: DMD2(song(), levels=(80.0, 5.0), ratio=1),
     "NCVSD": lambda: NCVSD(song()),
     "NCVSD, EDM2": lambda: NCVSD(edm2()),
-    "GDD, adaptive augmentation": lambda: gdd(song(), ADA()),
-    "GDD, bfloat16": lambda: gdd(song(dtype=torch.bfloat16), DiffAugment()),
+    "GDD": lambda: gdd(song()),
+    "GDD, bfloat16": lambda: gdd(song(dtype=torch.bfloat16)),
 }
 
 

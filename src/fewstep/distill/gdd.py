@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Loss, Method, Phase
 from fewstep.core.precondition import EDM, Boundary
-from fewstep.data.diffaugment import ADA
 from fewstep.distill.adversarial import as_fake, as_real, discriminator_stats
 from fewstep.distill.players import check_teacher, one_step
 from fewstep.nets.blocks import UNetBlock
@@ -99,14 +98,33 @@ class EncoderFeatures(Frozen):
 
 
 class GDD(Method):
-    """Players: generator, from the teacher, and discriminator.
+    """Distillation by a GAN loss alone (Zheng & Yang, 2024); with `freeze=INNATE` it is GDD-I.
 
-    discriminator: `(x, label) -> [logits (B, K), ...]`, a tensor for each feature network; normally a
-    `ProjectedDiscriminator`. freeze: the roles of layers that stay the teacher's, `INNATE` for GDD-I. sigma_init, eps: the
-    noise level from which the generator starts, and the one where it is the identity. r1, r1_every: gamma of the penalty
-    on real images, and how many steps lie between its moves, whose strength is multiplied by it. augment: of what the
-    discriminator sees, `DiffAugment` or `ADA`, except in the penalty; the published runs have none. loss_scale: of the
-    adversarial losses; the papers' sum over the images of a GPU is that number here, to which Adam is nearly blind.
+    Players: the generator, which starts as the teacher, and the discriminator. With its logits s of each feature network, and
+    x = G(sigma_init z; sigma_init),
+
+    generator:      sum over feature networks of mean_k softplus(-s_k(x)),
+    discriminator:  sum over feature networks of mean_k softplus(s_k(x)) + mean_k softplus(-s_k(image)),
+    R1, every `r1_every` steps:  r1_every r1 / 2 |d sum s(image) / d image|^2.
+
+    Args:
+        teacher: a denoiser of all noise levels under EDM's preconditioning.
+        discriminator: `(x, label) -> [logits (B, K), ...]`, one tensor for each feature network; normally a
+            `nets.discriminators.ProjectedDiscriminator`.
+        freeze: roles of the layers that keep the teacher's weights.
+        sigma_init: the noise level from which the generator makes images.
+        eps: the noise level at which the generator is the identity.
+        r1: gamma of the penalty.
+        r1_every: steps between two penalties.
+        loss_scale: factor of the adversarial losses. The papers sum over the images of a GPU; Adam is nearly invariant to it.
+
+    Raises:
+        ValueError: the teacher is a generator or has another preconditioning, the discriminator has other classes, or no
+            layer has one of the roles.
+
+    Example:
+        >>> judge = ProjectedDiscriminator([EncoderFeatures(teacher, 0.2)], num_classes=teacher.num_classes)
+        >>> method = fs.distill.GDD(teacher, judge, freeze=fs.distill.INNATE)
     """
 
     product = "generator"
@@ -122,7 +140,6 @@ class GDD(Method):
         eps: float = 0.002,
         r1: float = 1e-4,
         r1_every: int = 16,
-        augment: Callable[[Tensor], Tensor] | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -139,25 +156,20 @@ class GDD(Method):
         self.discriminator = discriminator
         self.sees = getattr(discriminator, "sees", type(discriminator).__name__)
         self.r1, self.r1_every, self.loss_scale = r1, r1_every, loss_scale
-        self.augment, self.augmentation = augment, repr(augment)  # the words, for the run's record
         self.phases = (
             Phase("generator", self.generator_loss),
             Phase("discriminator", self.discriminator_loss),
             Phase("discriminator", self.r1_penalty, every=r1_every, start=1),  # not before the first moves
         )
 
-    def judge(self, x: Tensor, label: Tensor | None) -> list[Tensor]:
-        """The discriminator's logits on augmented images."""
-        return self.discriminator(x if self.augment is None else self.augment(x), label)
-
     def generator_loss(self, batch: Batch) -> Loss:
-        logits = self.judge(one_step(self.generator, batch, self.sigma_init), batch.label)
+        logits = self.discriminator(one_step(self.generator, batch, self.sigma_init), batch.label)
         return self.loss_scale * total(as_real, logits), {}
 
     def discriminator_loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
             x0 = one_step(self.generator, batch, self.sigma_init)
-        fake, real = self.judge(x0, batch.label), self.judge(batch.image, batch.label)
+        fake, real = self.discriminator(x0, batch.label), self.discriminator(batch.image, batch.label)
         loss = self.loss_scale * (total(as_fake, fake) + total(as_real, real))
         return loss, discriminator_stats(torch.cat(real, dim=1), torch.cat(fake, dim=1))
 
@@ -170,11 +182,9 @@ class GDD(Method):
         return self.r1_every * self.r1 / 2 * slope.square().flatten(1).sum(1), {}
 
     def after_step(self, logs: dict[str, Tensor], images: int) -> None:
-        """The spectral norms follow the heads, and the strength of adaptive augmentation the discriminator."""
+        """Update the spectral norms of the heads."""
         if hasattr(self.discriminator, "after_step"):
             cast(Any, self.discriminator).after_step()
-        if isinstance(self.augment, ADA):
-            self.augment.follow(logs["discriminator_loss/sign_real"], images)
 
 
 def total(term: Callable[[Tensor], Tensor], logits: list[Tensor]) -> Tensor:

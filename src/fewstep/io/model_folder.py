@@ -23,6 +23,7 @@ from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.extent import check_extent
+from fewstep.nets.registry import REGISTERED
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.runtime.distributed import as_device
 from fewstep.runtime.files import new_folder, read_json, read_tensors, write_json, write_tensors
@@ -47,6 +48,33 @@ MAX_LEVELS = 1000
 """Noise levels of a generator; each costs an evaluation."""
 DEFAULT_OPTIONS = {"fused": False, "means": 0}
 """Options that older folders do not state."""
+
+
+def network_to_dict(net: Any) -> dict[str, Any]:
+    """The configuration of a network; of a registered one also the name of its class, which only messages use."""
+    config = net.config
+    if type(config) in REGISTERED:
+        cls = REGISTERED[type(config)]
+        return to_dict(config) | {"class": f"{cls.__module__}.{cls.__qualname__}"}
+    if type(config) not in NETWORKS:
+        raise ValueError(
+            f"a {type(net).__name__} is not a network that fewstep can load again; register your own before you save it: "
+            f"fs.nets.register({type(net).__name__}, {type(config).__name__})"
+        )
+    return to_dict(config)
+
+
+def network_from_dict(values: Any, where: Path) -> Any:
+    """The configuration that `network_to_dict` described; a network of the user's own must be registered."""
+    if isinstance(values, dict) and "class" in values:
+        source, values = values["class"], {k: v for k, v in values.items() if k != "class"}
+        if values.get("kind") not in [c.__name__ for c in REGISTERED]:
+            raise ValueError(
+                f"{where}: this model has a network of its own, {reprlib.repr(source)}, which is not part of fewstep and is not "
+                "imported because a file names it. Import its module and call fs.nets.register(Network, Config) before fs.load"
+            )
+        return from_dict(values, tuple(REGISTERED), where)
+    return from_dict(values, tuple(NETWORKS), where)
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +106,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "shape": list(denoiser.shape),
         "num_classes": denoiser.num_classes,
         "denoiser": class_options(denoiser),
-        "network": to_dict(denoiser.net.config),
+        "network": network_to_dict(denoiser.net),
         "precondition": to_dict(denoiser.precondition),
         "uncertainty": uncertainty_channels(denoiser),
         "levels": plain(denoiser.levels),
@@ -218,7 +246,7 @@ def load(
     folder = find_model_folder(path)
     config = read_config(folder)
     where = folder / "config.json"
-    network = from_dict(config.get("network"), tuple(NETWORKS), where)
+    network = network_from_dict(config.get("network"), where)
     precondition = from_dict(config.get("precondition"), PRECONDITIONS, where)
     codec = from_dict(config.get("codec"), CODECS, where)
     if vae is not None:
@@ -228,11 +256,12 @@ def load(
     tensors, _ = read_tensors(weights, device=str(device))
     check_dtypes(tensors, weights)
     try:
-        check_extent(network, tensors)
+        if type(network) in NETWORKS:
+            check_extent(network, tensors)
         with torch.device("meta"):
             denoiser = build_denoiser(
                 config.get("denoiser", {"kind": "Denoiser"}),
-                NETWORKS[type(network)](network),
+                (NETWORKS | REGISTERED)[type(network)](network),
                 where,
                 precondition=precondition,
                 levels=parse_levels(levels) if levels else None,

@@ -29,6 +29,7 @@ from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.io.card import Card
 from fewstep.io.configuration import to_dict
+from fewstep.io.model_folder import network_to_dict
 from fewstep.nets.execution import Recomputation, compile_blocks, recompute_blocks
 from fewstep.nets.layers import Frozen
 from fewstep.runtime.distributed import device, world_size
@@ -201,6 +202,7 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     product = run.method.get_submodule(run.method.product)
     if isinstance(product, Denoiser):  # of which every snapshot has images
         product.codec.prepare(device())
+        network_to_dict(product.net)  # raises ValueError for a network that no snapshot can hold
     moving = [p for p in run.method.parameters() if p.requires_grad]
     with claimed(folder) as check, resumable(moving):
         open_folder(folder, run.identity(), about(run), fresh=fresh)
