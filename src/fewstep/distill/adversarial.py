@@ -1,4 +1,4 @@
-"""The two sides of the adversarial game, as terms of a loss, and how a discriminator does in it."""
+"""Adversarial losses per sample, statistics of a discriminator, and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from fewstep.core.method import sanitize
 
 
 def as_real(logits: Tensor) -> Tensor:
-    """softplus(-logits), meaned over the logits of each sample: (B, ...) -> (B,).
+    """Return softplus(-logits), averaged over the logits of each sample: (B, ...) -> (B,).
 
-    The loss of calling them real: a discriminator's on real images, and the non-saturating loss of a generator on its
-    own (Goodfellow et al., 2014).
+    This is a discriminator's loss on real images, and the non-saturating loss of a generator (Goodfellow et al., 2014).
     """
     return F.softplus(-logits).flatten(1).mean(1)
 
 
 def as_fake(logits: Tensor) -> Tensor:
-    """softplus(logits), meaned over the logits of each sample: (B, ...) -> (B,)."""
+    """Return softplus(logits), averaged over the logits of each sample: (B, ...) -> (B,).
+
+    This is a discriminator's loss on generated images.
+    """
     return F.softplus(logits).flatten(1).mean(1)
 
 
 @torch.no_grad()
 def discriminator_stats(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """How well a discriminator tells real from fake, by its logits (B, ...) on both: shares of logits on the right side,
-    the mean margin between the two, and the mean sign of the real ones, by which adaptive augmentation steers.
+    """Return metrics of a discriminator from its logits (B, ...) on real and on generated images.
+
+    Returns:
+        The shares of logits on the right side of 0, the mean margin between the two, and the mean sign on real images.
     """
     return {
         "accuracy_real": (real > 0).float().mean(),
@@ -40,9 +44,9 @@ def discriminator_stats(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
 
 
 def encoder_logits(encoded: Encoded) -> Tensor:
-    """A denoiser's encoder as a discriminator: the mean over channels of its bottleneck, (B, h, w) in float32 at least.
+    """Return the mean over channels of an encoder's bottleneck as logits (B, h, w), in at least float32.
 
-    It has no parameters of its own (SiDA; Zhou et al., 2025, Sec. 3).
+    A denoiser's encoder is then a discriminator without parameters of its own (SiDA; Zhou et al., 2025, Sec. 3).
     """
     bottleneck = encoded.features.bottleneck
     return bottleneck.to(torch.promote_types(bottleneck.dtype, torch.float32)).mean(1)
@@ -50,7 +54,7 @@ def encoder_logits(encoded: Encoded) -> Tensor:
 
 @dataclass(frozen=True)
 class ClipValue:
-    """Mends gradients as `sanitize` does, then bounds each entry by `limit`."""
+    """Replaces non-finite gradients as `sanitize` does, then clamps each entry to [-limit, limit]."""
 
     limit: float
 
@@ -63,7 +67,7 @@ class ClipValue:
 
 @dataclass(frozen=True)
 class ClipNorm:
-    """Mends gradients as `sanitize` does, then scales them all so that their norm is at most `limit`."""
+    """Replaces non-finite gradients as `sanitize` does, then scales all of them so that their norm is at most `limit`."""
 
     limit: float
 

@@ -1,4 +1,4 @@
-"""Improved distribution matching distillation (DMD2; Yin et al., 2024b, arXiv 2405.14867), the comparison that users know.
+"""Improved distribution matching distillation (DMD2; Yin et al., 2024b, arXiv 2405.14867), for comparison.
 
 The generator follows the difference of teacher and fake score, without gradients through them; the fake score, which
 moves more often, carries a small discriminator on its bottleneck.
@@ -23,17 +23,22 @@ from fewstep.distill.sid import deviation, relative_gap
 
 
 def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """|x0 - (x0 + (real - fake) / w)|^2 / 2 per sample, summed over pixels, whose target is held (Yin et al., 2024, Eq. 7).
+    """Return |x0 - sg[x0 + (real - fake) / w]|^2 / 2 per sample (B,), summed over pixels (Yin et al., 2024, Eq. 7).
 
-    x0: generated images (B, C, H, W). real, fake: what teacher and fake score make of their noisy versions. The gradient
-    in x0 is -(real - fake) / w with w = mean |x0 - real|, that of `sid_loss` if no gradient flows through the scores.
+    Its gradient in x0 is -(real - fake) / w with w = mean |x0 - real|, which is that of `sid_loss` if no gradient flows through
+    the scores.
+
+    Args:
+        x0: generated images (B, C, H, W).
+        real: the teacher's prediction for their noisy versions.
+        fake: the fake score's prediction for the same.
     """
     target = x0 + (real - fake) / expand(deviation(x0, real), x0)
     return (x0 - target.detach()).square().flatten(1).sum(1) / 2
 
 
 def level(step: int) -> float:
-    """Level `step` of DMD2's thousand, from 0.002 at 0 to 80 at 999, on EDM's ramp."""
+    """Return noise level `step` of DMD2's thousand on EDM's ramp, from 0.002 at step 0 to 80 at step 999."""
     return float(karras_ramp(torch.tensor(step / 999, dtype=torch.float64), 0.002, 80.0, 7.0))
 
 
@@ -78,17 +83,30 @@ class Critic(nn.Module):
 
 
 class DMD2(Method):
-    """Players: teacher (fixed), fake_score (with the head) and generator, all from the teacher.
+    """Improved distribution matching distillation (Yin et al., 2024b).
 
-    Losses are means over pixels, as published:
+    Players: the teacher (fixed), the fake score with the discriminator's head, and the generator. Losses are averaged over
+    pixels, as published:
 
-    generator: dmd_loss / (C H W) + gan_weight softplus(-d(x0 + t n)),
-    fake score: lambda(sigma) mean |D(x0 + sigma eps) - x0|^2 + disc_weight (softplus(-d(image + t n)) + softplus(d(x0 + t' n'))).
+    generator:   dmd_loss / (C H W) + gan_weight softplus(-d(x0 + t n)),
+    fake score:  lambda(sigma) mean |D(x0 + sigma eps) - x0|^2
+                 + disc_weight (softplus(-d(image + t n)) + softplus(d(x0 + t' n'))).
 
-    levels: from which the generator makes images, largest first; with several, a step of it is trained at a time, on
-    what the steps before made ("backward simulation"). noise: the levels at which the scores are compared. fake_noise:
-    those of the fake score and of what the discriminator sees. ratio: steps of the fake score for one of the generator.
-    adversarial: without it neither head nor data are used. clip: largest norm of the gradients.
+    Args:
+        teacher: a denoiser of all noise levels.
+        generator: what the generator starts from; None for the teacher.
+        levels: the noise levels from which the generator makes images, the highest first. With several, one step is trained at a
+            time, on what the steps before it make ("backward simulation").
+        noise: the levels at which the scores are compared.
+        fake_noise: the levels at which the fake score is trained and the discriminator looks.
+        gan_weight: factor of the generator's adversarial loss.
+        disc_weight: factor of the discriminator's loss.
+        ratio: steps of the fake score for one of the generator.
+        adversarial: False leaves plain distribution matching, which needs no images.
+        clip: largest norm of the gradients.
+
+    Example:
+        >>> method = fs.distill.DMD2(teacher, levels=(80.0, 5.0, 1.0))
     """
 
     product = "generator"
@@ -125,7 +143,7 @@ class DMD2(Method):
         )
 
     def judged(self, image: Tensor, label: Tensor | None) -> Tensor:
-        """Logits of images at noise levels of their own."""
+        """Return the logits of images after noise is added, at a level drawn for each."""
         t = self.objective.noise(image)
         return self.fake_score.logits(self.fake_score.score.encode(add_noise(image, t), t, label))
 
@@ -137,19 +155,21 @@ class DMD2(Method):
             real = self.teacher(x, sigma, batch.label)
             fake = self.fake_score.score(x, sigma, batch.label)
         loss = dmd_loss(x0, real, fake) / x0[0].numel()
-        logs = {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
+        metrics = {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
         if not self.adversarial:
-            return loss, logs
+            return loss, metrics
         gan = as_real(self.judged(x0, batch.label))
-        return loss + self.gan_weight * gan, logs | {"dmd": loss.detach().mean(), "gan": gan.detach().mean()}
+        return loss + self.gan_weight * gan, metrics | {"dmd": loss.detach().mean(), "gan": gan.detach().mean()}
 
     def fake_score_loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
             x0 = simulated(self.generator, batch, self.levels)
-        loss, logs = self.objective(self.fake_score.score, batch._replace(image=x0))
+        loss, metrics = self.objective(self.fake_score.score, batch._replace(image=x0))
         loss = loss / x0[0].numel()
         if not self.adversarial:
-            return loss, logs
+            return loss, metrics
         real, fake = self.judged(batch.image, batch.label), self.judged(x0, batch.label)
         disc = as_real(real) + as_fake(fake)
-        return loss + self.disc_weight * disc, logs | {"disc": disc.detach().mean()} | discriminator_stats(real, fake)
+        return loss + self.disc_weight * disc, metrics | {"disc": disc.detach().mean()} | discriminator_stats(
+            real, fake
+        )

@@ -35,7 +35,7 @@ from fewstep.runtime.precision import master
 
 @dataclass(frozen=True)
 class KarrasGrid:
-    """Uniform on the `n` levels of `karras_sigmas(n)`: where NCVSD draws its observations. Called with x (B, ...): (B,)."""
+    """Draws uniformly from the `n` levels of `karras_sigmas(n)`, at which NCVSD observes: x (B, ...) -> (B,)."""
 
     n: int = 1000
     sigma_min: float = 0.002
@@ -48,27 +48,51 @@ class KarrasGrid:
 
 
 def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
-    """lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample, summed over pixels.
+    """Return lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample (B,), summed over pixels.
 
-    x0: draws (B, C, H, W), whose gradient is -2 lambda / e^u (real - fake). real, fake: what teacher and fake score make of
-    their noisy versions; they carry no gradient. weight: lambda (B,). u: the generator's own log-variance (B,), which
-    learns the size of the difference.
+    Its gradient in x0 is -2 lambda / e^u (real - fake).
+
+    Args:
+        x0: draws (B, C, H, W).
+        real: the teacher's prediction for their noisy versions; it carries no gradient.
+        fake: the fake score's prediction for the same; it carries no gradient.
+        weight: lambda (B,).
+        u: the generator's log-variance (B,), which learns the size of the difference; None for none.
     """
     loss = weight * (x0 - (x0 + real - fake).detach()).square().flatten(1).sum(1)
     return loss if u is None else loss / u.exp() + u * x0[0].numel()
 
 
 class NCVSD(Method):
-    """Players: teacher (fixed), fake_score, discriminator and generator, all from the teacher unless given (copies are taken).
+    """Noise conditional variational score distillation (Peng et al., 2025).
 
-    gamma, sigma_init, levels, centred: of a new generator; what it draws from, how it samples by default, and whether it
-    starts about the mean images instead of 0, as levels close to the images ask for. observed: the
-    noise levels sigma of y. noise: the levels t at which scores are compared, the fake score learns and the discriminator
-    looks. fused: of the fake score, see `ConditionalDenoiser`; the paper's is not. gan_weight, gan_start: the adversarial
-    term's weight, and the images after which it enters; the discriminator trains from the beginning, and there is none if
-    the weight is 0. loss_scale: of all losses (1, and 0.1 in the FFHQ run in float16); Adam is nearly blind to it.
+    Players: the teacher (fixed), the fake score, the discriminator and the generator. With y = image + sigma n,
+    x0 = G(y, sigma, z) and x = x0 + t eps,
 
-    The adversarial terms are per image and count once a pixel, as in the reference implementation.
+    fake score:     lambda(t) / e^u |s(x; t, y, sigma) - x0|^2 + n u,
+    discriminator:  (softplus(d(x, y)) + softplus(-d(image + t eps, y))) / 2,
+    generator:      lambda(t) / e^u |x0 - sg[x0 + D(fuse(y, x)) - s(x; t, y, sigma)]|^2 + n u + gan_weight softplus(-d(x, y)).
+
+    The adversarial terms are per image and count once per pixel, as in the reference implementation.
+
+    Args:
+        teacher: a denoiser of all noise levels.
+        generator: what the generator starts from; None for a new one, made from the teacher. Players that are given are copied.
+        fake_score: likewise.
+        discriminator: likewise.
+        gamma: of a new generator, the share by which it raises the noise level of its input.
+        sigma_init: of a new generator, the level of the observation from which it makes images.
+        levels: of a new generator, the levels at which it samples by default.
+        centred: whether a new generator makes images about the mean image instead of 0, as levels close to the images need.
+        observed: the noise levels sigma of the observations.
+        noise: the levels t at which scores are compared, the fake score is trained and the discriminator looks.
+        fused: whether a new fake score is fused, see `ConditionalDenoiser`; the paper's is not.
+        gan_weight: factor of the adversarial term; with 0 there is no discriminator.
+        gan_start: training images after which the adversarial term enters; the discriminator is trained from the beginning.
+        loss_scale: factor of all losses, to which Adam is nearly invariant: 1, and 0.1 in the FFHQ run in float16.
+
+    Example:
+        >>> method = fs.distill.NCVSD(teacher, gamma=1.4, levels=(2.5,), centred=True, fused=True)
     """
 
     product = "generator"
@@ -138,17 +162,17 @@ class NCVSD(Method):
         return Observation(add_noise(batch.image, sigma), sigma)
 
     def fake_score_loss(self, batch: Batch) -> Loss:
-        """Denoising score matching on the generator's draws: lambda(t) / e^u |s(x0 + t eps; t, y, sigma) - x0|^2 + n u."""
+        """Denoising score matching on the generator's draws, lambda(t) / e^u |s(x0 + t eps; t, y, sigma) - x0|^2 + n u."""
         given = self.observe(batch)
         with torch.no_grad():
             x0 = self.generator(*given, batch.label)
         t = self.noise(x0)
         error = self.fake_score(add_noise(x0, t), t, batch.label, given=given) - x0
-        loss, logs = DenoisingLoss().weigh(self.fake_score, t, error)
-        return self.loss_scale * loss, logs
+        loss, metrics = DenoisingLoss().weigh(self.fake_score, t, error)
+        return self.loss_scale * loss, metrics
 
     def discriminator_loss(self, batch: Batch) -> Loss:
-        """(softplus(d(fake)) + softplus(-d(real))) / 2 on images diffused to one t, each with the same observation."""
+        """(softplus(d(fake)) + softplus(-d(real))) / 2 of images at one level t, each with the same observation."""
         given = self.observe(batch)
         with torch.no_grad():
             x0 = self.generator(*given, batch.label)
@@ -160,15 +184,15 @@ class NCVSD(Method):
 
     def vsd_loss(self, batch: Batch) -> Loss:
         """The generator's loss before the adversarial term enters."""
-        vsd, _, _, logs = self.distil(batch)
-        return self.loss_scale * vsd, logs
+        vsd, _, _, metrics = self.distil(batch)
+        return self.loss_scale * vsd, metrics
 
     def generator_loss(self, batch: Batch) -> Loss:
         """VSD and softplus(-d(x)) on the same noisy draws; the second has its gradient through x."""
-        vsd, (x, t), given, logs = self.distil(batch)
+        vsd, (x, t), given, metrics = self.distil(batch)
         gan = as_real(self.discriminator(x, t, batch.label, given=given))
         loss = vsd + self.gan_weight * x[0].numel() * gan
-        return self.loss_scale * loss, {**logs, "vsd": vsd.detach().mean(), "gan": gan.detach().mean()}
+        return self.loss_scale * loss, {**metrics, "vsd": vsd.detach().mean(), "gan": gan.detach().mean()}
 
     def distil(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor], Observation, dict[str, Tensor]]:
         """The VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; figures."""

@@ -20,13 +20,14 @@ D = TypeVar("D", bound=Denoiser)
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
-    """A copy that never moves: evaluation mode, no gradients to its parameters."""
+    """Return a copy that is never trained: in evaluation mode, without gradients to its parameters."""
     return copy.deepcopy(denoiser).requires_grad_(False).eval()
 
 
 def trainable(denoiser: D) -> D:
-    """A copy that moves, its weights in float32 at least. It hides no class from itself, as the teacher may have for guidance:
-    all players know the class.
+    """Return a copy to train, with weights in at least float32 and without label dropout.
+
+    A teacher may hide classes from itself for guidance; the players of distillation always know the class.
     """
     result = copy.deepcopy(denoiser).requires_grad_(True)
     master(result)
@@ -38,7 +39,7 @@ def trainable(denoiser: D) -> D:
 
 
 def check_teacher(teacher: Denoiser) -> None:
-    """Refuse a generator, a fake score of NCVSD, or what is no model, in the place of a teacher."""
+    """Raise ValueError unless this is a denoiser of all noise levels: no generator, and no fake score of NCVSD."""
     if not isinstance(teacher, Denoiser):
         raise ValueError(f"teacher is a model, such as fs.load(path); got a {type(teacher).__name__}")
     if isinstance(teacher, ConditionalDenoiser):
@@ -51,9 +52,16 @@ def check_teacher(teacher: Denoiser) -> None:
 
 
 def student(teacher: Denoiser, generator: Denoiser | None, levels: tuple[float, ...]) -> Denoiser:
-    """A generator of these levels that moves: a copy of `generator`, or of the teacher if None, without a log-variance head.
+    """Return a generator to train: a copy of `generator` or, if None, of the teacher, without a log-variance head.
 
-    Refuses a generator that makes other images than the teacher, or makes them from other noise levels.
+    Args:
+        teacher: the denoiser that is distilled.
+        generator: what to start from, or None for the teacher.
+        levels: the noise levels from which it will make images, the highest first.
+
+    Raises:
+        ValueError: the levels do not decrease, or the generator makes images of another shape, of other classes or from
+            other levels.
     """
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is a tuple of decreasing noise levels, such as (2.5,); got {levels!r}")
@@ -83,12 +91,12 @@ def uniform_levels(sigma: float, steps: int) -> tuple[float, ...]:
 
 
 def one_step(generator: Denoiser, batch: Batch, sigma: float) -> Tensor:
-    """Images (B, C, H, W) made from noise in one evaluation, G(sigma z; sigma), with the labels of the batch."""
+    """Generate images (B, C, H, W) from noise in one evaluation, G(sigma z; sigma), with the labels of the batch."""
     return generator(sigma * torch.randn_like(batch.image), sigma, batch.label)
 
 
 def few_steps(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
-    """Images made from noise over the levels, as `samplers.multistep` makes them, with gradients through every step."""
+    """Generate images over the levels as `samplers.multistep` does, with gradients through every step."""
     x0 = one_step(generator, batch, levels[0])
     for sigma in levels[1:]:
         x0 = generator(add_noise(x0, sigma), sigma, batch.label)
@@ -96,10 +104,10 @@ def few_steps(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> T
 
 
 def simulated(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
-    """Images of one of the steps of a generator, with gradients through that step alone.
+    """Generate images by one step of a generator, drawn for the batch, with gradients through that step alone.
 
-    The step is drawn for the batch; its input is what the generator itself makes of the levels before, so that training
-    sees what sampling does ("backward simulation", Yin et al., 2024b, Sec. 4.5).
+    The input of the step is what the generator itself makes at the levels before it, so that training sees what sampling does
+    ("backward simulation", Yin et al., 2024b, Sec. 4.5).
     """
     k = int(torch.randint(len(levels), ()))
     if k == 0:

@@ -18,37 +18,48 @@ from fewstep.distill.players import check_teacher, few_steps, frozen, student, t
 
 
 def deviation(x0: Tensor, real: Tensor) -> Tensor:
-    """w = mean |x0 - real| per sample (B,), at least 1e-5: the teacher's error, which scales the loss of a generator.
+    """Return w = mean |x0 - real| per sample (B,), at least 1e-5: the teacher's error, which scales a generator's loss.
 
-    In float32 at least, without gradient.
+    It is in at least float32 and carries no gradient.
     """
     error = (x0 - real).detach()
     return error.to(torch.promote_types(error.dtype, torch.float32)).abs().flatten(1).mean(1).clamp_min(1e-5)
 
 
 def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
-    """(real - fake) . ((real - x0) - alpha (real - fake)) / w per sample, summed over pixels (Zhou et al., 2024, Eq. 23).
+    """Return (real - fake) . ((real - x0) - alpha (real - fake)) / w per sample, summed over pixels (Zhou et al., 2024, Eq. 23).
 
-    x0: generated images (B, C, H, W). real, fake: what teacher and fake score make of their noisy versions, with
-    gradients. w is their `deviation`. The loss is signed.
+    Args:
+        x0: generated images (B, C, H, W).
+        real: the teacher's prediction for their noisy versions, with gradients.
+        fake: the fake score's prediction for the same, with gradients.
+        alpha: 1 keeps the projected score matching term alone; 1.2 subtracts 0.2 |real - fake|^2.
+
+    Returns:
+        The loss (B,), which may be negative.
     """
     gap = real - fake
     return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / deviation(x0, real)
 
 
 def relative_gap(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """|real - fake| / |real - x0| per sample (B,): how far the fake score is from the teacher, against the teacher's error."""
+    """Return |real - fake| / |real - x0| per sample (B,): the distance of fake score and teacher over the teacher's error."""
     gap, error = (v.detach().float().flatten(1).norm(dim=1) for v in (real - fake, real - x0))
     return gap / error.clamp_min(1e-12)
 
 
 def confidence(denoiser: Denoiser, sigma: Tensor) -> Tensor | float:
-    """e^-u(sigma) (B,), the weight that a denoiser's log-variance head gives to a noise level; 1 without a head."""
+    """Return e^-u(sigma) (B,), the weight of a noise level by the log-variance head of a denoiser; 1 without a head."""
     return 1.0 if denoiser.uncertainty is None else (-denoiser.log_variance(sigma)).exp()
 
 
 def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
-    """A fake score that starts from the teacher. uncertainty: with its log-variance head; None for as the teacher is."""
+    """Return a fake score that starts as the teacher.
+
+    Args:
+        teacher: the denoiser that is distilled.
+        uncertainty: whether it has the teacher's log-variance head; None for a head if the teacher has one.
+    """
     if uncertainty and teacher.uncertainty is None:
         raise ValueError(
             "uncertainty=True needs a teacher with a log-variance head, as EDM2's have; leave it out for this teacher"
@@ -60,13 +71,30 @@ def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
 
 
 class SiD(Method):
-    """Players: teacher (fixed), fake_score and generator, all from the teacher unless `generator` is given.
+    """Score identity distillation (Zhou et al., 2024).
 
-    alpha: 1 keeps the projected score matching term alone, 1.2 subtracts 0.2 |real - fake|^2 (the paper's two choices).
-    levels: the noise levels from which the generator makes images, one for one step. noise: the levels at which the
-    scores are compared. objective: the fake score's training. uncertainty: weigh both losses by the fake score's
-    log-variance head (EDM2); None for if the teacher has one. loss_scale: the paper's factor of the generator's loss
-    (100); Adam is nearly blind to it.
+    Players: the teacher (fixed), the fake score and the generator. With x0 = G(z), x = x0 + sigma eps, and the predictions
+    real = teacher(x), fake = fake_score(x),
+
+    fake score:  lambda(sigma) |D(x; sigma) - x0|^2,
+    generator:   loss_scale (real - fake) . ((real - x0) - alpha (real - fake)) / w  (Eq. 23),
+
+    where gradients flow through both predictions into x0.
+
+    Args:
+        teacher: a denoiser of all noise levels.
+        generator: what the generator starts from; None for the teacher.
+        alpha: 1 or 1.2, the paper's two choices; see `sid_loss`.
+        levels: the noise levels from which the generator makes images, one for one step.
+        noise: the levels at which the scores are compared.
+        objective: the fake score's training; None for EDM's.
+        uncertainty: whether both losses are weighted by the fake score's log-variance head (EDM2); None for if the
+            teacher has one.
+        loss_scale: factor of the generator's loss, to which Adam is nearly invariant; the paper's is 100.
+
+    Example:
+        >>> run = fs.Run(fs.distill.SiD(teacher), stream, {"fake_score": fs.Adam(1e-5), "generator": fs.Adam(1e-5)}, until=10**6)
+        >>> generator = fs.fit(run, "runs/sid")
     """
 
     product = "generator"

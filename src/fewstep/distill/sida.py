@@ -24,18 +24,33 @@ Average = Literal["micro_batch", "global"]
 
 
 class SiDA(Method):
-    """Players: teacher (fixed), fake_score, which discriminates too, and generator, all from the teacher.
+    """Adversarial score identity distillation (Zhou et al., 2025); SiD2A if `generator` is a student of SiD.
 
-    With d the logits of a noisy image, their mean over its pixels, and all of SiD's terms as there,
+    Players: the teacher (fixed), the fake score, which is the discriminator too, and the generator. With the logits d of a noisy
+    image, their mean over its pixels, n = sigma eps, and the terms of `SiD`,
 
-    fake score: lambda(sigma) |D(x0 + n) - x0|^2 + disc_weight lambda(sigma) (softplus(-d(image + n)) + softplus(d(x0 + n))) / 2,
-    generator: (loss_scale sid_loss + gan_weight C H W softplus(-clamp(d(x), -10, 10)) / w) / 2.
+    fake score:  lambda(sigma) |D(x0 + n) - x0|^2 + disc_weight lambda(sigma) (softplus(-d(image + n)) + softplus(d(x0 + n))) / 2,
+    generator:   (loss_scale sid_loss + gan_weight C H W softplus(-clamp(d(x), -10, 10)) / w) / 2.
 
-    generator: what to start from instead of the teacher; a student of SiD makes it SiD2A. gates: in images: where the
-    generator begins to move, by SiD's loss alone, and where the sum above begins. average: the softplus terms are
-    those of the micro-batch, averaged, for each of its images, as published, so that the step depends on the size of the
-    micro-batch; "global" gives each image its own, and a step does not depend on how its batch is split. clip: bound of each
-    entry of the fake score's gradient (EDM; None for EDM2). disc_weight: 1 (EDM) or 100 (EDM2). The rest is SiD's.
+    Args:
+        teacher: a denoiser of all noise levels.
+        generator: what the generator starts from; None for the teacher.
+        alpha: see `sid_loss`.
+        levels: the noise levels from which the generator makes images, one for one step.
+        noise: the levels at which the scores are compared.
+        objective: the fake score's training; None for EDM's.
+        uncertainty: whether all terms are weighted by the fake score's log-variance head; None for if the teacher has one.
+        loss_scale: factor of SiD's loss.
+        disc_weight: factor of the discriminator's loss: 1 (EDM) or 100 (EDM2).
+        gan_weight: factor of the generator's adversarial loss.
+        gates: training images after which the generator begins to move, by SiD's loss alone, and after which the sum above
+            begins.
+        average: "micro_batch" averages the softplus terms over the micro-batch, as published, so that a step depends on its size;
+            with "global" each image has its own term, and a step does not depend on how its batch is split.
+        clip: bound of each entry of the fake score's gradient (EDM), None for none (EDM2).
+
+    Example:
+        >>> method = fs.distill.SiDA(teacher, generator=fs.load("runs/sid"), gates=(0, 0))  # SiD2A
     """
 
     product = "generator"
@@ -81,11 +96,11 @@ class SiDA(Method):
         )
 
     def averaged(self, terms: Tensor) -> Tensor:
-        """What counts for each image of the micro-batch: their mean, or its own term."""
+        """Return the mean of the micro-batch for each image, or its own term; see `average`."""
         return terms.mean().expand_as(terms) if self.average == "micro_batch" else terms
 
     def fake_score_loss(self, batch: Batch) -> Loss:
-        """Denoising of generated images, and telling them from real ones of the same classes, levels and noise."""
+        """Denoise generated images, and tell them from real ones at the same classes, levels and noise."""
         with torch.no_grad():
             x0 = few_steps(self.generator, batch, self.levels)
         augment = self.objective.augment or (lambda batch: batch)
@@ -94,21 +109,21 @@ class SiDA(Method):
         n = expand(sigma, x0) * torch.randn_like(x0)
         encoded = self.fake_score.encode(made.image + n, sigma, made.label, augment=made.augment)
         error = self.fake_score.decode(encoded) - made.image
-        loss, logs = self.objective.weigh(self.fake_score, sigma, error)
+        loss, metrics = self.objective.weigh(self.fake_score, sigma, error)
         fake_logits = encoder_logits(encoded)
         real_logits = encoder_logits(self.fake_score.encode(real.image + n, sigma, real.label, augment=real.augment))
         weight = self.objective.weight(sigma, self.fake_score.sigma_data) * confidence(self.fake_score, sigma)
         disc = weight * self.averaged(as_real(real_logits) + as_fake(fake_logits)) / 2
-        logs |= {"disc": disc.detach().mean()} | discriminator_stats(real_logits, fake_logits)
-        return loss + self.disc_weight * disc, logs
+        metrics |= {"disc": disc.detach().mean()} | discriminator_stats(real_logits, fake_logits)
+        return loss + self.disc_weight * disc, metrics
 
     def judged(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the fake score makes of noisy images, and its logits, from one pass through the encoder."""
+        """Return the fake score's prediction for noisy images and its logits, from one pass through the encoder."""
         encoded = self.fake_score.encode(x, sigma, label)
         return self.fake_score.decode(encoded), encoder_logits(encoded)
 
     def terms(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """SiD's and the adversarial loss of the generator, each (B,), and figures."""
+        """Return SiD's and the adversarial loss of the generator, each (B,), and metrics."""
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
@@ -121,9 +136,9 @@ class SiDA(Method):
         return sid, gan, {"gap": by_sigma(sigma, relative_gap(x0, real, fake)), "logit": logits.detach().mean()}
 
     def sid_alone(self, batch: Batch) -> Loss:
-        sid, _, logs = self.terms(batch)
-        return sid, logs
+        sid, _, metrics = self.terms(batch)
+        return sid, metrics
 
     def sid_and_gan(self, batch: Batch) -> Loss:
-        sid, gan, logs = self.terms(batch)
-        return (sid + gan) / 2, logs | {"sid": sid.detach().mean(), "gan": gan.detach().mean()}
+        sid, gan, metrics = self.terms(batch)
+        return (sid + gan) / 2, metrics | {"sid": sid.detach().mean(), "gan": gan.detach().mean()}
