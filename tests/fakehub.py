@@ -14,9 +14,14 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub(ThreadingHTTPServer):
-    """root: OWNER/NAME/FILE. faults: what happens to paths that contain a word: a status, "flip" (a bit of the body),
-    "half" (of the body), "more" (is announced), "loop" (of redirections), "away" (from the web). listed: names that every
-    repository claims to have besides its own.
+    """A server of repositories.
+
+    Attributes:
+        root: holds OWNER/NAME/FILE.
+        faults: what happens to paths that contain a word: an HTTP status; "flip", a bit of the body is wrong; "half", the
+            body breaks off; "more", a larger length is declared; "loop", a redirection to itself; "away", one to ftp.
+        listed: names of files that every repository claims to have besides its own.
+        requests: the paths that were asked for.
     """
 
     daemon_threads = True
@@ -33,7 +38,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are no news."""
+        """Clients that hang up are expected; print nothing."""
 
 
 class Handler(BaseHTTPRequestHandler):

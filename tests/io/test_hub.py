@@ -257,7 +257,7 @@ def test_a_damaged_model_is_neither_sent_nor_kept(fake, model, tmp_path, capsys)
     assert not (fake.root / "me" / "other").exists()
 
 
-def test_licenses_and_figures_are_those_of_the_weights(fake, denoiser, model, tmp_path, capsys):
+def test_licenses_and_metrics_are_those_of_the_weights(fake, denoiser, model, tmp_path, capsys):
     bare = str(model_folder.save(denoiser, tmp_path / "bare"))
     assert "does not state the license" in fails(capsys, "push", bare, "me/bare")
     assert main(["push", bare, "me/bare", "--license", "Apache-2.0"]) == 0

@@ -37,10 +37,6 @@ FILES = sorted(p.name for p in GOLDEN.glob("snap-*") if p.suffix != ".npz")
 READABLE = [name for name in FILES if name not in WITHOUT_ARCHITECTURE]
 
 
-def opened(name: str, **options: Any):
-    return convert(GOLDEN / name, kind=BARE.get(name), **options)[0]
-
-
 @cache
 def content(name: str) -> object:
     """The content of a file, read once for all tests, which do not change it."""
@@ -58,7 +54,7 @@ def arrays(name: str) -> dict[str, Tensor]:
 
 def outputs(name: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """What our networks answer, by the names of the reference's answers."""
-    first = opened(name)
+    first = to_denoiser(loaded(name), kind=BARE.get(name))
     x, sigma, label = given["x"], given["sigma"], given["labels"].long() if first.num_classes else None
     level = given.get("level", torch.zeros(()))
     found: dict[str, Tensor] = {}

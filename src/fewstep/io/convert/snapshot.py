@@ -100,12 +100,11 @@ def parse_snapshot(content: object, *, network: str | None = None, where: str = 
     if record.class_name == "GenerativeDenoiser" and isinstance(unet, Record):
         attributes = unet.state | attributes
         unet = submodule(unet, "enc")
-    if record.class_name not in PRECONDITIONERS or not isinstance(unet, Record):
-        origin = (
-            "" if record.class_name in PRECONDITIONERS or record.module == PERSISTENCE else f"{record.module[:80]}."
-        )
+    known = record.class_name in PRECONDITIONERS
+    if not known or not isinstance(unet, Record):
+        module = "" if known or record.module == PERSISTENCE else f"{record.module[:80]}."
         raise ValueError(
-            f"{where} holds a {origin}{record.class_name[:80]}; the preconditionings {', '.join(PRECONDITIONERS)} are known, "
+            f"{where} holds a {module}{record.class_name[:80]}; the preconditionings {', '.join(PRECONDITIONERS)} are known, "
             "each around one network"
         )
     if unet.class_name not in UNETS:
@@ -113,12 +112,12 @@ def parse_snapshot(content: object, *, network: str | None = None, where: str = 
     options = unet.state.get("_init_kwargs")
     if not isinstance(options, dict) or not isinstance(args := unet.state.get("_init_args", ()), tuple) or args:
         raise ValueError(f"{where}: {unet.class_name} does not name the arguments of its constructor")
-    space, notes = read_codec(outer.get("encoder"), where), []
+    codec, notes = read_codec(outer.get("encoder"), where), []
     sides = [options.get(name) for name in ("img_channels", "img_resolution", "img_resolution")]
     shape = tuple(n if type(n) is int else 0 for n in sides)
     if outer.get("encoder") is None and is_on_edm2(record.class_name) and shape in LATENTS:
-        space = StabilityVAE()
-        notes.append(f"no encoder in the file: {shape[0]} channels at 64x64 are latents of {space.vae}")
+        codec = StabilityVAE()
+        notes.append(f"no encoder in the file: {shape[0]} channels at 64x64 are latents of {codec.vae}")
     if entry not in ("ema", "G_ema") and isinstance(content, dict):
         notes.append(f"the network {entry}, which is not averaged over training")
     state = state_dict(record)  # raises ValueError unless the modules are a tree
@@ -126,16 +125,16 @@ def parse_snapshot(content: object, *, network: str | None = None, where: str = 
     if hooked:
         notes.append("weights are normalised twice at each use, as the hooks in the file do")
     return Snapshot(
-        record.class_name,
-        {k: v for k, v in attributes.items() if isinstance(k, str) and not k.startswith("_")},
-        unet.class_name,
-        options,
-        state,
-        space,
-        entry,
-        find_kind(outer, entry, record.class_name),
-        1 + hooked,
-        tuple(notes),
+        class_name=record.class_name,
+        attributes={k: v for k, v in attributes.items() if isinstance(k, str) and not k.startswith("_")},
+        network=unet.class_name,
+        options=options,
+        state=state,
+        codec=codec,
+        entry=entry,
+        kind=find_kind(outer, entry, record.class_name),
+        normalizations=1 + hooked,
+        notes=tuple(notes),
     )
 
 

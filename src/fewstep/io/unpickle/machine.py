@@ -59,14 +59,24 @@ class Vocabulary(Protocol):
         ...
 
 
+class OtherKey:
+    """A dict key or set item that is neither a text nor a moderate integer; it is equal to nothing else."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"<{type(self.value).__name__}>"
+
+
 def hashable(key: object) -> object:
-    """Texts and moderate integers as they are; any other key as a record of its own, equal to nothing else.
+    """Texts and moderate integers as they are; any other key as an `OtherKey`.
 
     The hash of a nested tuple can take exponential time, and tuples can be made to collide.
     """
-    if type(key) is str or (type(key) is int and abs(key) < 2**32):
-        return key
-    return Record("", "key", arguments=(key,))
+    return key if type(key) is str or (type(key) is int and abs(key) < 2**32) else OtherKey(key)
 
 
 def expect(kind: type[T], value: object) -> T:
