@@ -25,8 +25,8 @@ from fewstep.core.noise import karras_sigmas
 from fewstep.data import images as open_images
 from fewstep.io.model_folder import card, find_model_folder, load
 from fewstep.metrics.evaluate import evaluate
+from fewstep.report import Series, line_chart
 from fewstep.report.numerals import human
-from fewstep.report.plot import Series, line_chart
 from fewstep.runtime.distributed import device
 from fewstep.runtime.files import sha256
 from fewstep.runtime.progress import track

@@ -28,7 +28,7 @@ from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
 from fewstep.nets.sizes import EDM_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.report.plot import Series, line_chart
+from fewstep.report import Series, line_chart
 from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import fast_dtype
 

@@ -19,8 +19,8 @@ from PIL import Image
 from fewstep.data.grid import save_image
 from fewstep.metrics.protocol import MetricResult, write_results
 from fewstep.report import Reference, Series, grid, line_chart, save_png, write_report
+from fewstep.report.axes import BUCKETS, smooth, thin
 from fewstep.report.numerals import duration, human, linear_ticks, log_ticks, tick_labels
-from fewstep.report.plot import BUCKETS, smooth, thin
 from fewstep.report.records import find_cards, read_log
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -48,7 +48,7 @@ def pack(
     """
     from fewstep.data.prepare import pack as run_pack
     from fewstep.data.prepare import ranks
-    from fewstep.report.markup import plural
+    from fewstep.report.wording import plural
     from fewstep.runtime.files import listed
 
     with group():
@@ -138,7 +138,7 @@ def check(data: Positional[Path]) -> None:
     """
     from fewstep.data.prepare import check as find_problems
     from fewstep.data.prepare import ranks
-    from fewstep.report.markup import plural
+    from fewstep.report.wording import plural
 
     with group():
         problems = find_problems(data, report=print if ranks()[0] == 0 else None)

@@ -1,24 +1,21 @@
-"""Charts as SVG text: lines and points on linear or logarithmic axes, in colours that the colour-blind tell apart.
+"""Charts as SVG text: lines and points on linear or logarithmic axes, in colours that colour-blind readers can tell apart.
 
-A chart is self-contained: it carries its own style, follows the reader's light or dark scheme, and says in its caption
-what it could not draw.
+A chart is self-contained: it brings its own style, follows the reader's light or dark scheme, and its caption says what
+could not be drawn. matplotlib would do neither, and costs ten packages and a second to import.
 """
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from fewstep.report.markup import escape
-from fewstep.report.numerals import human, linear_ticks, log_ticks, tick_labels
-
-Style = Literal["line", "points", "line+points", "smoothed"]
-Points = NDArray[np.float64]
+from fewstep.report.axes import LARGEST, Axis, Curve, Points, Series, drawable, limits, smooth, thin
+from fewstep.report.numerals import human
+from fewstep.runtime.foreign import visible
 
 # Hues of Okabe and Ito (2008), darkened on white and lightened on black to a contrast of 3 or more; grey last.
 LIGHT = ("#0068a8", "#c44e00", "#008060", "#a8428a", "#9a6a00", "#2f87c0", "#5f6670")
@@ -31,14 +28,12 @@ MARKERS = (
     "M0-4.6l4.6 8h-9.2z",
     "M0 4.6l4.6-8h-9.2z",
 )
-LARGEST = 1e100
-"""Beyond this, or below its inverse on a logarithmic axis, a value cannot be drawn and is treated like infinity."""
-
-BUCKETS = 240
-FONT, SMALL = 12, 11
+FONT, TITLE, SMALL = 12, 14, 11
+"""Sizes of text in pixels."""
 
 
 def css(colours: Sequence[str], **names: str) -> str:
+    """Colours as variables of the style sheet."""
     variables = {f"s{i}": colour for i, colour in enumerate(colours)} | names
     return ".fewstep-chart{" + ";".join(f"--{name}:{value}" for name, value in variables.items()) + "}"
 
@@ -50,7 +45,7 @@ STYLE = (
     + "}"
     + f""".fewstep-chart text{{fill:var(--soft);
 font:{FONT}px Inter,system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}}
-.fewstep-chart .title{{font-size:14px;font-weight:600;fill:var(--ink)}}.fewstep-chart .small{{font-size:{SMALL}px}}
+.fewstep-chart .title{{font-size:{TITLE}px;font-weight:600;fill:var(--ink)}}.fewstep-chart .small{{font-size:{SMALL}px}}
 .fewstep-chart .name,.fewstep-chart .value{{fill:var(--ink)}}
 .fewstep-chart .value{{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}}
 .fewstep-chart .rule{{stroke:var(--rule)}}.fewstep-chart .axis{{stroke:var(--soft)}}
@@ -62,23 +57,6 @@ stroke:var(--c);stroke-width:2.4;stroke-linecap:round;stroke-opacity:.32}}
 )
 
 
-@dataclass(frozen=True)
-class Series:
-    """One curve: `x` and `y` (N,), in the order in which a line joins them.
-
-    style: "smoothed" draws the points lightly and their moving average as a line. labels: text beside the points, (N,);
-    one for which there is no room is left out. slot: of the palette, the position in the chart by default; a name keeps
-    its colour over several charts if it keeps its slot.
-    """
-
-    name: str
-    x: ArrayLike
-    y: ArrayLike
-    style: Style = "line"
-    labels: Sequence[str] = ()
-    slot: int | None = None
-
-
 class Reference(NamedTuple):
     """A horizontal line to compare with."""
 
@@ -86,126 +64,80 @@ class Reference(NamedTuple):
     y: float
 
 
-class Curve(NamedTuple):
-    """What of a Series can be drawn, and how many of its points cannot."""
+class Frame(NamedTuple):
+    """The place of the curves in the drawing, in pixels from its top left."""
 
-    x: Points
-    y: Points
-    labels: list[str]
-    infinite: int
-    negative: int
+    across: Axis
+    up: Axis
+    width: int
 
 
-class Axis(NamedTuple):
-    """A map of [low, high] onto pixels [start, stop]."""
-
-    low: float
-    high: float
-    log: bool
-    start: float
-    stop: float
-
-    def __call__(self, values: ArrayLike) -> Points:
-        scale = np.log10 if self.log else np.asarray
-        low, high = scale(self.low), scale(self.high)
-        return self.start + (scale(np.asarray(values, float)) - low) / (high - low) * (self.stop - self.start)
-
-    def ticks(self) -> list[float]:
-        n = max(2, round(abs(self.stop - self.start) / (32 if self.stop < self.start else 75)))
-        return log_ticks(self.low, self.high, n) if self.log else linear_ticks(self.low, self.high, n)
+def element(tag: str, content: str = "", **attributes: object) -> str:
+    """An SVG element. Attributes are escaped, `content` is SVG; x_y stands for x-y, class_ for class, numbers are rounded."""
+    given = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{f"{value:.1f}" if isinstance(value, float) else escape(value)}"'
+        for name, value in attributes.items()
+    )
+    return f"<{tag}{given}>{content}</{tag}>" if content else f"<{tag}{given}/>"
 
 
-def drawable(series: Series, log_x: bool, log_y: bool) -> Curve:
-    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
-    if x.ndim != 1 or x.shape != y.shape or len(series.labels) not in (0, len(x)):
-        raise ValueError(
-            f"series {series.name!r} needs x and y of one length, and as many labels or none; "
-            f"got shapes {x.shape}, {y.shape} and {len(series.labels)} labels"
-        )
-    finite = (abs(x) < LARGEST) & (abs(y) < LARGEST)  # false for NaN
-    kept = finite & ((x > 1 / LARGEST) | (not log_x)) & ((y > 1 / LARGEST) | (not log_y))
-    labels = [label for label, keep in zip(series.labels, kept, strict=False) if keep]
-    return Curve(x[kept], y[kept], labels, int((~finite).sum()), int((finite & ~kept).sum()))
+def escape(value: object) -> str:
+    """Text for XML, quotes included; control characters are shown as escapes."""
+    return html.escape(visible(value, keep="\t\n\r"))
 
 
-def limits(values: Points, log: bool, margin: float) -> tuple[float, float]:
-    """The ends of an axis: the range of the values and a margin; from 0 where that costs little of it."""
-    low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 10.0)
-    if log:
-        if math.log10(high / low) < 1e-6:
-            return low / 2, high * 2
-        room = (high / low) ** margin
-        return low / room, high * room
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # also where both are 0
-        room = abs(high) / 2 or 1.0
-        return low - room, high + room
-    room = margin * (high - low)
-    return 0.0 if 0 <= low < 0.35 * high else low - room, high + room
+def text(content: str, x: float, y: float, **attributes: object) -> str:
+    return element("text", escape(content), **attributes, x=float(x), y=float(y))
 
 
-def thin(x: Points, y: Points, buckets: int = BUCKETS) -> tuple[Points, Points]:
-    """At most 2 `buckets` + 2 points: of each run of neighbours the least and the greatest y, and both ends."""
-    if len(x) <= 2 * buckets:
-        return x, y
-    kept = {0, len(x) - 1}
-    for part in np.array_split(np.arange(len(x)), buckets):
-        kept |= {int(part[y[part].argmin()]), int(part[y[part].argmax()])}
-    index = sorted(kept)
-    return x[index], y[index]
+def line(class_: str, x: float, y: float, move: str) -> str:
+    """A straight line from a point: `move` is "H30.0" or "v4"."""
+    return element("path", class_=class_, d=f"M{x:.1f} {y:.1f}{move}")
 
 
-def smooth(y: Points) -> Points:
-    """The moving average over a twentieth of the points, centred, with shorter windows at the ends."""
-    half = max(1, len(y) // 40)
-    total = np.concatenate([[0.0], y.cumsum()])
-    index = np.arange(len(y))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(y))
-    return (total[last] - total[first]) / (last - first)
+def text_width(content: str, size: float = FONT) -> float:
+    return 0.58 * size * len(content)
 
 
-def text_width(text: str, size: float = FONT) -> float:
-    return 0.58 * size * len(text)
-
-
-def clip_text(text: str, room: float, size: float = FONT) -> str:
+def clip_text(content: str, room: float, size: float = FONT) -> str:
     n = max(1, int(room / (0.58 * size)))
-    return text if len(text) <= n else text[: n - 1] + "\u2026"
+    return content if len(content) <= n else content[: n - 1] + "\u2026"
 
 
-def path(x: Points, y: Points) -> str:
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
-
-
-def look(slot: int) -> str:
+def look(slot: int) -> dict[str, str]:
     """The attributes that give a mark the colour of a series, and a line its dashes once the colours are used up."""
     dashes = DASHES[slot // len(LIGHT) % len(DASHES)]
-    return f'style="--c:var(--s{slot % len(LIGHT)})" stroke-dasharray="{dashes}"'
+    return {"style": f"--c:var(--s{slot % len(LIGHT)})", "stroke_dasharray": dashes}
 
 
-def draw(index: int, series: Series, curve: Curve, across: Axis, up: Axis) -> Iterable[str]:
+def marker(slot: int, x: float, y: float, content: str = "") -> str:
+    shape = MARKERS[slot % len(MARKERS)]
+    return element("path", content, class_="marker", **look(slot), transform=f"translate({x:.1f} {y:.1f})", d=shape)
+
+
+def draw_curve(slot: int, series: Series, curve: Curve, frame: Frame) -> Iterator[str]:
     """The marks of one curve, those in front last."""
     if not curve.x.size:
         return
-    slot = index if series.slot is None else series.slot
-    colour = look(slot)
     x, y = thin(curve.x, curve.y)
     if series.style == "smoothed" and len(curve.y) >= 20:
-        dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(across(x), up(y), strict=True))
-        yield f'<path class="cloud" {colour} d="{dots}"/>'
+        yield element("path", class_="cloud", **look(slot), d="".join(f"M{a}h0" for a in positions(x, y, frame)))
         x, y = thin(curve.x, smooth(curve.y))
     if series.style != "points":
-        yield f'<path class="line" {colour} d="{path(across(x), up(y))}"/>'
+        yield element("path", class_="line", **look(slot), d="M" + "L".join(positions(x, y, frame)))
     if series.style in ("points", "line+points") or len(x) == 1:
-        marker = MARKERS[slot % len(MARKERS)]
-        for a, b, u, v in zip(across(x), up(y), x, y, strict=True):
-            yield (
-                f'<path class="marker" {colour} transform="translate({a:.1f} {b:.1f})" d="{marker}">'
-                f"<title>{escape(series.name)}: {human(u)}, {human(v)}</title></path>"
-            )
+        for a, b, u, v in zip(frame.across(x), frame.up(y), x, y, strict=True):
+            yield marker(slot, a, b, element("title", escape(f"{series.name}: {human(u)}, {human(v)}")))
 
 
-def place_labels(curves: Sequence[Curve], across: Axis, up: Axis, taken: list[tuple[float, ...]]) -> Iterable[str]:
+def positions(x: Points, y: Points, frame: Frame) -> list[str]:
+    """Points in pixels, as they stand in the data of a path."""
+    return [f"{a:.1f} {b:.1f}" for a, b in zip(frame.across(x), frame.up(y), strict=True)]
+
+
+def draw_labels(curves: Sequence[Curve], frame: Frame, taken: list[tuple[float, ...]]) -> Iterator[str]:
     """Labels beside their points, at the first of four sides that is free; `taken` holds boxes (x0, y0, x1, y1)."""
+    across, up = frame.across, frame.up
     centres = [(float(a), float(b)) for c in curves if c.labels for a, b in zip(across(c.x), up(c.y), strict=True)]
     taken = taken + [(a - 4, b - 4, a + 4, b + 4) for a, b in centres]
     labels = [label for c in curves for label in c.labels]
@@ -216,39 +148,73 @@ def place_labels(curves: Sequence[Curve], across: Axis, up: Axis, taken: list[tu
             inside = across.start <= left and box[2] <= across.stop + 8 and up.stop - 4 <= top and box[3] <= up.start
             if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
                 taken.append(box)
-                middle, base = left + w / 2, top + h - 2
-                at = f'x="{middle:.1f}" y="{base:.1f}" text-anchor="middle"'
-                yield f'<text class="value small" {at}>{escape(label)}</text>'
+                yield text(label, left + w / 2, top + h - 2, class_="value small", text_anchor="middle")
                 break
 
 
-def legend(series: Sequence[Series], top: float, width: float) -> tuple[list[str], float]:
+def draw_legend(series: Sequence[Series], slots: Sequence[int], top: float, width: float) -> tuple[list[str], float]:
     """Rows of swatches and names from `top` down, and where they end."""
     parts, x, y = [], 0.0, top
-    for i, s in enumerate(series):
-        slot = i if s.slot is None else s.slot
+    for s, slot in zip(series, slots, strict=True):
         name = clip_text(s.name, width - 30)
         size = 26 + text_width(name) + 14
         if x and x + size > width:
             x, y = 0.0, y + 18
-        swatch = f'<path class="line" {look(slot)} d="M1 0H19"/>'
-        if s.style in ("points", "line+points"):
-            marker = (
-                f'<path class="marker" {look(slot)} transform="translate(10 0)" d="{MARKERS[slot % len(MARKERS)]}"/>'
-            )
-            swatch = (swatch if s.style == "line+points" else "") + marker
-        parts.append(
-            f'<g transform="translate({x:.1f} {y + 8:.1f})">{swatch}'
-            f'<text class="name" x="26" y="4">{escape(name)}</text></g>'
-        )
+        swatch = element("path", class_="line", **look(slot), d="M1 0H19") if s.style != "points" else ""
+        swatch += marker(slot, 10, 0) if s.style in ("points", "line+points") else ""
+        named = element("text", escape(name), class_="name", x=26, y=4)
+        parts.append(element("g", swatch + named, transform=f"translate({x:.1f} {y + 8:.1f})"))
         x += size
     return parts, y + 22
+
+
+def draw_axes(frame: Frame, x_label: str) -> Iterator[str]:
+    """Rules and labels of both axes; no two labels of the x axis touch."""
+    across, up = frame.across, frame.up
+    for value, label in up.ticks():
+        y = float(up(value))
+        yield line("rule", across.start, y, f"H{across.stop:.1f}")
+        yield text(label, across.start - 7, y + 4, class_="small", text_anchor="end")
+    yield line("axis", across.start, up.start, f"H{across.stop:.1f}")
+    free = -math.inf  # the right end of the last label
+    for value, label in across.ticks():
+        x, half = float(across(value)), text_width(label, SMALL) / 2
+        yield line("axis", x, up.start, "v4")
+        if x - half > free:
+            anchor = "end" if x + half > frame.width else "middle"
+            yield text(label, x, up.start + 17, class_="small", text_anchor=anchor)
+            free = x + half + 6
+    if x_label:
+        middle = (across.start + across.stop) / 2
+        yield text(x_label, middle, up.start + 34, class_="small", text_anchor="middle")
+
+
+def draw_references(lines: Sequence[Reference], frame: Frame) -> tuple[list[str], list[tuple[float, ...]]]:
+    """Horizontal lines with their labels, and the boxes that the labels take up."""
+    parts, taken = [], []
+    left, right = frame.across.start, frame.across.stop
+    for label, value in lines:
+        y, shown = float(frame.up(value)), clip_text(label, right - left, SMALL)
+        taken.append((right - text_width(shown, SMALL), y - 15, right, y))
+        parts.append(line("reference", left, y, f"H{right:.1f}"))
+        parts.append(text(shown, right, y - 5, class_="small", text_anchor="end"))
+    return parts, taken
 
 
 def omissions(curves: Sequence[Curve]) -> str:
     infinite, negative = sum(c.infinite for c in curves), sum(c.negative for c in curves)
     reasons = [f"{infinite} not finite"] * bool(infinite) + [f"{negative} not positive (log axis)"] * bool(negative)
     return f"Not drawn: {', '.join(reasons)}." if reasons else ""
+
+
+def description(series: Sequence[Series], curves: Sequence[Curve], axes: str, caption: str) -> str:
+    """The chart in words, for readers who do not see it."""
+    ranges = [
+        f"{s.name}: {len(c.y)} points, y from {human(c.y.min())} to {human(c.y.max())}"
+        for s, c in zip(series, curves, strict=True)
+        if c.y.size
+    ]
+    return ". ".join([axes, *ranges, caption]).strip(". ") + "."
 
 
 def line_chart(
@@ -263,74 +229,65 @@ def line_chart(
     width: int = 480,
     height: int = 300,
 ) -> str:
-    """An SVG of the series, as text, with a legend where there are several.
+    """A chart of the series, with a legend where there are several.
 
-    Points that are not finite, or not positive on a logarithmic axis, are left out and counted in a line below; of
-    thousands, the extremes of `BUCKETS` neighbourhoods are drawn. reference_lines: horizontal; the axis grows to hold
-    them. width, height: in CSS pixels; the drawing scales.
+    Points that are not finite, or not positive on a logarithmic axis, are left out and counted in a caption. Of thousands
+    of points, the extremes of `axes.BUCKETS` groups of neighbours are drawn.
+
+    Args:
+        series: the curves.
+        title, x_label, y_label: text above the chart, below it and above its y axis.
+        log_x, log_y: logarithmic axes.
+        reference_lines: horizontal lines; the y axis grows to hold them.
+        width, height: in CSS pixels; the drawing scales.
+
+    Returns:
+        SVG as text.
+
+    Raises:
+        ValueError: a series has x, y or labels of different lengths.
+
+    Example:
+        >>> svg = line_chart([Series("loss", [1, 2, 3], [0.5, 0.2, 0.1])], title="Loss")
     """
     curves = [drawable(s, log_x, log_y) for s in series]
+    slots = [i if s.slot is None else s.slot for i, s in enumerate(series)]
     lines = [r for r in reference_lines if abs(r.y) < LARGEST and (not log_y or r.y > 1 / LARGEST)]
     caption = omissions(curves)
-    empty = not any(c.x.size for c in curves)
 
-    top = 26.0
-    names, top = legend(series, top, width) if len(series) > 1 else ([], top)
+    legend, top = draw_legend(series, slots, 26.0, width) if len(series) > 1 else ([], 26.0)
     head = top + 10 if y_label else top - 8
+    bottom = height - 24 - 18 * bool(x_label) - 16 * bool(caption)
     xs = np.concatenate([np.empty(0), *(c.x for c in curves)])
     ys = np.concatenate([np.array([float(r.y) for r in lines]), *(c.y for c in curves)])
-    bottom = height - 24 - 18 * bool(x_label) - 16 * bool(caption)
     up = Axis(*limits(ys, log_y, 0.06), log_y, bottom, head + 10)
-    rows = list(zip(up.ticks(), tick_labels(up.ticks()), strict=True))
-    left = 10 + max((text_width(label, SMALL) for _, label in rows), default=0)
-    pointed = any(s.style in ("points", "line+points") for s in series)
-    across = Axis(*limits(xs, log_x, 0.06 if pointed else 0.01), log_x, left, width - 12)
+    left = 10 + max((text_width(label, SMALL) for _, label in up.ticks()), default=0)
+    margin = 0.06 if any(s.style in ("points", "line+points") for s in series) else 0.01
+    frame = Frame(Axis(*limits(xs, log_x, margin), log_x, left, width - 12), up, width)
+    references, taken = draw_references(lines, frame)
 
-    parts = [f'<text class="title" x="0" y="15">{escape(clip_text(title, width, 14))}</text>', *names]
+    parts = [element("text", escape(clip_text(title, width, TITLE)), class_="title", x=0, y=15), *legend]
     if y_label:
-        parts.append(f'<text class="small" x="0" y="{head - 2:.1f}">{escape(y_label)}</text>')
-    for value, label in rows:
-        y = float(up(value))
-        parts.append(f'<path class="rule" d="M{left:.1f} {y:.1f}H{across.stop:.1f}"/>')
-        parts.append(f'<text class="small" x="{left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    parts.append(f'<path class="axis" d="M{left:.1f} {bottom:.1f}H{across.stop:.1f}"/>')
-    free = -math.inf  # the right end of the last label on the x axis: no two may touch
-    for value, label in zip(across.ticks(), tick_labels(across.ticks()), strict=True):
-        x, half = float(across(value)), text_width(label, SMALL) / 2
-        parts.append(f'<path class="axis" d="M{x:.1f} {bottom:.1f}v4"/>')
-        if x - half > free:
-            anchor = "end" if x + half > width else "middle"
-            parts.append(f'<text class="small" x="{x:.1f}" y="{bottom + 17:.1f}" text-anchor="{anchor}">{label}</text>')
-            free = x + half + 6
-    if x_label:
-        middle, y = (left + across.stop) / 2, bottom + 34
-        parts.append(f'<text class="small" x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">{escape(x_label)}</text>')
-    taken = []
-    for label, value in lines:
-        y, label = float(up(value)), clip_text(label, across.stop - left, SMALL)
-        taken.append((across.stop - text_width(label, SMALL), y - 15, across.stop, y))
-        parts.append(f'<path class="reference" d="M{left:.1f} {y:.1f}H{across.stop:.1f}"/>')
-        parts.append(
-            f'<text class="small" x="{across.stop:.1f}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
-    for i, (s, curve) in reversed(list(enumerate(zip(series, curves, strict=True)))):
-        parts.extend(draw(i, s, curve, across, up))
-    parts.extend(place_labels(curves, across, up, taken))
-    if empty:
-        x, y = (left + across.stop) / 2, (head + bottom) / 2
-        parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">no data</text>')
+        parts.append(text(y_label, 0, head - 2, class_="small"))
+    parts += [*draw_axes(frame, x_label), *references]
+    for slot, s, curve in reversed(list(zip(slots, series, curves, strict=True))):
+        parts += draw_curve(slot, s, curve, frame)
+    parts += draw_labels(curves, frame, taken)
+    if not any(c.x.size for c in curves):
+        parts.append(text("no data", (left + frame.across.stop) / 2, (head + bottom) / 2, text_anchor="middle"))
     if caption:
-        parts.append(f'<text class="small" x="0" y="{height - 4}">{escape(caption)}</text>')
+        parts.append(text(caption, 0, height - 4, class_="small"))
 
-    told = [
-        f"{s.name}: {len(c.y)} points, y from {human(c.y.min())} to {human(c.y.max())}"
-        for s, c in zip(series, curves, strict=True)
-        if c.y.size
-    ]
-    axes = f"{y_label or 'y'} over {x_label or 'x'}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="fewstep-chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        f"<desc>{escape('. '.join([axes, *told, caption]).strip('. '))}.</desc><style>{STYLE}</style>"
-        f"{''.join(parts)}</svg>"
+    described = description(series, curves, f"{y_label or 'y'} over {x_label or 'x'}", caption)
+    return element(
+        "svg",
+        element("title", escape(title))
+        + element("desc", escape(described))
+        + f"<style>{STYLE}</style>"
+        + "".join(parts),
+        xmlns="http://www.w3.org/2000/svg",
+        class_="fewstep-chart",
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=title,
     )
