@@ -69,7 +69,7 @@ def compare(
     plans = {name: planned(name, teacher, data, until, share, seed, folders) for name in recipes}
     outputs.folder(out)
     for name in ("results.json", "report.html"):
-        outputs.file(out / name, apart=[data])
+        outputs.file(out / name, apart=[data], overwrite=True)
     for folder in folders.values():
         outputs.folder(folder, apart=[teacher, data])
     for name, folder in folders.items():

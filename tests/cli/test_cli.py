@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
-from fewstep.cli.commands import COMMANDS
+from fewstep.cli.table import COMMANDS
 from fewstep.core.denoiser import Denoiser
 from fewstep.data import images
 from fewstep.io import model_folder
@@ -256,8 +256,8 @@ def test_settings_that_make_no_run_leave_no_folder(model, tmp_path, capsys):
 
 
 def test_the_images_that_a_run_has_seen_are_told(tmp_path, capsys):
-    assert main(["train", "digits:teacher", "--until", "130", "--out", str(tmp_path / "run")]) == 0
-    assert "trained to 256 images" in capsys.readouterr().out  # whole batches of 128
+    assert main(["train", "digits:teacher", "--until", "10", "--batch-size", "8", "--out", str(tmp_path / "run")]) == 0
+    assert "trained to 16 images" in capsys.readouterr().out  # whole batches of 8
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(model, tmp_path, capsys, monkeypatch):
@@ -314,7 +314,7 @@ def test_options_of_sampling_that_are_no_numbers(model, tmp_path, capsys):
 
 def sampled(model: str, tmp_path, *options: str) -> np.ndarray:
     path = tmp_path / "images.npz"
-    assert main(["sample", model, "--seeds", "0-1", "--npz", str(path), "--class", "1", *options]) == 0
+    assert main(["sample", model, "--seeds", "0-1", "--npz", str(path), "--overwrite", "--class", "1", *options]) == 0
     with np.load(path) as file:
         assert file["arr_0"].shape == (2, 8, 8, 1)
         return file["arr_0"]
@@ -379,7 +379,7 @@ def test_images_of_any_number_of_channels_are_written_and_read(tmp_path, channel
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size[0] == 5 * (9 * 2 * (1 if channels == 3 else channels) - 1)
     for source in (str(out), str(tmp_path / "x.npz")):
-        assert main(["data", "pack", source, str(tmp_path / "p.zip")]) == 0
+        assert main(["data", "pack", source, str(tmp_path / "p.zip"), "--overwrite"]) == 0
         packed, data = images(tmp_path / "p.zip"), images(source)
         assert data.shape == (channels, 8, 8) and np.array_equal(packed.decoded(), data.decoded())
         assert main(["data", "check", source]) == 0 and main(["data", "stats", source]) == 0
@@ -443,7 +443,9 @@ def test_convert_sample_export(tmp_path, capsys):
     )
     assert os.listdir(photos) == ["holiday.jpg"]
     assert "it is a file" in fails(capsys, "convert", str(source), str(photos / "holiday.jpg"), "--kind", "teacher")
-    assert main(["convert", str(source), str(out), "--kind", "teacher"]) == 0  # a model is replaced
+    again = ["convert", str(source), str(out), "--kind", "teacher"]
+    assert "or add --overwrite to replace them" in fails(capsys, *again)
+    assert main([*again, "--overwrite"]) == 0
     score = tmp_path / "score"
     capsys.readouterr()
     assert main(["convert", str(source.with_name("ncvsd-score.pkl")), str(score)]) == 0

@@ -109,7 +109,7 @@ def test_repeats_are_labelled(model, denoiser, capsys):
 
 def test_how_many_images(model, capsys):
     """By --num, --seeds, the metric's name, or the reference."""
-    command = ["eval", model, "--reference", "digits", "--steps", "1", "--json", "out.json", "--metrics"]
+    command = ["eval", model, "--reference", "digits", "--steps", "1", "--overwrite", "--json", "out.json", "--metrics"]
     assert main([*command, "fd_pixels", "--seeds", "3-20", "--num", "10"]) == 0
     assert results()["fd_pixels@10"]["protocol"]["seeds"] == "3-12"
     assert main([*command, "fd_pixels@20,fd_pixels@10"]) == 0
@@ -193,9 +193,15 @@ def test_every_kind_of_images_is_a_source(capsys):
     assert results("same.json")["fd_pixels@1797"]["value"] == pytest.approx(0, abs=1e-3)
     figures = []
     for source in ("last.npz", "first.npz", "plain.npy", "images", "images.tar"):
-        assert main(["eval", source, "--reference", "digits", "--metrics", "fd_pixels", "--json", "x.json"]) == 0
+        assert (
+            main(["eval", source, "--reference", "digits", "--metrics", "fd_pixels", "--json", "x.json", "--overwrite"])
+            == 0
+        )
         figures.append(results("x.json")["fd_pixels@40"]["value"])
-        assert main(["eval", "digits", "--reference", source, "--metrics", "fd_pixels", "--json", "x.json"]) == 0
+        assert (
+            main(["eval", "digits", "--reference", source, "--metrics", "fd_pixels", "--json", "y.json", "--overwrite"])
+            == 0
+        )
         assert main(["eval", "pairs", source, "plain.npy", "--metrics", "psnr"]) == 0
     assert figures == 5 * figures[:1] and figures[0] > 0.01
     assert main(["eval", "reference", "images.tar", "ref.npz", "--metrics", "fd_pixels"]) == 0
@@ -213,7 +219,7 @@ def test_the_precision_of_features(capsys, monkeypatch):
     monkeypatch.setitem(NETWORKS, "inception", small)
     monkeypatch.setattr("fewstep.runtime.precision.fast_dtype", lambda: torch.float16)
     np.savez("images.npz", arr_0=digits().decoded()[:40].transpose(0, 2, 3, 1))
-    command = ["eval", "images.npz", "--metrics", "fid", "--json", "out.json", "--reference"]
+    command = ["eval", "images.npz", "--metrics", "fid", "--overwrite", "--json", "out.json", "--reference"]
     for word, dtype in (("float32", None), ("bfloat16", "bfloat16"), ("auto", "float16")):
         option = ["--feature-dtype", word]
         assert main(["eval", "reference", "digits", f"{word}.npz", "--metrics", "fid", *option]) == 0

@@ -181,7 +181,7 @@ def test_commands_name_the_vae_and_miss_it_before_they_work(diffusers, tmp_path,
     assert main(["sample", model, "--vae", vae, "--seeds", "0-1", "--steps", "1", "--grid", grid]) == 0
     pixels = str(model_folder.save(Denoiser(tiny_net()), tmp_path / "p"))
     capsys.readouterr()
-    assert main(["sample", pixels, "--vae", vae, "--grid", grid]) == 2
+    assert main(["sample", pixels, "--vae", vae, "--grid", grid, "--overwrite"]) == 2
     assert "this model makes pixels" in capsys.readouterr().err
 
 
@@ -237,10 +237,10 @@ def test_codec_of_an_upstream_file():
     published = StabilityVAE()
     scale = np.float32(0.5) / np.array(published.raw_std, np.float32)
     state = {"vae_name": published.vae, "scale": scale, "bias": -np.array(published.raw_mean, np.float32) * scale}
-    assert upstream.codec(Record("encoders", "StabilityVAEEncoder", state), "file") == published
-    assert upstream.codec(Record("encoders", "StandardRGBEncoder", {}), "file") == Pixels()
-    assert upstream.codec(None, "file") == Pixels()
+    assert upstream.read_codec(Record("encoders", "StabilityVAEEncoder", state), "file") == published
+    assert upstream.read_codec(Record("encoders", "StandardRGBEncoder", {}), "file") == Pixels()
+    assert upstream.read_codec(None, "file") == Pixels()
     with pytest.raises(ValueError, match="known are StandardRGBEncoder"):
-        upstream.codec(Record("encoders", "Other", {}), "file")
+        upstream.read_codec(Record("encoders", "Other", {}), "file")
     with pytest.raises(ValueError, match="not intact"):
-        upstream.codec(Record("encoders", "StabilityVAEEncoder", {"scale": "a"}), "file")
+        upstream.read_codec(Record("encoders", "StabilityVAEEncoder", {"scale": "a"}), "file")

@@ -37,19 +37,19 @@ from tests.faults import with_fault
 
 GOLDEN = ROOT / "golden"
 COMMANDS = {
-    "convert": "convert {v}.pkl out --kind teacher",
+    "convert": "convert {v}.pkl out --kind teacher --overwrite",
     "ema": "ema run-{v} --std 0.07 --out out",
-    "pull": "pull owner/{v} out",
-    "sample folder": "sample model-{v} --seeds 0-3 --steps 2 --out out",
-    "sample npz": "sample model-{v} --seeds 0-3 --steps 2 --npz out.npz",
-    "sample grid": "sample model-{v} --seeds 0-3 --steps 2 --grid out.png",
-    "data pack": "data pack {v}.npz out.zip",
-    "eval": "eval model-{v} --reference digits --metrics fd_pixels --seeds 0-19 --steps 2 --json out.json",
-    "eval reference": "eval reference {v}.npz out.npz --metrics fd_pixels",
+    "pull": "pull owner/{v} out --overwrite",
+    "sample folder": "sample model-{v} --seeds 0-3 --steps 2 --out out --overwrite",
+    "sample npz": "sample model-{v} --seeds 0-3 --steps 2 --npz out.npz --overwrite",
+    "sample grid": "sample model-{v} --seeds 0-3 --steps 2 --grid out.png --overwrite",
+    "data pack": "data pack {v}.npz out.zip --overwrite",
+    "eval": "eval model-{v} --reference digits --metrics fd_pixels --seeds 0-19 --steps 2 --json out.json --overwrite",
+    "eval reference": "eval reference {v}.npz out.npz --metrics fd_pixels --overwrite",
     "report": "report run-{v} ",
     "restore": "restore model-{v} digits --task box_inpainting --first 1 --nfe 3 --preset balanced --class none "
     "--prior-steps 1 --out out",
-    "export": "export model-{v} out.safetensors",
+    "export": "export model-{v} out.safetensors --overwrite",
 }
 FAULTS = (0, errno.EIO, errno.ENOSPC)
 SYSTEM_CALLS = "write,pwrite64,writev,fsync,ftruncate,rename,renameat,renameat2,mkdir,unlink,unlinkat,rmdir,link,chmod"

@@ -141,7 +141,7 @@ def test_an_address_is_as_good_as_a_folder(fake, model, tmp_path, monkeypatch, c
     assert model_folder.card("hf://me/tiny").student("SiD").lineage == ["hf://me/tiny", "hf://nv/edm"]
     images = []
     for path in ("hf://me/tiny", str(model)):
-        assert main(["sample", path, "--seeds", "0-1", "--steps", "1", "--npz", "x.npz"]) == 0
+        assert main(["sample", path, "--seeds", "0-1", "--steps", "1", "--npz", "x.npz", "--overwrite"]) == 0
         with np.load("x.npz") as file:
             images.append(file["arr_0"])
     assert np.array_equal(*images)
@@ -152,7 +152,7 @@ def test_an_address_is_as_good_as_a_folder(fake, model, tmp_path, monkeypatch, c
     assert main(["export", "hf://me/tiny", "x.safetensors"]) == 0
     assert fake.calls == [("me/tiny", None, False), ("me/tiny", "main", False)]  # once for each address
     hub.fetch.cache_clear()
-    assert main(["export", "hf://me/tiny", "x.safetensors", "--offline"]) == 0
+    assert main(["export", "hf://me/tiny", "x.safetensors", "--overwrite", "--offline"]) == 0
     assert fake.calls[-1] == ("me/tiny", None, True)
 
 

@@ -143,7 +143,12 @@ def test_commands_compile_on_request_alone(denoiser, tmp_path, monkeypatch):
     for extra in ([], ["--compile"]):
         assert asked == []
         assert main(["train", "digits:teacher", "--until", "128", "--out", f"run{len(extra)}", *extra]) == 0
-        assert main(["sample", "model", "--seeds", "0-1", "--steps", "2", *guided, "--npz", "x.npz", *extra]) == 0
+        assert (
+            main(
+                ["sample", "model", "--seeds", "0-1", "--steps", "2", *guided, "--npz", "x.npz", "--overwrite", *extra]
+            )
+            == 0
+        )
     assert [type(m) for m in asked] == [Pretraining, Denoiser, Denoiser]
 
 

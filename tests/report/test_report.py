@@ -465,7 +465,7 @@ def test_figures_of_eval_are_rows(tmp_path):
     psnr = ["31.50", "8", "B", "32.50", "8", "B"]  # empty cells have no text
     assert page.text["td"][:22] == [*rows[0], *rows[1], *psnr]
     file.write_text('[{"metric": "fid", "value": "2.5"}]')
-    with pytest.raises(ValueError, match=r"fid\.json: expected figures as fewstep eval writes them"):
+    with pytest.raises(ValueError, match=r"fid\.json: expected results as fewstep eval writes them"):
         write_report(tmp_path)
 
 

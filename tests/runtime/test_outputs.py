@@ -102,6 +102,45 @@ def test_a_folder_replaces_nothing_else(command, what, capsys):
     assert os.path.samestat(out.lstat(), before)
 
 
+@pytest.mark.parametrize("command", [*FILES.values()], ids=[*FILES])
+def test_a_file_that_exists_stays(command, capsys):
+    out = name(command)
+    out.write_text("mine")
+    said = f"{out} exists; name another file, or add --overwrite to replace it"
+    assert said in fails(capsys, *command.split()) and out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [*MODELS.values()], ids=[*MODELS])
+def test_a_model_that_exists_stays(command, capsys):
+    shutil.copytree("model", "OUT")
+    assert "or add --overwrite to replace them" in fails(capsys, *command.split())
+    assert Path("OUT/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sample --grid", "sample --npz", "export", "data pack", "eval pairs --json"])
+def test_overwrite_replaces_a_file(kind):
+    out = name(FILES[kind])
+    out.write_text("mine")
+    assert main([*FILES[kind].split(), "--overwrite"]) == 0
+    assert out.read_bytes() != b"mine"
+
+
+def test_images_are_added_to_images_alone(capsys):
+    command = ["sample", "model", "--steps", "1", "--out", "OUT", "--seeds"]
+    for seeds in ("0-1", "1003"):
+        assert main([*command, seeds, "--subdirs"]) == 0
+    assert main([*command, "7"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("OUT").rglob("*.png")}
+    assert len(before) == 4
+    for seeds in ("1-2", "7", "1003"):
+        assert "exists; choose other seeds or another folder, or add --overwrite" in fails(capsys, *command, seeds)
+    for folder, file in (("images", "0.png"), ("model", "README.md")):
+        said = fails(capsys, *command[:4], "--out", folder, "--seeds", "5", "--overwrite")
+        assert f"{folder} holds {file}, " in said and "choose an empty folder" in said
+    assert {path: path.stat().st_mtime_ns for path in Path("OUT").rglob("*.png")} == before
+    assert main([*command, "7", "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize("command", [*MODELS.values()], ids=[*MODELS])
 def test_a_model_replaces_no_mount_point_and_not_the_current_folder(command, capsys, monkeypatch):
     words = [word if word != "OUT" else "." for word in command.split()]

@@ -80,7 +80,7 @@ def test_the_commands_pass_it_on(denoiser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model_folder.save(denoiser, "model")
     for extra in ([], ["--tf32"]):
-        assert main(["sample", "model", "--seeds", "0", "--steps", "2", "--npz", "x.npz", *extra]) == 0
+        assert main(["sample", "model", "--seeds", "0", "--steps", "2", "--npz", "x.npz", "--overwrite", *extra]) == 0
         assert asked == [bool(extra)]
         asked.clear()
     for i, extra in enumerate(([], ["--tf32"])):
@@ -99,7 +99,7 @@ def test_sampling_below_float32_is_in_the_protocol(denoiser, tmp_path, monkeypat
     model_folder.save(denoiser, "model")
     command = ["eval", "model", "--reference", "digits", "--metrics", "fd_pixels", "--seeds", "0-3", "--steps", "2"]
     for dtype in ("float32", "bfloat16"):
-        assert main([*command, "--dtype", dtype, "--json", "x.json"]) == 0
+        assert main([*command, "--dtype", dtype, "--json", "x.json", "--overwrite"]) == 0
         [result] = read_results(tmp_path / "x.json")
         assert result.protocol["precision"] == dtype
 

@@ -29,6 +29,7 @@ def pack(
     max_images: int | None = None,
     skip_bad: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Pack images and their labels into one zip of equal PNGs, as StyleGAN and EDM have it.
 
@@ -45,12 +46,14 @@ def pack(
         max_images: stop after so many.
         skip_bad: leave out what cannot be read, and list it at the end.
         strict: refuse images that are not 8-bit grey or RGB, instead of converting them.
+        overwrite: replace an existing zip.
     """
     from fewstep.data.prepare import pack as run_pack
     from fewstep.data.prepare import ranks
     from fewstep.report.wording import plural
     from fewstep.runtime.files import listed
 
+    outputs.file(dest, outside=[source], overwrite=overwrite)
     with group():
         packed = run_pack(
             source,
@@ -89,6 +92,7 @@ def latents(
     *,
     encoder: Annotated[str, arg(aliases=["--vae"])] = "stabilityai/sd-vae-ft-mse",
     batch: int = 8,
+    overwrite: bool = False,
 ) -> None:
     """Encode images with Stable Diffusion's VAE, as EDM2 trains on them at 512x512; needs fewstep[vae].
 
@@ -97,13 +101,14 @@ def latents(
         dest: the zip of latents to write.
         encoder: folder of diffusers' AutoencoderKL, or its name on the hub.
         batch: images at a time; more are faster and need more memory.
+        overwrite: replace an existing zip.
     """
     from fewstep.data import images as open_images
     from fewstep.data.codec import StabilityVAE
     from fewstep.data.latents import encode_images
     from fewstep.runtime.distributed import device, process_group, rank
 
-    outputs.file(dest, outside=[source])
+    outputs.file(dest, outside=[source], overwrite=overwrite)
     codec = StabilityVAE(encoder, batch_size=batch)
     with process_group():
         codec.prepare(device())

@@ -41,6 +41,7 @@ def evaluate(
     batch: int | None = None,
     json_file: Json = None,
     markdown: Path | None = None,
+    overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
     """Measure a model or images against a reference; every figure carries its protocol.
@@ -62,6 +63,7 @@ def evaluate(
         batch: images at a time; 64 if left out, of a model on GPUs as many as fit.
         json_file: file for all figures, each with its protocol.
         markdown: file for the table.
+        overwrite: replace existing files.
         sampling: how a model makes images.
     """
     from fewstep.io.reference_files import open_reference
@@ -74,7 +76,7 @@ def evaluate(
     from fewstep.runtime.precision import chosen_dtype
 
     at_least_one(batch=batch, num=num, repeats=repeats)
-    destinations(json_file, markdown, apart=[source, reference])
+    destinations(json_file, markdown, apart=[source, reference], overwrite=overwrite)
     dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch or BATCH, extrapolate, dtype)
     options.parsed()
@@ -104,12 +106,12 @@ def at_least_one(**options: int | None) -> None:
             raise ValueError(f"--{name} must be at least 1; got {value}")
 
 
-def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[str | Path]) -> None:
-    """Refuse files that cannot be written, or are inputs, before anything is measured."""
+def destinations(json_file: Path | None, markdown: Path | None, *, apart: list[str | Path], overwrite: bool) -> None:
+    """Raise ValueError before the work for files that cannot be written, exist or are inputs."""
     if json_file is not None:
-        outputs.file(json_file, apart=apart)
+        outputs.file(json_file, apart=apart, overwrite=overwrite)
     if markdown is not None:
-        outputs.file(markdown, apart=apart)
+        outputs.file(markdown, apart=apart, overwrite=overwrite)
         if json_file is not None and markdown.resolve() == json_file.resolve():
             raise ValueError(f"--json and --markdown are the same file, {markdown}; name two")
 
@@ -180,6 +182,7 @@ def reference(
     extractor: str | None = None,
     feature_dtype: Dtype = "float32",
     batch: int = 64,
+    overwrite: bool = False,
 ) -> None:
     """Compute once what metrics need of the real images, and write it to a file that says what each array is for.
 
@@ -190,6 +193,7 @@ def reference(
         extractor: features of your own, mine.py:features; several by commas.
         feature_dtype: in which Inception, CLIP and DINOv2 compute; see fewstep eval, which needs the same.
         batch: images at a time.
+        overwrite: replace an existing file.
     """
     from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluate import Options, make_reference
@@ -200,7 +204,7 @@ def reference(
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
     at_least_one(batch=batch)
-    outputs.file(out, outside=[data])
+    outputs.file(out, outside=[data], overwrite=overwrite)
     dtype = chosen_dtype(feature_dtype)
     options = Options(metrics.split(","), user_extractors(extractor), batch, feature_dtype=dtype)
     options.parsed()
@@ -222,6 +226,7 @@ def pairs(
     batch: int = 16,
     json_file: Json = None,
     markdown: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Measure how close images are to the ones they should be, pair by pair; the mean of each measure.
 
@@ -232,6 +237,7 @@ def pairs(
         batch: pairs at a time.
         json_file: file for all figures, each with its protocol.
         markdown: file for the table.
+        overwrite: replace existing files.
     """
     from importlib.metadata import version
 
@@ -243,7 +249,7 @@ def pairs(
     from fewstep.runtime.progress import track
 
     at_least_one(batch=batch)
-    destinations(json_file, markdown, apart=[a, b])
+    destinations(json_file, markdown, apart=[a, b], overwrite=overwrite)
     ours, theirs = open_pairs(a, b)
     named = measures(metrics.split(","))
     n = len(ours)

@@ -22,6 +22,7 @@ def convert(
     levels: str | None = None,
     network: str | None = None,
     vae: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Convert an upstream snapshot or training state (EDM, EDM2, STF, SiD, SiDA, GDD, NCVSD) to a model folder. Nothing in
     the file is executed.
@@ -34,6 +35,7 @@ def convert(
         network: the network in a file of several, such as ema, net, G_ema, G, fake_score; the averaged one if left out.
         vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or its name on the hub, to keep with the
             model; the one that the file names if left out.
+        overwrite: replace an existing model folder.
     """
     from fewstep.core.codec import Pixels
     from fewstep.core.conditional import ConditionalDenoiser
@@ -43,7 +45,7 @@ def convert(
     from fewstep.io.hub import FILES
     from fewstep.io.model_folder import save
 
-    outputs.new_folder(out, FILES, apart=[source], outside=[source])
+    outputs.new_folder(out, FILES, apart=[source], outside=[source], overwrite=overwrite)
     path = Path(source) if Path(source).is_dir() else fetch(source)
     start = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
     address = source if "://" in source else None
@@ -69,18 +71,19 @@ def convert(
     print(f"{out}: {use}")
 
 
-def export(model: Positional[Path], out: Positional[Path]) -> None:
+def export(model: Positional[Path], out: Positional[Path], *, overwrite: bool = False) -> None:
     """Write the weights of a model under their upstream names, as one safetensors file, for other programs.
 
     Args:
         model: model or run folder.
         out: safetensors file to write.
+        overwrite: replace an existing file.
     """
     from fewstep.io.export import check_suffix, export_weights
     from fewstep.io.model_folder import find_model_folder, load
 
     check_suffix(out)
-    outputs.file(out, outside=[find_model_folder(model)])
+    outputs.file(out, outside=[find_model_folder(model)], overwrite=overwrite)
     print(f"{out}: {len(export_weights(load(model), out))} tensors")
 
 
@@ -125,16 +128,17 @@ def push(
     print(sharing.push(model, repository, license=license, metrics=metrics, private=private))
 
 
-def pull(repository: Positional[str], out: Positional[Path]) -> None:
+def pull(repository: Positional[str], out: Positional[Path], *, overwrite: bool = False) -> None:
     """Get a model from the Hugging Face hub as a model folder: its weights, configuration and card, nothing else.
 
     Args:
         repository: owner/name, optionally with @ and a branch, tag or commit.
         out: folder to write.
+        overwrite: replace an existing model folder.
     """
     from fewstep.io import hub, sharing
     from fewstep.io.model_folder import card
 
-    outputs.new_folder(out, hub.FILES)
+    outputs.new_folder(out, hub.FILES, overwrite=overwrite)
     sharing.pull(repository, out)
     print(f"{out}: license of the weights: {card(out).license}; {next_step('sample', out, '--grid', 'grid.png')}")

@@ -33,15 +33,20 @@ def call(function: Callable[..., Any], words: Sequence[str], prog: str, *, descr
 
 def call_settings(recipe: Any, options: Any, words: Sequence[str], prog: str, description: str) -> tuple[Any, Any]:
     """Two dataclass instances with the options in `words` for their fields. Those that are REQUIRED must be among them."""
+    typed = call(settings_function(recipe, options), words, prog, description=description)
+    mine, theirs = (dataclasses.replace(x, **vars(y)) for x, y in zip((recipe, options), typed, strict=True))
+    return mine, theirs
+
+
+def settings_function(recipe: Any, options: Any) -> Callable[..., tuple[Any, Any]]:
+    """A function whose options are the fields of both dataclass instances."""
     first, second = form(recipe), form(options)
 
     def both(recipe: Any = first, run: Any = second) -> tuple[Any, Any]:
         return recipe, run
 
     both.__annotations__ = {"recipe": OmitArgPrefixes[type(first)], "run": OmitArgPrefixes[type(second)]}
-    typed = call(both, words, prog, description=description)
-    mine, theirs = (dataclasses.replace(x, **vars(y)) for x, y in zip((recipe, options), typed, strict=True))
-    return mine, theirs
+    return both
 
 
 def form(settings: Any) -> Any:

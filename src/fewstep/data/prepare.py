@@ -100,7 +100,7 @@ def pack(
         raise ValueError(f"max_images must be at least 1; got {max_images}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}")
-    outputs.file(dest, outside=[source])
+    outputs.file(dest, outside=[source], overwrite=True)
     work = Transform(parse_resolution(resolution), transform, resize, convert)
     images = open_source(source)
     if report is not None:

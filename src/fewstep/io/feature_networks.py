@@ -50,7 +50,7 @@ def fetch_asset(
     asset = find_asset(name)
     chosen = asset.sources[0].address if source is None else source
     expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
-    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen])
+    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen], overwrite=True)
     path = fetch(chosen, offline=offline)
     digest = sha256(path)
     if not digest.startswith(expected):

@@ -1,4 +1,4 @@
-"""What a folder of runs holds: results with their protocol, logs, samples, cards. Reading only, and without torch."""
+"""Reads what a folder of runs contains: results with their protocols, logs, samples, cards. Needs no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every number of the row that is neither its description nor its effort."""
+        """Every number of the row that neither describes it nor says what it cost."""
         return {k: v for k, v in self.row.items() if is_number(v) and k not in (*DESCRIPTION, *EFFORT)}
 
     @property
@@ -50,10 +50,13 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Log:
-    """The numbers of a log.jsonl by key, the training time, and how many lines were left out, and why.
+    """The numbers of a log.jsonl.
 
-    clock: seconds of training over images. unreadable: not JSON (torn by a kill), or without `nimg`. repeated: superseded
-    by a resume from before them.
+    Attributes:
+        curves: by key.
+        clock: seconds of training over images.
+        unreadable: lines skipped as they are not JSON, as after a kill, or lack `nimg`.
+        repeated: lines skipped as a resume from an earlier checkpoint replaced them.
     """
 
     curves: dict[str, Curve]
@@ -108,8 +111,8 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, float) or (isinstance(value, int) and type(value) is not bool and abs(value) < 2**1023)
 
 
-def figure_of(value: object) -> float | None:
-    """The number that a log holds; strict JSON has words for those that are not finite."""
+def logged_number(value: object) -> float | None:
+    """The value of a log as a number, None if it is none; strict JSON writes infinite and undefined numbers as words."""
     if value in ("inf", "-inf", "nan"):
         return float(value)
     return float(value) if is_number(value) else None
@@ -134,7 +137,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def read_evaluation(path: Path) -> list[Result]:
-    """What `fewstep eval` wrote: a row for each protocol and number of images, with all figures that share them.
+    """Results that `fewstep eval` wrote: a row for each protocol and number of images, with all metrics that share them.
 
     In a run folder the model has the title of the run.
     """
@@ -145,16 +148,16 @@ def read_evaluation(path: Path) -> list[Result]:
     for result in read_results(path):
         metric, value, n, protocol = (result.row.get(key) for key in ("metric", "value", "n", "protocol"))
         if not isinstance(metric, str) or not is_number(value) or not isinstance(protocol, dict):
-            raise ValueError(f"{path}: expected figures as fewstep eval writes them; got {str(result.row)[:80]}")
-        told = {key: protocol[key] for key in ("model", "sampler", "nfe", "seeds") if key in protocol}
-        if of_a_run and "model" in told:
-            told["model"] = titled(str(told["model"]), path.parent)
-        told |= {"n": n, "protocol": protocol}
-        key = json.dumps(told, sort_keys=True)
+            raise ValueError(f"{path}: expected results as fewstep eval writes them; got {str(result.row)[:80]}")
+        row = {key: protocol[key] for key in ("model", "sampler", "nfe", "seeds") if key in protocol}
+        if of_a_run and "model" in row:
+            row["model"] = titled(str(row["model"]), path.parent)
+        row |= {"n": n, "protocol": protocol}
+        key = json.dumps(row, sort_keys=True)
         same = alike.setdefault(key, [])
         if seen[key, metric] == len(same):  # repeated measurements have a row each
-            same.append(told)
-            rows.append(told)
+            same.append(row)
+            rows.append(row)
         same[seen[key, metric]][metric] = value
         seen[key, metric] += 1
     return [Result(row, path.parent) for row in rows]
@@ -162,10 +165,10 @@ def read_evaluation(path: Path) -> list[Result]:
 
 def find_evaluations(folder: Path) -> list[Path]:
     """Files that `fewstep eval --json` wrote, whatever their names."""
-    return [path for path in find(folder, "*.json") if path.name != "results.json" and begins_with_a_figure(path)]
+    return [path for path in find(folder, "*.json") if path.name != "results.json" and is_evaluation(path)]
 
 
-def begins_with_a_figure(path: Path) -> bool:
+def is_evaluation(path: Path) -> bool:
     with path.open("rb") as file:
         return re.match(rb'\[\s*\{\s*"metric"', file.read(64)) is not None
 
@@ -175,7 +178,7 @@ MOST_KEYS = 5000
 
 
 def read_log(path: Path) -> Log:
-    """A log written line by line, possibly torn by a kill and continued by a resume; none is an empty one."""
+    """A log.jsonl. Lines torn by a kill are skipped, lines repeated by a resume replaced; a missing file is an empty log."""
     records: list[dict[str, Any]] = []
     unreadable = repeated = 0
     for line in regular(path).read_bytes().splitlines() if path.exists() else []:
@@ -195,7 +198,7 @@ def read_log(path: Path) -> Log:
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for key, value in record.items():
-            if key not in ("nimg", "seconds") and (y := figure_of(value)) is not None:
+            if key not in ("nimg", "seconds") and (y := logged_number(value)) is not None:
                 points.setdefault(key, []).append((float(record["nimg"]), y))
     if len(points) > MOST_KEYS:
         raise ValueError(f"{path}: a log has at most {MOST_KEYS} numbers by name; this one has {len(points)}")
@@ -205,7 +208,7 @@ def read_log(path: Path) -> Log:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """A run folder; what is a link in it is left out, with a warning."""
+    """The records in a run folder; links in it are skipped with a warning."""
     samples = owned(sorted((folder / "samples").glob("*.png")) if owned([folder / "samples"], "a folder") else [])
     logs = owned([folder / "log.jsonl"])
     log = read_log(logs[0]) if logs else Log({}, Curve(np.empty(0), np.empty(0)), 0, 0)
@@ -213,15 +216,15 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def find(folder: Path, name: str) -> list[Path]:
-    """Files of this name in `folder` or beneath it, in alphabetical order; hidden folders are passed over, links left out."""
+    """Files of this name at any depth, in alphabetical order; hidden folders and links are skipped."""
     paths = sorted(folder.rglob(name))
     return owned([p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)])
 
 
 def owned(paths: Sequence[Path], what: str = "a file") -> list[Path]:
-    """Those of the paths that are regular files, or of another `kind`; links are left out with a warning.
+    """The paths that are regular files, or of another `kind`; links are skipped with a warning.
 
-    A report is given to others, and a link in a folder from elsewhere may lead to a file that nobody meant to give.
+    Reports are given to others, and a link in a folder from elsewhere may lead to a file that nobody meant to share.
     """
     kinds = {path: kind(path) for path in paths}
     if links := [str(path) for path, found in kinds.items() if found == "a link"]:

@@ -1,4 +1,8 @@
-"""Where a command may write, asked before its work: results that cannot be kept, or would replace its inputs, are errors."""
+"""Where a command may write, checked before its work starts.
+
+One rule: a command never writes over its inputs, and replaces what exists only if the user says so (`--overwrite`). Commands
+that continue their own earlier work in a folder (train, distill, compare, demo, restore, report) are the exception.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,24 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from fewstep.runtime.files import file_place, folder_place, partial_of, replaceable, told_of
+from fewstep.runtime.files import PARTIAL, file_place, folder_place, listed, partial_of, replaceable, told_of
 
 Input = str | os.PathLike[str] | None
 """What a command reads: a path, or something else, such as the name of built-in data, which no output can meet."""
 
 
-def file(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] = ()) -> Path:
+def file(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] = (), overwrite: bool = False) -> Path:
     """The path, if a file can be written there.
 
     Args:
         path: of the file; neither it nor its folder is made here.
         apart: inputs that the file must not replace.
         outside: folders of inputs that it must not lie in either, as it would be read with them the next time.
+        overwrite: whether a file at the path may be replaced.
 
     Raises:
-        ValueError: the path is a link, a folder, a pipe, a device, a mount point, an input, or where standard output goes.
+        ValueError: the path is a link, a folder, a pipe, a device, a mount point, an input, where standard output goes, or an
+            existing file.
         OSError: the folder cannot be written to.
     """
     file_place(path)
@@ -33,6 +39,8 @@ def file(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] = 
         )
     if path.exists() and any(same_as_stream(path, number) for number in (1, 2)):
         raise ValueError(f"{path} is where standard output or standard error goes; name another file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; name another file, or add --overwrite to replace it")
     try_to_write(path)
     return path
 
@@ -45,14 +53,52 @@ def folder(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] 
     return path
 
 
+def image_folder(path: Path, names: Iterable[str], *, overwrite: bool = False) -> Path:
+    """The path, if images can be added there: a folder that is free, or contains numbered images alone.
+
+    Args:
+        path: of the folder.
+        names: stems of the images to write, numbers of six digits.
+        overwrite: whether images with the same numbers may be replaced.
+
+    Raises:
+        ValueError: the folder contains other things, or images with these numbers.
+    """
+    folder(path)
+    if not path.is_dir():
+        return path
+    inside = [p for p in path.iterdir() if not PARTIAL.fullmatch(p.name)]
+    if others := sorted(p.name for p in inside if not NUMBERED.fullmatch(p.name)):
+        raise ValueError(f"{path} holds {listed(others)}, which are not numbered images; choose an empty folder")
+    images = {
+        p.stem: p for p in (*inside, *(p for part in inside if part.is_dir() for p in part.iterdir())) if p.suffix
+    }
+    if not overwrite and (same := next((name for name in names if name in images), None)) is not None:
+        raise ValueError(
+            f"{images[same]} exists; choose other seeds or another folder, or add --overwrite to replace the images"
+        )
+    return path
+
+
+NUMBERED = re.compile(r"\d{6,}(\.png|\.npy)?")
+"""Names of images by their seeds, and of folders of them."""
+
+
 def new_folder(
-    path: Path, names: Collection[str], *, apart: Iterable[Input] = (), outside: Iterable[Input] = ()
+    path: Path,
+    names: Collection[str],
+    *,
+    apart: Iterable[Input] = (),
+    outside: Iterable[Input] = (),
+    overwrite: bool = False,
 ) -> Path:
     """The path, if `files.new_folder` can put a folder of `names` there. Arguments and errors as of `file`."""
     refuse_inputs(path, apart, outside)
     place = replaceable(path, names)
     if mounted(place):
         raise ValueError(f"{path} is a mount point, which cannot be replaced; choose a folder in it, {path / 'model'}")
+    if not overwrite and place.exists() and (found := sorted(p.name for p in place.iterdir() if p.name in names)):
+        raise ValueError(f"{path} holds {listed(found)}; choose another folder, or add --overwrite to replace them")
     try_to_write(place)
     return path
 

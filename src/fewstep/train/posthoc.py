@@ -121,7 +121,7 @@ def reconstruct(
         raise ValueError(f"the averages end where a snapshot was taken, at one of {times} images; got nimg={nimg}")
     places = [target / f"{nimg:012d}-{std:.3f}" for std in stds]
     for place in places:
-        outputs.new_folder(place, FILES, apart=[s.path for s in found])
+        outputs.new_folder(place, FILES, apart=[s.path for s in found], overwrite=True)
     found = [s for s in found if s.nimg <= nimg]
     weights = coefficients([s.nimg for s in found], [s.std for s in found], [nimg] * len(stds), stds)
     sums: list[dict[str, Tensor]] = [{} for _ in stds]

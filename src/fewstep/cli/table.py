@@ -1,0 +1,164 @@
+"""The table of commands, and the one place that finds, checks and calls them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from fewstep.cli import commands, data, evaluation, models, restoration, training
+from fewstep.cli.arguments import placed, shown, with_config
+from fewstep.cli.parsing import call
+from fewstep.runtime.files import OFFLINE
+from fewstep.runtime.launch import launched
+
+
+class Command(NamedTuple):
+    """One command of the program.
+
+    Attributes:
+        function: its signature is the command's options, its docstring the help.
+        summary: for the overview.
+        computes: with networks, so that it takes `--device`.
+        all_ranks: of torchrun work on it; other commands run on the first rank alone.
+    """
+
+    function: Callable[..., Any]
+    summary: str
+    computes: bool = False
+    all_ranks: bool = False
+
+
+COMMANDS = {
+    "demo": Command(commands.demo, "the whole path on a laptop, without a download", True, True),
+    "data pack": Command(data.pack, "pack images into a data set", all_ranks=True),
+    "data latents": Command(data.latents, "encode images with a VAE, for training on latents", True, True),
+    "data stats": Command(data.stats, "measure a data set, and propose how to train on it", all_ranks=True),
+    "data check": Command(data.check, "find every bad file of a data set", all_ranks=True),
+    "train": Command(training.fit_recipe, "train a teacher by a recipe", True, True),
+    "distill": Command(training.fit_recipe, "distil a teacher by a recipe", True, True),
+    "compare": Command(training.compare, "distil one teacher by several methods, side by side", True, True),
+    "sample": Command(commands.sample, "make images", True, True),
+    "restore": Command(restoration.restore, "solve inverse problems: inpainting, deblurring, ...", True, True),
+    "ema": Command(models.ema, "weight averages of any length after training (EDM2)"),
+    "convert": Command(models.convert, "convert an upstream file to a model folder, executing nothing"),
+    "export": Command(models.export, "write a model's weights under their upstream names"),
+    "push": Command(models.push, "send a model to the Hugging Face hub"),
+    "pull": Command(models.pull, "get a model from the Hugging Face hub"),
+    "eval": Command(evaluation.evaluate, "measure a model or images", True, True),
+    "eval reference": Command(evaluation.reference, "compute once what metrics need of real images", True, True),
+    "eval pairs": Command(evaluation.pairs, "measure how close images are to their references", True, True),
+    "eval compare": Command(evaluation.compare, "one table of several results, with warnings"),
+    "assets list": Command(evaluation.assets_list, "list the weights of feature networks"),
+    "assets fetch": Command(evaluation.assets_fetch, "get the weights of a feature network"),
+    "assets check": Command(evaluation.assets_check, "check the weights that are there"),
+    "report": Command(commands.report, "one HTML page from a folder of runs"),
+    "recipes": Command(training.list_recipes, "list the recipes"),
+}
+
+
+def overview() -> str:
+    return "\n".join(
+        [
+            "usage: fewstep COMMAND ...",
+            "",
+            *listing([*COMMANDS], "  "),
+            "",
+            "fewstep COMMAND --help shows the options of one.",
+            "fewstep --print-completion bash|zsh|fish prints a script that completes commands and options.",
+            "--offline, with any command: never touch the network.",
+            "--debug, with any command: show the whole trace of an error.",
+        ]
+    )
+
+
+def listing(names: Sequence[str], prefix: str) -> list[str]:
+    """Commands with their summaries, in two columns."""
+    width = max(map(len, names))
+    return [f"{prefix}{name:{width}}  {COMMANDS[name].summary}" for name in names]
+
+
+def run(words: list[str]) -> None:
+    """Find the command in `words`, parse its options and call it. `--offline` may stand anywhere."""
+    if "--offline" in words:
+        with without_network():
+            run([word for word in words if word != "--offline"])
+        return
+    match words:
+        case ["--version" | "-V", *_]:
+            from importlib.metadata import version
+
+            print(f"fewstep {version('fewstep')}")
+        case [] | ["-h" | "--help", *_]:
+            print(overview())
+        case ["--print-completion", *shell]:
+            from fewstep.cli.completion import script
+
+            print(script(shell))
+        case _:
+            find_and_call(words)
+
+
+def find_and_call(words: list[str]) -> None:
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name = " ".join(words[:length])
+    if name not in COMMANDS:
+        group = [command for command in COMMANDS if command.startswith(f"{name} ")]
+        if not group or words[1:2] not in ([], ["-h"], ["--help"]):
+            raise ValueError(unknown(words[:2], group))
+        print("\n".join(listing(group, "fewstep ")))
+        return
+    command = COMMANDS[name]
+    if not command.all_ranks and launched().rank:
+        return
+    try:
+        if command.function is training.fit_recipe:
+            training.fit_recipe(words[length:], name)
+        else:
+            call(signature(name), with_config(words[length:]), f"fewstep {name}")
+    finally:
+        if "fewstep.runtime.distributed" in sys.modules:  # --device is this command's choice, not the process's
+            sys.modules["fewstep.runtime.distributed"].use(None)
+
+
+def signature(name: str) -> Callable[..., Any]:
+    """The function of a command as the parser sees it."""
+    command = COMMANDS[name]
+    return shown(placed(command.function) if command.computes else command.function)
+
+
+def unknown(words: list[str], group: Sequence[str]) -> str:
+    """The message about a command that does not exist: similar ones, otherwise all."""
+    given = " ".join(words)
+    if group:
+        return f"expected one of {', '.join(f'fewstep {name}' for name in group)}; got {given!r}"
+    near = [*get_close_matches(given, COMMANDS, n=3), *get_close_matches(words[0], COMMANDS, n=3)]
+    there = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"there are {', '.join(COMMANDS)}"
+    return f"there is no command {(words[0] if near else given)!r}; {there}"
+
+
+NO_NETWORK = {
+    OFFLINE: "1",
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "DO_NOT_TRACK"), "1"),
+    **dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"), "1"),
+    "WANDB_MODE": "offline",
+}
+"""Environment variables that keep this library, and the packages that it may use, off the network."""
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Keep this process, and those that it starts, off the network."""
+    before = {name: os.environ.get(name) for name in NO_NETWORK}
+    os.environ |= NO_NETWORK
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
