@@ -14,7 +14,8 @@ import fewstep as fs
 from fewstep.cli.table import COMMANDS
 from fewstep.io import hub
 from fewstep.recipes import names
-from tests import ROOT
+from tests import GOLDEN, ROOT
+from tests.nets.test_registry import ConvConfig, ConvNet
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
@@ -59,12 +60,16 @@ def test_files_exist(page):
 
 
 SMALLER = {
-    "until=51_200": "until=128",
+    "batch_size=128, until=51_200": "batch_size=16, until=16",
     "range(2000)": "range(20)",
     'Options(("fid@2k",))': 'Options(("fd_pixels@10",))',
     'Options(("fid",))': 'Options(("fd_pixels",))',
+    "lr=1e-4)": "lr=1e-4, until=16, batch_size=16)",
+    "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-cond-vp.pkl": str(
+        GOLDEN / "edm-ddpmpp-cond.pkl"
+    ),
 }
-"""What the documents say, and what is run in its place: fewer images, and metrics without a network to download."""
+"""What the documents say, and what is run in its place: less work, and nothing to download."""
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
@@ -76,9 +81,14 @@ def world(tmp_path, monkeypatch, denoiser):
     for name in ("teacher", "ncvsd"):
         fs.save(denoiser, tmp_path / "runs" / name)
     monkeypatch.setattr(hub, "fetch", lambda address: tmp_path / "runs/teacher")
+    registered: dict[str, object] = {}
+    for place in ("nets.registry", "io.model_folder"):
+        monkeypatch.setattr(f"fewstep.{place}.REGISTERED", registered)
     np.savez("cifar10.npz", arr_0=np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8))
     return {
         "model": denoiser,
+        "MyNet": ConvNet,
+        "MyConfig": ConvConfig,
         "x": torch.rand(2, 1, 8, 8) * 2 - 1,
         "my_images": lambda seeds: np.zeros((len(seeds), 1, 8, 8), np.uint8),
     }
