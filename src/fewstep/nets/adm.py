@@ -23,11 +23,19 @@ from fewstep.nets.layers import GroupNorm, Init, Linear, PositionalEmbedding, ch
 class ADMConfig:
     """Options of the U-Net; the defaults are ImageNet-64's.
 
-    img_resolution, in_channels, out_channels: of the image. label_dim: number of classes, 0 for none. augment_dim: size of
-    the augmentation label, 0 for none. model_channels: width, times `channel_mult` per resolution. channel_mult_emb:
-    width of the embedding in units of model_channels. num_blocks: residual blocks per resolution. attn_resolutions:
-    where blocks attend, with heads of 64 channels; narrower blocks do not. label_dropout: probability of
-    training without the class.
+    Args:
+        img_resolution: side of the image in pixels.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        label_dim: number of classes, 0 for none.
+        augment_dim: size of the augmentation label, 0 for none.
+        model_channels: width, times `channel_mult` at each resolution.
+        channel_mult: factors of the width, the finest resolution first.
+        channel_mult_emb: width of the embedding in units of model_channels.
+        num_blocks: residual blocks per resolution.
+        attn_resolutions: sides at which blocks have self-attention, with heads of 64 channels; narrower blocks have none.
+        dropout: probability of dropout in the blocks.
+        label_dropout: probability of training without the class.
     """
 
     img_resolution: int
@@ -48,6 +56,8 @@ class ADMConfig:
 
 
 class ADMUNet(nn.Module):
+    """ADM, by its configuration."""
+
     def __init__(self, config: ADMConfig) -> None:
         super().__init__()
         self.config = c = config

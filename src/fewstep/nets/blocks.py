@@ -12,9 +12,10 @@ from fewstep.nets.layers import GroupNorm, Init, Linear, attention, dropout
 
 
 def add_augment(emb: Tensor, augment: Tensor | None, layer: Linear | None) -> Tensor:
-    """The embedding (B, n) plus that of the augmentation labels (B, m), if there are any, by the network's layer for them.
+    """Return the embedding (B, n) plus that of the augmentation labels (B, m), if there are any.
 
-    Raises ValueError for labels that the network cannot be told: it would learn the augmented images as they are.
+    Raises:
+        ValueError: the network has no layer for these labels, and would learn the augmented images as they are.
     """
     if augment is None:
         return emb

@@ -1,7 +1,7 @@
-"""A U-Net that sees a second image: NCVSD's control branch (Peng et al., 2025, arXiv 2506.09416), for any U-Net here.
+"""NCVSD's control branch (Peng et al., 2025, arXiv 2506.09416): a U-Net with a second image as input, made from any U-Net here.
 
-Three parts come from one network: two encoders, one for each image, and a decoder, each with its own embedding of noise
-level and class. The names of parameters are those of the published students below `model.`: `ctrl`, `enc`, `dec`.
+Two encoders, one for each image, and a decoder are copies of one network, each with its own embedding of noise level and class.
+Parameters are named as those of the published students below `model.`: `ctrl`, `enc`, `dec`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fewstep.nets.edm2 import EDM2UNet, mp_sum
 
 
 def without(net: nn.Module, *names: str) -> Any:
-    """A copy of a network without those of its parts; it encodes or decodes, but not both."""
+    """Return a copy of a network without some of its parts, which can encode or decode but not both."""
     half = copy.deepcopy(net)
     for name in names:
         if hasattr(half, name):
@@ -31,7 +31,7 @@ def encoder_half(net: nn.Module) -> Any:
 
 
 def without_dropout(net: nn.Module) -> Any:
-    """The network as one that trains without dropout of activations or labels; with the same tensors."""
+    """Return the network with the same tensors and without dropout of activations and labels."""
     config: Any = net.config
     off = {name: 0.0 for name in ("dropout", "label_dropout") if getattr(config, name, 0.0)}
     if not off:

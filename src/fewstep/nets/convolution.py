@@ -1,4 +1,4 @@
-"""Convolutions of the EDM networks (Karras et al., 2022), with resampling, and what they keep for derivatives."""
+"""Convolutions of the EDM networks (Karras et al., 2022), with resampling and cheap derivatives."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fewstep.runtime.autodiff import forward_mode
 
 
 class Convolution(torch.autograd.Function):
-    """`F.conv2d` that keeps its input for the gradient of the weight alone, and whose forward-mode derivative costs one
+    """`F.conv2d` that keeps its input only for the gradient of the weight, and whose forward-mode derivative costs one
     convolution for each argument that has a tangent.
 
-    PyTorch's own keeps the input for a fixed weight, too, and convolves with the zeros that stand for its tangent. Called
-    with x, weight, bias, stride, padding, groups.
+    PyTorch's own keeps the input of a fixed weight, too, and convolves with tangents of zeros. It is called with x, weight, bias,
+    stride, padding, groups.
     """
 
     generate_vmap_rule = True
@@ -52,7 +52,7 @@ class Convolution(torch.autograd.Function):
         if gradient is None:  # nothing depends on the result
             return (None,) * 6
         x, weight = ctx.saved_tensors
-        if x is None:  # its values do not matter, but its shape and layout
+        if x is None:  # only its shape and layout matter
             x = torch.empty_like(ctx.like, device=gradient.device)
         stride, padding, groups = ctx.options
         geometry = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups
@@ -64,7 +64,7 @@ class Convolution(torch.autograd.Function):
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
-    """`F.conv2d`, with a cheap derivative in forward mode, and little to keep for gradients if the weight is fixed."""
+    """`F.conv2d` with a cheap forward-mode derivative, which keeps little for gradients if the weight is fixed."""
     fixed = x.ndim == 4 and x.requires_grad and not weight.requires_grad and torch.is_grad_enabled()
     if forward_mode() or (fixed and not torch.compiler.is_compiling()):
         return Convolution.apply(x, weight, bias, stride, padding, groups)
@@ -74,9 +74,17 @@ def conv2d(
 class Conv2d(nn.Module):
     """A convolution that may first double or halve the resolution with a separable filter.
 
-    kernel: 0 for resampling alone. resample_filter: its taps; (1, 1) is nearest-neighbour doubling and 2x2 averaging.
-    fused_resample: the filter and the convolution share one padding, and a halving comes after the convolution, as
-    NCSN++'s residual inputs have it.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: side of the kernel; 0 for resampling alone.
+        bias: whether there is a bias.
+        up: whether the resolution is doubled.
+        down: whether the resolution is halved.
+        resample_filter: taps of the filter; (1, 1) is nearest-neighbour doubling and 2x2 averaging.
+        fused_resample: whether filter and convolution share one padding and a halving follows the convolution, as in the residual
+            inputs of NCSN++.
+        init: how weights are initialised.
     """
 
     resample_filter: Tensor

@@ -113,14 +113,26 @@ MOST_NORMALIZATIONS = 16
 class EDM2Config:
     """Options of the U-Net; the defaults are EDM2-S.
 
-    img_resolution, img_channels: of the image or latent. label_dim: number of classes, 0 for none. model_channels: width,
-    times `channel_mult` per resolution. channel_mult_noise, channel_mult_emb: widths of the embeddings in units of
-    model_channels; None for the first and the largest of `channel_mult`. num_blocks: residual blocks per resolution.
-    attn_resolutions: where blocks attend, with heads of channels_per_head; narrower blocks do not. label_balance,
-    concat_balance, res_balance, attn_balance: share t of the class, the skip connection, the residual branch, attention
-    in the sums. clip_act: bound of the activations, None for none. resample_filter: taps of the filter that halves and
-    doubles images. normalizations: how often weights are normalised at each use; more than once differs by the eps of
-    `normalize` alone, and is there for published networks that do so.
+    Args:
+        img_resolution: side of the image or latent in pixels.
+        img_channels: its channels.
+        label_dim: number of classes, 0 for none.
+        model_channels: width, times `channel_mult` at each resolution.
+        channel_mult: factors of the width, the finest resolution first.
+        channel_mult_noise: width of the noise embedding in units of model_channels; None for the first of `channel_mult`.
+        channel_mult_emb: width of the embedding in these units; None for the largest of `channel_mult`.
+        num_blocks: residual blocks per resolution.
+        attn_resolutions: sides at which blocks have self-attention; blocks narrower than a head have none.
+        label_balance: share t of the class in the embedding.
+        concat_balance: share t of the skip connection.
+        res_balance: share t of the residual branch.
+        attn_balance: share t of attention.
+        channels_per_head: width of a head of attention.
+        dropout: probability of dropout in the blocks.
+        clip_act: bound of the activations, None for none.
+        resample_filter: taps of the filter that halves and doubles images.
+        normalizations: how often weights are normalised at each use. Published networks with more than one exist; the results
+            differ only by the eps of `normalize`.
     """
 
     img_resolution: int
@@ -303,7 +315,7 @@ def run_encoder(layers: nn.ModuleDict, x: Tensor, emb: Tensor) -> Features:
 
 
 def run_decoder(layers: nn.ModuleDict, features: Features, concat_balance: float) -> Tensor:
-    """What the last layer of the decoder makes of the features."""
+    """Return the output of the last layer of the decoder."""
     x, skips, emb = features
     stack = list(skips)
     for name, layer in layers.items():
@@ -314,6 +326,8 @@ def run_decoder(layers: nn.ModuleDict, features: Features, concat_balance: float
 
 
 class EDM2UNet(MPEmbedding):
+    """EDM2, by its configuration."""
+
     sampling = SamplingDefaults(steps=32, noise_dtype=torch.float32, idle_noise=False)
 
     def __init__(self, config: EDM2Config) -> None:

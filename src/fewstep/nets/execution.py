@@ -34,15 +34,14 @@ KEPT = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
-"""What light recomputation does not compute twice: where nearly all the operations are."""
+"""Operations that light recomputation does not repeat; nearly all of the cost is in them."""
 
 
 class Block(nn.Module):
-    """A block (B, C, H, W), (B, emb_channels) -> (B, C', H', W') of which a network has many; subclasses say in `compute`
-    what it computes.
+    """A repeated block of a network, (B, C, H, W), (B, emb_channels) -> (B, C', H', W'); subclasses define `compute`.
 
-    compiled: `compute` as `compile_blocks` made it, None for none. recomputed: see `recompute_blocks`, None for never.
-    Copies of the block have both.
+    compiled: `compute` as `compile_blocks` compiled it, or None. recomputed: see `recompute_blocks`; None for never. Copies of a
+    block keep both.
     """
 
     compiled: Compute | None = None
@@ -56,16 +55,16 @@ class Block(nn.Module):
         if what is None or (what != "light" and x.shape[-1] < what):
             return self.computed(x, emb)
         options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
-        kernels = torch.backends.cuda  # what it says of attention holds on CPUs, too
+        kernels = torch.backends.cuda  # these settings of attention hold on CPUs, too
         fused = kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled() or kernels.cudnn_sdp_enabled()
-        # where attention is not fused a second derivative follows, and what was kept serves once; compiled code writes into
-        # its own results, and tells nobody
+        # Unfused attention means that a second derivative follows, and what selective checkpointing keeps can be used once only.
+        # Compiled code writes into its own results, which selective checkpointing does not notice.
         if what == "light" and fused and self.compiled is None:
             options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
         return checkpoint(self.computed_within, GATHERED.get(), fused, x, emb, **options)
 
     def computed_within(self, network: nn.Module | None, fused: bool, x: Tensor, emb: Tensor) -> Tensor:
-        """As a part of `network`, with fused attention or without: a backward pass no longer knows where it is."""
+        """Compute within `network`, with fused attention or without: in a backward pass neither is set any more."""
         token = GATHERED.set(network)
         try:
             with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
@@ -74,7 +73,7 @@ class Block(nn.Module):
             GATHERED.reset(token)
 
     def computed(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.compiled is None or forward_mode():  # of which compiled code has no derivative
+        if self.compiled is None or forward_mode():  # compiled code has no forward-mode derivative
             return self.compute(x, emb)
         for batch in (x, emb):
             torch._dynamo.maybe_mark_dynamic(batch, 0)
@@ -83,20 +82,22 @@ class Block(nn.Module):
 
 BACKEND = "inductor"
 VARIANTS = 32
-"""Of one compiled block: with and without gradients to weights or images, in training, of a batch of one, ..."""
+"""Most variants of one compiled block: with and without gradients, in training, for a batch of one, ..."""
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Let `torch.compile` compile the blocks of all networks in `module`, in place; nothing else of them changes.
+    """Compile the blocks of all networks in `module` by `torch.compile`, in place.
 
-    It happens when a block is first used, once for all blocks of one kind and for batches of any size (regional
-    compilation): a network has a dozen kinds, where the whole would be one function that takes minutes to compile. What is
-    compiled outlives the process in $TORCHINDUCTOR_CACHE_DIR, else in `inductor` in the cache folder. Results differ from
-    those of plain blocks by rounding, and dropout draws other numbers. Forward-mode derivatives run plain blocks. Second
-    derivatives, which `torch.compile` does not have, raise RuntimeError; feature networks, of which R1 takes them, stay plain.
+    A block is compiled when it is first used, once for all blocks of its kind and for batches of any size (regional compilation).
+    The compiled code is kept in $TORCHINDUCTOR_CACHE_DIR, else in `inductor` in the cache folder. Results differ from those of
+    plain blocks by rounding, and dropout draws other numbers. Forward-mode derivatives run plain blocks. A second derivative,
+    which `torch.compile` does not have, raises RuntimeError; feature networks, of which R1 takes it, stay plain.
+
+    Args:
+        module: a denoiser, a method or any module that holds some.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    # PyTorch's advice on what `precision.tf32` decides
+    # `precision.tf32` decides this
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     plain = {block for features in module.modules() if isinstance(features, Frozen) for block in features.modules()}
     for block in module.modules():
@@ -106,13 +107,18 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
-    """Let blocks keep less for the backward pass and compute it again there (activation checkpointing), in place; the
-    gradients are the same.
+    """Let blocks keep less for the backward pass and compute it again there (activation checkpointing), in place.
 
-    A number of pixels: blocks on images of at least so many a side keep their inputs alone, for the time of one more
-    evaluation of those. "light": all blocks keep what convolutions, matrix products and attention give, for one backward
-    pass, and compute norms, activations and sums again, which takes little time. Compiled blocks, and all of which a second
-    derivative is taken, keep their inputs alone.
+    Gradients are the same. Compiled blocks, and all blocks of which a second derivative is taken, keep their inputs alone.
+
+    Args:
+        module: a denoiser, a method or any module that holds some.
+        what: a number of pixels: blocks on images of at least this side keep their inputs alone, for the time of one more
+            evaluation. Or "light": all blocks keep the results of convolutions, matrix products and attention, and compute the
+            rest again, which takes little time.
+
+    Raises:
+        ValueError: the number is less than 1.
     """
     if what != "light" and what < 1:
         raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {what}")
@@ -123,6 +129,6 @@ def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
 
 @cache
 def compiled(compute: Compute, backend: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Compute:
-    """`compute`, compiled for blocks of these shapes apart from all others, so that few variants are looked through."""
+    """`compute`, compiled for blocks of these shapes apart from all others, so that few variants are searched."""
     apart: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": VARIANTS}  # not known to the type checker
     return torch.compile(compute, backend=backend, dynamic=False, **apart)

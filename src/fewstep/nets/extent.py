@@ -1,8 +1,7 @@
-"""What a configuration declares a network to be, before it is built: its size beside that of its file.
+"""Bounds on the memory and time of a network that a file declares, checked before it is built.
 
-A file is small and what it declares may be large: a million blocks, images of a gigapixel. The bounds here are far above
-every published network, which have at most a five hundredth of the memory and a seventieth of the operations that their
-size allows.
+A small file can declare a huge network: a million blocks, images of a gigapixel. The bounds are far above every published
+network, which needs at most a five hundredth of the memory and a seventieth of the operations that its size allows.
 """
 
 from __future__ import annotations
@@ -13,23 +12,23 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 MEMORY, MEMORY_RATIO = 768 * 2**20, 100
-"""Bytes of activations for one image: of any network, and for each byte of its tensors."""
+"""Bytes of activations per image: for any network, and per byte of its tensors."""
 OPERATIONS, OPERATIONS_RATIO = 2e11, 2e4
-"""Floating-point operations of one evaluation, likewise."""
+"""Floating-point operations per evaluation, likewise."""
 WIDEST = 2**20
 LONGEST = 64
-"""Of a tuple in a configuration: resolutions, taps of a filter."""
+"""Most entries of a tuple in a configuration: resolutions, taps of a filter."""
 
 
 class Extent(NamedTuple):
-    """Of one evaluation for one image, about: bytes and floating-point operations."""
+    """Bytes and floating-point operations of one evaluation for one image, approximately."""
 
     memory: float
     operations: float
 
 
 def extent(config: Any) -> Extent:
-    """Of a U-Net; an estimate from the convolutions and attention of its blocks."""
+    """Estimate the extent of a U-Net from the convolutions and attention of its blocks."""
     channels = 2 * getattr(config, "img_channels", 0) or config.in_channels + config.out_channels
     area = config.img_resolution**2
     # Samplers keep a few images in double precision.
@@ -47,7 +46,7 @@ def extent(config: Any) -> Extent:
 
 
 def check_extent(config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse the configuration of a network that is far larger than the tensors of its file."""
+    """Raise ValueError for the configuration of a network that is far larger than the tensors of its file."""
     n_tensors, size = len(tensors), sum(tensor.nbytes for tensor in tensors.values())
     for name, value in vars(config).items():
         numbers = value if isinstance(value, tuple) else (value,)

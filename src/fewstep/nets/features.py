@@ -1,4 +1,4 @@
-"""Frozen feature networks, which a projected discriminator looks through (GDD; Zheng & Yang, 2024)."""
+"""Frozen feature networks of a projected discriminator (GDD; Zheng & Yang, 2024)."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Classifier(nn.Module):
         return features
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of the classes: (B, num_classes)."""
+        """Return the logits of the classes (B, num_classes)."""
         return self.head(self(x)[-1].mean((2, 3)))
 
 

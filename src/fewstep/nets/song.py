@@ -33,10 +33,24 @@ from fewstep.nets.layers import (
 class SongConfig:
     """Options of the U-Net; the defaults are DDPM++, and those of `ncsnpp` NCSN++.
 
-    img_resolution, in_channels, out_channels: of the image. label_dim: number of classes, 0 for none. augment_dim: size of
-    the augmentation label, 0 for none. model_channels: width, times `channel_mult` per resolution. channel_mult_emb,
-    channel_mult_noise: widths of the embeddings in units of model_channels. num_blocks: residual blocks per resolution.
-    attn_resolutions: where blocks attend. label_dropout: probability of training without the class.
+    Args:
+        img_resolution: side of the image in pixels.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        label_dim: number of classes, 0 for none.
+        augment_dim: size of the augmentation label, 0 for none.
+        model_channels: width, times `channel_mult` at each resolution.
+        channel_mult: factors of the width, the finest resolution first.
+        channel_mult_emb: width of the embedding in units of model_channels.
+        num_blocks: residual blocks per resolution.
+        attn_resolutions: sides at which blocks have self-attention.
+        dropout: probability of dropout in the blocks.
+        label_dropout: probability of training without the class.
+        embedding_type: of the noise level.
+        channel_mult_noise: width of the noise embedding in units of model_channels.
+        encoder_type: "residual" and "skip" feed the downsampled input to every resolution.
+        decoder_type: "skip" sums an output image over the resolutions.
+        resample_filter: taps of the filter that halves and doubles images.
     """
 
     img_resolution: int
@@ -63,7 +77,7 @@ class SongConfig:
 
 
 def ncsnpp(img_resolution: int, **options) -> SongConfig:
-    """NCSN++: Fourier embedding, residual inputs, a smoother filter (EDM's `--arch=ncsnpp`)."""
+    """Return the configuration of NCSN++: Fourier embedding, residual inputs, a smoother filter (EDM's `--arch=ncsnpp`)."""
     return SongConfig(
         img_resolution,
         **{
@@ -77,6 +91,8 @@ def ncsnpp(img_resolution: int, **options) -> SongConfig:
 
 
 class SongUNet(nn.Module):
+    """DDPM++ or NCSN++, by its configuration."""
+
     def __init__(self, config: SongConfig) -> None:
         super().__init__()
         self.config = c = config
