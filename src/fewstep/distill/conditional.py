@@ -26,7 +26,7 @@ class ConditionalDiscriminator(Preconditioned):
         super().__init__(net, precondition, dtype)
 
     def see(self, given: Observation, label: Tensor | None = None) -> Features:
-        """The features of an observation, for all images that are judged by it."""
+        """Return the features of an observation, which serve for all images that are compared with it."""
         return self.features(self.net.ctrl, *given, label)
 
     def forward(
@@ -38,19 +38,24 @@ class ConditionalDiscriminator(Preconditioned):
 
 
 def conditional(teacher: Denoiser, *, fused: bool = False) -> ConditionalDenoiser:
-    """A conditional denoiser that answers as its teacher until it is trained: for x, or if `fused` for x and y together.
+    """Return a conditional denoiser whose prediction is the teacher's until it is trained.
 
-    It trains without dropout. Its log-variance head is new, as the teacher's, where there is one, knows another error.
+    It has no dropout. Its log-variance head is new, since the teacher's, where there is one, has learned another error.
+
+    Args:
+        teacher: a denoiser of all noise levels.
+        fused: whether it starts at the teacher's prediction for x and y together, instead of for x alone.
     """
     return ConditionalDenoiser(Controlled(without_dropout(teacher.net)), fused=fused, **shared(teacher))
 
 
 def generative(teacher: Denoiser, *, centred: bool = False, **options: Any) -> GenerativeDenoiser:
-    """A generative denoiser from a teacher, likewise: until it is trained it answers with the teacher's mean at the raised
-    level.
+    """Return a generative denoiser whose draws are the teacher's prediction at the raised level until it is trained.
 
-    centred: it starts about the `mean_images` of the teacher. options: gamma, sigma_init, sigma_end, levels of
-    `GenerativeDenoiser`.
+    Args:
+        teacher: a denoiser of all noise levels.
+        centred: whether it makes images about the `mean_images` of the teacher instead of about 0.
+        **options: gamma, sigma_init, sigma_end and levels of `GenerativeDenoiser`.
     """
     means = (teacher.num_classes or 1) if centred else 0
     result = GenerativeDenoiser(Controlled(without_dropout(teacher.net)), means=means, **options, **shared(teacher))
@@ -61,9 +66,9 @@ def generative(teacher: Denoiser, *, centred: bool = False, **options: Any) -> G
 
 @torch.no_grad()
 def mean_images(teacher: Denoiser, sigma: float, *, draws: int = 32) -> Tensor:
-    """E[x0] of each class (K, C, H, W), or of all images (1, C, H, W) without classes, according to a denoiser.
+    """Return a denoiser's estimate of E[x0] for each class (K, C, H, W), or for all images (1, C, H, W) without classes.
 
-    What it makes of noise at a level `sigma` at which nothing else is seen, averaged over `draws` of it, always the same.
+    It is the prediction for pure noise at the level `sigma`, averaged over `draws` fixed draws.
     """
     teacher = copy.deepcopy(teacher).eval()
     place = next(teacher.parameters()).device
@@ -84,6 +89,6 @@ def shared(teacher: Denoiser) -> dict[str, Any]:
 
 
 def pair_discriminator(teacher: Denoiser) -> ConditionalDiscriminator:
-    """NCVSD's discriminator, of two copies of the teacher's encoder and a new last layer."""
+    """Return NCVSD's discriminator: two copies of the teacher's encoder and a new last layer."""
     net = PairDiscriminator(without_dropout(teacher.net))
     return ConditionalDiscriminator(net, precondition=teacher.precondition, dtype=teacher.dtype)

@@ -23,19 +23,8 @@ from fewstep.nets.layers import GroupNorm, Init, Linear, PositionalEmbedding, ch
 class ADMConfig:
     """Options of the U-Net; the defaults are ImageNet-64's.
 
-    Args:
-        img_resolution: side of the image in pixels.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        label_dim: number of classes, 0 for none.
-        augment_dim: size of the augmentation label, 0 for none.
-        model_channels: width, times `channel_mult` at each resolution.
-        channel_mult: factors of the width, the finest resolution first.
-        channel_mult_emb: width of the embedding in units of model_channels.
-        num_blocks: residual blocks per resolution.
-        attn_resolutions: sides at which blocks have self-attention, with heads of 64 channels; narrower blocks have none.
-        dropout: probability of dropout in the blocks.
-        label_dropout: probability of training without the class.
+    The fields are those of `SongConfig`, without its choices of embedding, encoder, decoder and filter. Heads of attention
+    have 64 channels; blocks that are narrower have none.
     """
 
     img_resolution: int
