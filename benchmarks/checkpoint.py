@@ -25,8 +25,8 @@ from benchmarks.measure import Table
 from benchmarks.teacher import pretraining
 from fewstep.distill import SiD
 from fewstep.runtime.distributed import barrier, process_group, rank
-from fewstep.train.checkpoints import Checkpoints
-from fewstep.train.strategies import STRATEGIES
+from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.shard import STRATEGIES
 
 EVERY = 600.0
 """Seconds between two checkpoints of the published recipes."""

@@ -25,7 +25,7 @@ from fewstep.metrics.protocol import read_results
 from fewstep.report.page import write_report
 from fewstep.report.records import read_log
 from fewstep.train.log import Lines
-from fewstep.train.run import fit
+from fewstep.train.loop import fit
 from tests import ROOT
 from tests.train.test_run import teacher_run
 

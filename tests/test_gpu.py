@@ -14,8 +14,8 @@ from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.execution import compile_blocks, recompute_blocks
 from fewstep.runtime import precision
 from fewstep.sample import default_plan, generate
-from fewstep.train.input import ReadAhead
 from fewstep.train.optim import Adam
+from fewstep.train.read_ahead import ReadAhead
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 from tests.train.test_waiting import METHODS, Random, edm2

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from fewstep.runtime.threads import use_threads
     from fewstep.sample import Plan, default_plan, generate, generated
     from fewstep.train.ema import HalfLife, PowerFunction
+    from fewstep.train.loop import fit
     from fewstep.train.optim import Adam
     from fewstep.train.posthoc import reconstruct
-    from fewstep.train.run import Run, fit
+    from fewstep.train.settings import Run
     from fewstep.train.trainer import Trainer
     from fewstep.train.transfer import transfer
 
@@ -104,7 +105,8 @@ NAMES = {
     "train.ema": ("HalfLife", "PowerFunction"),
     "train.optim": ("Adam",),
     "train.posthoc": ("reconstruct",),
-    "train.run": ("Run", "fit"),
+    "train.loop": ("fit",),
+    "train.settings": ("Run",),
     "train.trainer": ("Trainer",),
     "train.transfer": ("transfer",),
 }

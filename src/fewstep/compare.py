@@ -31,7 +31,7 @@ from fewstep.runtime.files import sha256, write_json
 from fewstep.runtime.foreign import visible
 from fewstep.sample import Plan, default_plan, gathered, generate, generated
 from fewstep.train.evaluation import Evaluation
-from fewstep.train.run import fit
+from fewstep.train.loop import fit
 
 MOST = 10_000
 """Images that are made to measure a model, unless there are fewer real ones."""

@@ -13,7 +13,7 @@ from fewstep.inverse import restore
 from fewstep.report.page import write_report
 from fewstep.runtime.distributed import rank
 from fewstep.runtime.launch import command_line
-from fewstep.train.run import fit
+from fewstep.train.loop import fit
 
 BASE_MINUTES = 5.0
 METHODS = ("sid", "sida", "sid2a", "dmd2", "gdd", "ncvsd")

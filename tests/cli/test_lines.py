@@ -287,7 +287,7 @@ def test_samplers_and_extractors_that_break_theirs(own, line):
 
 def test_methods_that_break_the_contract(denoiser):
     from fewstep.core.method import Method, Phase
-    from fewstep.train.contract import check_method
+    from fewstep.train.settings import check_method
 
     class Mine(Method):
         def __init__(self):
@@ -301,7 +301,7 @@ def test_methods_that_break_the_contract(denoiser):
     with pytest.raises(ValueError, match=r"Mine.phases must be a tuple of Phase\(player, loss\)"):
         check_method(mine)
     mine.phases = (Phase("student", mine.loss),)
-    with pytest.raises(ValueError, match="the phase loss moves 'student', which is no network"):
+    with pytest.raises(ValueError, match="the phase loss trains 'student', which is not a network"):
         check_method(mine)
     mine.phases = (Phase("generator", mine.loss),)
     for product in (None, "student", ""):

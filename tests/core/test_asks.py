@@ -280,8 +280,8 @@ def test_methods_and_runs_name_what_is_not_theirs(denoiser, stream, tmp_path):
     good |= {"batch_size": 4, "until": 8}
     fs.Run(**good)
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"method": denoiser}, "method is a Method, such as .*; got a Denoiser"),
-        ({"data": "digits"}, "data is a stream, such as .*; got a str"),
+        ({"method": denoiser}, "method must be a Method, such as .*; got a Denoiser"),
+        ({"data": "digits"}, "data must be a stream, such as .*; got a str"),
         ({"optimizers": {"generator": adam}}, "optimizers must name fake_score, generator; got generator"),
         ({"optimizers": {}}, "optimizers must name fake_score, generator; got none"),
         ({"batch_size": 4.0}, "batch_size must be an integer; got 4.0"),

@@ -25,8 +25,9 @@ from fewstep.io import model_folder
 from fewstep.io.convert import snapshot as upstream
 from fewstep.io.unpickle import Record
 from fewstep.sample import default_plan, generate
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests.conftest import tiny_net
 from tests.data.test_latents import pack_latents
 

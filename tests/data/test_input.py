@@ -11,8 +11,8 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.core.objectives import DenoisingLoss, Pretraining
-from fewstep.train.input import ReadAhead
 from fewstep.train.optim import Adam
+from fewstep.train.read_ahead import ReadAhead
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 

@@ -34,8 +34,8 @@ from fewstep.recipes import get
 from fewstep.runtime.precision import fast_dtype
 from fewstep.train.ema import HalfLife
 from fewstep.train.identity import describe
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import GOLDEN, toy
 from tests.conftest import tiny_net

@@ -27,8 +27,8 @@ from fewstep.nets.edm2 import Uncertainty
 from fewstep.recipes import get
 from fewstep.recipes.ncvsd import SIZES
 from fewstep.train.ema import PowerFunction
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import fit
 from fewstep.train.trainer import Trainer
 from tests import GOLDEN, toy
 from tests.conftest import tiny_net
@@ -335,8 +335,8 @@ def test_players_that_are_given_stay_as_they_are(denoiser):
     for mine, given in ((method.generator, one), (method.fake_score, two), (method.discriminator, three)):
         assert mine is not given
         assert not {p.data_ptr() for p in mine.parameters()} & {p.data_ptr() for p in given.parameters()}
-    assert method.copied == ("fake_score", "discriminator", "generator")
-    assert NCVSD(denoiser, discriminator=three, gan_weight=0).copied == ()
+    assert method.warm_started == ("fake_score", "discriminator", "generator")
+    assert NCVSD(denoiser, discriminator=three, gan_weight=0).warm_started == ()
 
 
 def test_players_that_are_given_hide_no_class(denoiser):

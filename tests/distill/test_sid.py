@@ -33,8 +33,9 @@ from fewstep.nets.song import SongUNet
 from fewstep.recipes import get
 from fewstep.recipes.sid import SIZES as EDM2_SIZES
 from fewstep.recipes.sid import SiD as SiDRecipe
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests.conftest import tiny_net
 
 
@@ -197,13 +198,13 @@ def test_data_that_do_not_fit_are_refused_before_training(denoiser, data):
     def run(method, stream):
         return Run(method, stream, dict.fromkeys(("fake_score", "generator"), Adam(1e-4)), batch_size=4, until=8)
 
-    with pytest.raises(ValueError, match="SiDA learns from images; this data has labels alone"):
+    with pytest.raises(ValueError, match="SiDA learns from images, and this data has only labels"):
         run(SiDA(denoiser), LabelStream(LabelData(denoiser.shape, 10)))
-    with pytest.raises(ValueError, match=r"teacher is made for images of shape \(1, 8, 8\); no images has \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"teacher takes images of shape \(1, 8, 8\); no images has \(3, 8, 8\)"):
         run(SiD(denoiser), LabelStream(LabelData((3, 8, 8), 10)))
-    with pytest.raises(ValueError, match="teacher knows 10 classes; no images has none"):
+    with pytest.raises(ValueError, match="teacher has 10 classes; no images has none"):
         run(SiD(denoiser), LabelStream(LabelData(denoiser.shape, 0)))
-    with pytest.raises(ValueError, match="teacher knows 5 classes; digits has 10"):
+    with pytest.raises(ValueError, match="teacher has 5 classes; digits has 10"):
         run(SiD(Denoiser(tiny_net(label_dim=5))), ImageStream(data))
     assert run(SiD(Denoiser(tiny_net(label_dim=0))), ImageStream(data)).until == 8  # labels may be left unused
 

@@ -27,9 +27,10 @@ from fewstep.data import ImageStream, digits
 from fewstep.distill import GDD, NCVSD, SiD, SiDA
 from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.features import Classifier
-from fewstep.train.checkpoints import damage, load
+from fewstep.train.checkpoint_files import damage, load
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests.conftest import tiny_net
 
 METHODS = ("Pretraining", "SiD", "SiDA", "GDD", "NCVSD")

@@ -29,8 +29,9 @@ from fewstep.data import ImageStream, digits
 from fewstep.io import hub, model_folder
 from fewstep.runtime.files import PARTIAL, clear_once
 from fewstep.train.ema import PowerFunction
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests import ROOT
 from tests.conftest import tiny_net
 from tests.faults import with_fault

@@ -51,9 +51,10 @@ from fewstep.sample import default_plan, generate
 from fewstep.train.ema import PowerFunction
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import reconstruct
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests import ROOT
 from tests.conftest import tiny_net
 from tests.fuzz.damage import archive, tar

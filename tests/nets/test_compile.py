@@ -20,7 +20,7 @@ from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.execution import Block, compile_blocks, recompute_blocks
-from fewstep.train import run
+from fewstep.train import loop
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
@@ -135,7 +135,7 @@ def test_a_run_follows_the_plain_one_and_resumes_bit_for_bit(stream):
 
 def test_commands_compile_on_request_alone(denoiser, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "compile_blocks", asked.append)
+    monkeypatch.setattr(loop, "compile_blocks", asked.append)
     monkeypatch.setattr(execution, "compile_blocks", asked.append)
     monkeypatch.chdir(tmp_path)
     model_folder.save(denoiser, "model")

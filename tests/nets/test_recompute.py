@@ -18,7 +18,7 @@ from fewstep.nets.blocks import UNetBlock
 from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.execution import Block, Recomputation, compile_blocks, recompute_blocks
-from fewstep.train import run
+from fewstep.train import loop
 from tests.conftest import tiny_net
 
 
@@ -150,7 +150,7 @@ def test_every_player_of_a_method(make, what):
 
 def test_the_command_asks_for_it_on_request_alone(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "recompute_blocks", lambda method, what: asked.append(what))
+    monkeypatch.setattr(loop, "recompute_blocks", lambda method, what: asked.append(what))
     command = ["train", "digits:teacher", "--until", "128", "--out"]
     assert main([*command, str(tmp_path / "plain")]) == 0 and asked == []
     assert main([*command, str(tmp_path / "small"), "--recompute", "8"]) == 0 and asked == [8]

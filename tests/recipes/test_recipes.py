@@ -25,7 +25,7 @@ from fewstep.recipes.edm import Teacher
 from fewstep.recipes.edm2 import SIZES
 from fewstep.runtime.precision import fast_dtype
 from fewstep.train.ema import HalfLife, PowerFunction
-from fewstep.train.run import fit
+from fewstep.train.loop import fit
 from tests.data.test_latents import pack_latents
 
 

@@ -23,11 +23,14 @@ from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.execution import recompute_blocks
 from fewstep.runtime.distributed import backend, sum_over_ranks
-from fewstep.train import strategies
-from fewstep.train.checkpoints import Checkpoints, damage, load
+from fewstep.train import gradients as gradient_sums
+from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.checkpoint_files import damage, load
+from fewstep.train.gradients import summed_over_ranks
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
-from fewstep.train.run import Run, fit, large
-from fewstep.train.strategies import Replicate, Shard, Strategy, part, summed_over_ranks, whole
+from fewstep.train.settings import Run
+from fewstep.train.shard import Replicate, Shard, Strategy, full, local, shardable
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
@@ -127,7 +130,7 @@ def train(kind: str, steps: int) -> dict[str, Any]:
 def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state before and after the steps with every large network in parts; the averaged product is a network again."""
     method, optimizers = method_of(kind)
-    parts = {name: Shard() for name in large(method)}
+    parts = {name: Shard() for name in shardable(method)}
     trainer = Trainer(method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=parts)
     states = []
     if before is not None:
@@ -137,8 +140,8 @@ def sharded(kind: str, steps: int, before: dict[str, Any] | None = None) -> tupl
         for _ in range(n):
             trainer.step()
         state = trainer.state_dict()
-        states.append(state | {"tensors": {k: whole(v).numpy().copy() for k, v in state["tensors"].items()}})
-    trainer.condition()
+        states.append(state | {"tensors": {k: full(v).numpy().copy() for k, v in state["tensors"].items()}})
+    trainer.player_metrics()
     trainer.gather()
     assert all(p.isfinite().all() for p in trainer.product(torch.zeros(1, 1, 8, 8), 1.0, torch.tensor([3])))
     return states[0], states[1]
@@ -237,7 +240,7 @@ def test_two_ranks_are_one_in_float32_but_for_weights_without_effect(tmp_path):
 
 def gradients(bucket_bytes: int) -> list[Any]:
     """Of a sum of losses over the ranks: overlapping with backward, and by one message afterwards."""
-    strategies.BUCKET_BYTES = bucket_bytes
+    gradient_sums.BUCKET_BYTES = bucket_bytes
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2), nn.Linear(2, 2))
     params = list(net.parameters())
@@ -319,7 +322,7 @@ def test_ranks_and_strategy_may_change_between_resumes(tmp_path):
 def held_and_written(folder: Path, strategy: type[Strategy]) -> tuple[int, int, int]:
     """Bytes of the copy that a rank makes for a checkpoint, of the shard that it writes, and of the whole state."""
     method, optimizers = method_of("ncvsd")
-    layout = {name: strategy() for name in large(method)}
+    layout = {name: strategy() for name in shardable(method)}
     trainer = Trainer(method, DoubleStream(digits()), optimizers, batch_size=4, micro_batch=1, strategies=layout)
     trainer.step()
     saves = Checkpoints(folder)
@@ -328,16 +331,14 @@ def held_and_written(folder: Path, strategy: type[Strategy]) -> tuple[int, int, 
     saves.close()
     dist.barrier()
     (path,) = folder.glob("[0-9]*")
-    held = sum(part(t).nbytes for t in saves.copies.values())
+    held = sum(local(t).nbytes for t in saves.staged.values())
     written = (path / f"shard-{dist.get_rank() + 1:05d}.safetensors").stat().st_size
     assert damage(path) is None
-    before = {k: whole(v) for k, v in state["tensors"].items()}
-    for like in (trainer.layout(), lambda name, shape: None):
-        again = load(path, like)["tensors"]
+    before = {k: full(v) for k, v in state["tensors"].items()}
+    for into in (trainer.tensors, None):
+        again = load(path, into)["tensors"]
         assert again.keys() == before.keys()
-        assert all(torch.equal(whole(v), before[k]) for k, v in again.items())
-    parts = load(path, trainer.layout())["tensors"]
-    assert sum(part(t).nbytes for t in parts.values()) == held
+        assert all(torch.equal(full(v), before[k]) for k, v in again.items())
     return held, written, sum(t.nbytes for t in before.values())
 
 
@@ -380,7 +381,7 @@ def test_ranks_begin_with_the_weights_of_the_first(tmp_path):
 def test_networks_in_parts_are_evaluated_alike_by_all_ranks(tmp_path):
     run = run_of(8)
     several = DMD2(Denoiser(tiny_net()), levels=(10.0, 1.0))
-    with pytest.raises(ValueError, match="each draws which step it trains; .* Take the strategy replicate"):
+    with pytest.raises(ValueError, match="each rank draws which step it trains, .* Use strategy replicate"):
         Run(several, run.data, RATES, batch_size=2, until=2, strategy="shard")
     judge = ProjectedDiscriminator([EncoderFeatures(Denoiser(tiny_net()), 0.2)], num_classes=10, width=8)
-    assert large(GDD(Denoiser(tiny_net()), judge)) == ["generator"]
+    assert shardable(GDD(Denoiser(tiny_net()), judge)) == ["generator"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 
@@ -15,10 +16,11 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.io import model_folder
 from fewstep.io.card import Card
-from fewstep.train.ema import Average, HalfLife, PowerFunction, averages, power
+from fewstep.train.ema import Average, HalfLife, PowerFunction, power, profiles
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import coefficients, inner_products, reconstruct, snapshots, whole_nimg
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from tests import GOLDEN
 from tests.conftest import tiny_net
 from tests.train.test_run import assert_same, final
@@ -52,7 +54,7 @@ def test_gamma_has_the_std_of_its_profile():
 def test_buffers_are_those_of_the_source():
     """An average of statistics, or of counts, is none of the network."""
     module = nn.BatchNorm1d(2)
-    average = Average(module, HalfLife(1e9, rampup=None))
+    average = Average(module, copy.deepcopy(module), HalfLife(1e9, rampup=None))
     module(torch.randn(8, 2) + 3)
     average.update(8, 8)
     assert module.num_batches_tracked == 1
@@ -65,7 +67,7 @@ def test_the_average_has_the_weights_of_its_profile():
     """A weight that counts the steps averages to the mean of the profile; the first update is a copy."""
     profile = PowerFunction(0.1)
     module = nn.Linear(1, 1, bias=False)
-    average = Average(module, profile)
+    average = Average(module, copy.deepcopy(module), profile)
     weight = average.module.get_parameter("weight")
     for step in range(2000):
         nn.init.constant_(module.weight, step + 1)
@@ -93,7 +95,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("ema") / "run"
     torch.manual_seed(0)
     denoiser = Denoiser(tiny_net()).requires_grad_(False)
-    tracked = averages(denoiser, tuple(PowerFunction(s) for s in (*STDS, 0.07)))
+    tracked = [Average(denoiser, copy.deepcopy(denoiser), PowerFunction(s)) for s in (*STDS, 0.07)]
     places = (path / "snapshots", path / "averages" / "std-0.100", path.parent / "other")
     for step in range(128):
         for p in denoiser.parameters():
@@ -174,8 +176,8 @@ def test_what_cannot_be_reconstructed_is_refused(denoiser, tmp_path):
         model_folder.save(denoiser, tmp_path / "twice" / "snapshots" / name, card)
     with pytest.raises(ValueError, match="several snapshots of the same"):
         reconstruct(tmp_path / "twice", [0.1])
-    with pytest.raises(ValueError, match="several different averages"):
-        averages(nn.Linear(1, 1), (HalfLife(), HalfLife()))
+    with pytest.raises(ValueError, match="several different ones"):
+        profiles((HalfLife(), HalfLife()))
 
 
 def test_a_run_with_several_averages_resumes_bit_for_bit(tmp_path):

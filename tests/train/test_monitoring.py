@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -30,9 +31,10 @@ from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.sample import generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines, Log
+from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.preemption import EXIT_CODE, Watch
-from fewstep.train.run import Run, fit
+from fewstep.train.settings import Run
 from fewstep.train.snapshots import images_of_grid, operations
 from fewstep.train.trackers import TRACKERS, open_trackers, reachable
 from tests.conftest import tiny_net
@@ -302,10 +304,8 @@ def test_the_log_tells_how_training_goes(evaluated):
 def test_samples_of_other_channels_than_colours_are_shown_one_by_one(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (16, 2, 8, 8), dtype=np.uint8)
     net = tiny_net(in_channels=2, out_channels=2, label_dim=0, attn_resolutions=(), model_channels=4, num_blocks=0)
-    run = short_run(8)
-    run.method = Pretraining(Denoiser(net), DenoisingLoss())
-    run.data = ImageStream(ImageData(array, name="pairs"))
-    fit(run, tmp_path / "run")
+    method, data = Pretraining(Denoiser(net), DenoisingLoss()), ImageStream(ImageData(array, name="pairs"))
+    fit(dataclasses.replace(short_run(8), method=method, data=data), tmp_path / "run")
     with Image.open(tmp_path / "run" / "samples" / f"{8:012d}.png") as samples:
         assert samples.mode == "L"
         assert samples.width / samples.height == (2 * 8 + 1) / (4 * 8 + 3)  # four images below each other, of two tiles
@@ -344,9 +344,8 @@ def test_a_run_tells_its_trackers_what_it_logs(tmp_path, monkeypatch):
 def test_trackers_are_closed_when_a_run_fails(tmp_path, monkeypatch):
     spy = Spy()
     monkeypatch.setitem(TRACKERS, "spy", lambda folder, name, config, nimg: spy)
-    run = short_run(track=("spy",))
-    run.optimizers = {"denoiser": Adam(1e30)}
-    with pytest.raises(ValueError, match="became infinite"):
+    run = dataclasses.replace(short_run(track=("spy",)), optimizers={"denoiser": Adam(1e30)})
+    with pytest.raises(ValueError, match="became infinite or NaN"):
         fit(run, tmp_path / "run")
     assert spy.closed
 
@@ -594,7 +593,7 @@ def test_the_time_of_training_is_without_that_of_evaluations(tmp_path, monkeypat
 
     monkeypatch.setattr("fewstep.train.loop.time.monotonic", lambda: now)
     monkeypatch.setattr(Evaluation, "prepare", measured)
-    monkeypatch.setattr("fewstep.train.loop.Loop.record", lambda *_: None)
+    monkeypatch.setattr("fewstep.train.evaluation.Scores.add", lambda *_: None)
     fit(short_run(evaluation=Evaluation(8, n=20)), tmp_path / "run")
     assert now == 4000
     assert {line["seconds"] for line in lines(tmp_path / "run" / "log.jsonl")} == {0.0}

@@ -10,7 +10,7 @@ from fewstep.core.method import Batch, Method, Phase, sanitize
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.distill import SiD
 from fewstep.recipes import get
-from fewstep.train.ema import Average, HalfLife, averages
+from fewstep.train.ema import Average, HalfLife, profiles
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 
@@ -187,11 +187,11 @@ def test_ema_half_life_and_ramp_up():
     assert profile.decay(200, 10) == pytest.approx(0.5)  # half-life 10
     assert profile.decay(10**6, 100) == pytest.approx(0.5)
     assert HalfLife(100, rampup=None).decay(0, 100) == pytest.approx(0.5)
-    profiles = HalfLife(100), HalfLife(100, rampup=0.2), HalfLife(100, rampup=None)
+    several = HalfLife(100), HalfLife(100, rampup=0.2), HalfLife(100, rampup=None)
     names = ["half-life-100", "half-life-100-rampup-0.2", "half-life-100-no-rampup"]
+    assert [p.name for p in profiles(several)] == names
     module = nn.Linear(1, 1)
-    assert [average.profile.name for average in averages(module, profiles)] == names
-    average = Average(module, HalfLife(8, rampup=None))
+    average = Average(module, copy.deepcopy(module), HalfLife(8, rampup=None))
     nn.init.zeros_(average.module.get_parameter("weight"))
     nn.init.ones_(module.weight)
     average.update(0, 8)
@@ -298,7 +298,7 @@ def test_condition_of_the_players(denoiser, stream):
     trainer.settings["generator"] = Adam(1e-3, rampup=16)
     for _ in range(2):
         trainer.step()
-    found = trainer.condition()
+    found = trainer.player_metrics()
     square = sum(p.detach().double().square().sum() for p in trainer.player("fake_score").parameters())
     assert found["weight_norm/fake_score"] == pytest.approx(float(square) ** 0.5, rel=1e-6)
     assert (found["learning_rate/fake_score"], found["learning_rate/generator"]) == (1e-3, 5e-4)

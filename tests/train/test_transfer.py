@@ -58,7 +58,9 @@ def test_a_training_starts_from_an_upstream_file(images, tmp_path):
     source, _ = convert(path, kind="teacher")
     run = training(images)
     assert len(same(player(run), source)) < len(source.state_dict()) / 2
-    taken = fs.transfer(run, path)
+    run = fs.transfer(run, path)
+    taken = run.transfer
+    assert taken is not None
     assert same(player(run), source) == set(source.state_dict())
     assert (taken.taken, taken.new, taken.unused, taken.differs) == (len(source.state_dict()), (), (), ())
     assert run.ema == fs.HalfLife(1000, rampup=None)
@@ -72,7 +74,9 @@ def test_a_training_starts_from_an_upstream_file(images, tmp_path):
 def test_it_is_told_in_the_run_and_in_the_card(images, tmp_path):
     path = GOLDEN / "edm-ddpmpp-cond.pkl"
     run = training(images)
-    taken = fs.transfer(run, path)
+    run = fs.transfer(run, path)
+    taken = run.transfer
+    assert taken is not None
     fs.fit(run, tmp_path / "run")
     record = read_json(tmp_path / "run" / "run.json")
     assert record["transfer"]["source"] == str(path)
@@ -95,16 +99,19 @@ def test_what_one_of_the_two_lacks_is_named_and_said(images, tmp_path):
         for p in source.parameters():
             p.add_(1)
     fs.save(source, tmp_path / "source", fs.Card(name="plain", license="CC0-1.0", lineage=["scratch"]))
-    taken = fs.transfer(run, tmp_path / "source")
+    run = fs.transfer(run, tmp_path / "source")
+    taken = run.transfer
+    assert taken is not None
     assert taken.new == ("net.map_augment.weight",)
     assert torch.equal(player(run).net.map_augment.weight, before["net.map_augment.weight"])
     words = str(taken)
-    assert f"took over {taken.taken} tensors; 1 not there, keep their values: net.map_augment.weight" in words
+    assert f"copied {taken.taken} tensors; 1 missing there, unchanged: net.map_augment.weight" in words
     assert "precondition differs: there {'kind': 'EDM', " in words
     assert "levels differs: there [80.0], here None" in words
     assert (run.card.license, run.card.lineage) == ("CC0-1.0", ["plain", "scratch"])
     again = training(images, augment_dim=0)
-    assert fs.transfer(again, GOLDEN / "edm-ddpmpp-cond.pkl").unused == ("net.map_augment.weight",)
+    unused = fs.transfer(again, GOLDEN / "edm-ddpmpp-cond.pkl").transfer
+    assert unused is not None and unused.unused == ("net.map_augment.weight",)
 
 
 def test_a_generator_starts_so_and_inherits_both_licenses(denoiser, data, tmp_path):
@@ -121,7 +128,9 @@ def test_a_generator_starts_so_and_inherits_both_licenses(denoiser, data, tmp_pa
 
     first = run()
     ema = first.ema
-    taken = fs.transfer(first, tmp_path / "student")
+    first = fs.transfer(first, tmp_path / "student")
+    taken = first.transfer
+    assert taken is not None
     assert same(player(first, "generator"), student) == set(student.state_dict())
     assert same(player(first, "fake_score"), denoiser) == set(denoiser.state_dict())
     assert {p.dtype for p in player(first, "generator").parameters()} == {torch.float32}
@@ -158,7 +167,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*command, "--seed", "1", "--out", str(first)]) == 0
     again = [*command, "--transfer", str(first), "--out", str(out)]
     assert main(again) == 0
-    assert f"{first}: took over " in capsys.readouterr().out
+    assert f"{first}: copied " in capsys.readouterr().out
     assert same(fs.load(out), fs.load(first)) == set(fs.load(first).state_dict())
     assert main(again) == 0  # it resumes
     capsys.readouterr()

@@ -59,7 +59,7 @@ class Options:
 
     def of_run(self) -> dict[str, Any]:
         """These options as arguments of `Run`."""
-        from fewstep.train.run import Run
+        from fewstep.train.settings import Run
 
         own = {f.name for f in dataclasses.fields(self)}
         same = [f.name for f in dataclasses.fields(Run) if f.name in own and f.name not in ("track", "transfer")]
@@ -117,7 +117,7 @@ def train(recipe: Any, options: Options, command: str) -> None:
     """Make the run of a recipe and train it."""
     from fewstep.io.model_folder import card
     from fewstep.runtime.distributed import process_group, rank, use
-    from fewstep.train.run import fit
+    from fewstep.train.loop import fit
     from fewstep.train.transfer import transfer
 
     use(options.device)
@@ -126,9 +126,9 @@ def train(recipe: Any, options: Options, command: str) -> None:
     run = recipes.build(recipe, **options.of_run(), command=command)
     with process_group(), visible_output():
         if options.transfer is not None:
-            taken = transfer(run, options.transfer)
+            run = transfer(run, options.transfer)
             if rank() == 0:
-                print(taken)
+                print(run.transfer)
         if rank() == 0:
             print(summary(run.data.data))
         fit(run, options.out, fresh=options.fresh)

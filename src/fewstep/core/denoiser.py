@@ -66,6 +66,9 @@ class Denoiser(Preconditioned):
     of EDM2 (Karras et al., 2024a, Eq. 21); None if there is none. codec: between its units and images.
     """
 
+    entry_points = ("forward", "encode", "decode", "log_variance")
+    """The methods that evaluate the network; a network that lists them can be sharded over ranks."""
+
     def __init__(
         self,
         net: nn.Module,

@@ -121,19 +121,24 @@ def kind(value: object) -> str:
 class Method(nn.Module):
     """Networks and losses of one algorithm; no optimizer, loop, device or file.
 
-    phases: in the order in which they move. product: the player that is averaged, evaluated and released. needs_images:
-    whether it looks at the images of the data, or at their labels alone. copied: players that move and begin as copies of
-    networks that were given, whose weights then decide the result. uneven: whether ranks evaluate networks in different
-    numbers, so that each must hold them whole. every_level: whether the product denoises at all noise levels although there
-    is a teacher; else it is a generator, which carries its `levels`.
+    Attributes:
+        phases: In the order in which they run.
+        product: The player that is averaged, evaluated and released.
+        needs_images: Whether it uses the images of the data, or only their labels.
+        warm_started: Players that train and start as copies of networks that were given, whose weights decide the result.
+        uneven: Whether ranks evaluate networks in different numbers, so that these cannot be sharded.
+        every_level: Whether the product denoises at all noise levels although there is a teacher. Otherwise it is a
+            generator, which has its `levels`.
+        ramp_after_transfer: Whether the average of a product that starts from another network's weights keeps its ramp-up.
     """
 
     phases: tuple[Phase, ...]
     product: str
     needs_images: bool = True
-    copied: tuple[str, ...] = ()
+    warm_started: tuple[str, ...] = ()
     uneven: bool = False
     every_level: bool = False
+    ramp_after_transfer: bool = True
 
     def after_step(self, logs: dict[str, Tensor], images: int) -> None:
         """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.

@@ -201,6 +201,7 @@ class Pretraining(Method):
     """Diffusion training: the Method with one player. mend: what cleans its gradients."""
 
     product = "denoiser"
+    ramp_after_transfer = False
 
     def __init__(self, denoiser: Denoiser, objective: DenoisingLoss, *, mend: Clean = sanitize) -> None:
         super().__init__()

@@ -20,6 +20,9 @@ from fewstep.nets.edm2 import Uncertainty
 class ConditionalDiscriminator(Preconditioned):
     """Logits (B, 1) of whether `x` at `sigma` is a noisy real image of the observation `given`; large for real ones."""
 
+    entry_points = ("forward", "see")
+    """The methods that evaluate the network, as in `Denoiser`."""
+
     def __init__(
         self, net: PairDiscriminator, *, precondition: Precondition, dtype: torch.dtype = torch.float32
     ) -> None:

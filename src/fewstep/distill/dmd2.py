@@ -110,7 +110,7 @@ class DMD2(Method):
     """
 
     product = "generator"
-    copied = ("generator",)
+    warm_started = ("generator",)
 
     def __init__(
         self,

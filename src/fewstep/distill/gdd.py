@@ -128,7 +128,7 @@ class GDD(Method):
     """
 
     product = "generator"
-    copied = ("generator",)
+    warm_started = ("generator",)
 
     def __init__(
         self,

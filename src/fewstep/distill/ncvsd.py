@@ -141,7 +141,7 @@ class NCVSD(Method):
             "discriminator": discriminator if gan_weight else None,
             "generator": generator,
         }
-        self.copied = tuple(name for name, player in given.items() if player is not None)
+        self.warm_started = tuple(name for name, player in given.items() if player is not None)
         for name, player in self.named_children():
             player.requires_grad_(name != "teacher")
             master(player)

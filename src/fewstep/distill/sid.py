@@ -98,7 +98,7 @@ class SiD(Method):
     """
 
     product = "generator"
-    copied = ("generator",)
+    warm_started = ("generator",)
     needs_images = False
 
     def __init__(

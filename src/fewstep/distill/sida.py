@@ -54,7 +54,7 @@ class SiDA(Method):
     """
 
     product = "generator"
-    copied = ("generator",)
+    warm_started = ("generator",)
 
     def __init__(
         self,

@@ -58,6 +58,9 @@ class Init:
 class Frozen(nn.Module):
     """A module that always stays in evaluation mode, whatever the module that holds it does: a feature network."""
 
+    entry_points = None
+    """Never sharded, with all that it contains: R1 differentiates it twice."""
+
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)
 

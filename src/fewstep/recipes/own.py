@@ -13,7 +13,7 @@ from fewstep.recipes.base import REQUIRED, record
 from fewstep.runtime.own import load_file
 
 if TYPE_CHECKING:
-    from fewstep.train.run import Run
+    from fewstep.train.settings import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def build(recipe: Any, **options: Any) -> Run:
     Raises:
         ValueError: The recipe returned something else than a Run, or its settings make none.
     """
-    from fewstep.train.run import Run
+    from fewstep.train.settings import Run
 
     run = recipe.run()
     if not isinstance(run, Run):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,17 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from fewstep.train.strategies import part, shard_like, whole
+from fewstep.train.shard import full, local
 
 
 class Profile(Protocol):
-    """How the weights of the past count in an average. name: of its folder; different for different profiles."""
+    """How the weights of the past count in an average.
+
+    Attributes:
+        name: Name of the average's folder; different profiles have different names.
+    """
 
     @property
     def name(self) -> str: ...
@@ -25,9 +29,12 @@ class Profile(Protocol):
 
 @dataclass(frozen=True)
 class HalfLife:
-    """Exponential average with a half-life in images, at most `rampup` times the images seen so far (EDM).
+    """Exponential moving average with a half-life in training images, as in EDM.
 
-    With the count before the step, so that the first update is a copy.
+    Args:
+        nimg: The half-life, in images.
+        rampup: The half-life is at most this times the images seen before the step, so that the first update is a copy;
+            None for no ramp-up.
     """
 
     nimg: float = 500_000
@@ -46,7 +53,7 @@ class HalfLife:
 
 
 MAX_STD = 1 / math.sqrt(12)
-"""Of a power function: the uniform average has it."""
+"""The largest relative standard deviation of a power function: that of the uniform average."""
 
 
 def power(std: float) -> float:
@@ -64,8 +71,11 @@ def power(std: float) -> float:
 class PowerFunction:
     """Average with weights proportional to tau^gamma over the images tau seen (Karras et al., 2024, Sec. 3).
 
-    std: width of that profile relative to the training so far; 0.05 and 0.10 let `posthoc.reconstruct` find others
-    afterwards. The first update is a copy.
+    The first update is a copy.
+
+    Args:
+        std: Width of that profile relative to the training so far. From averages of 0.05 and 0.10, `posthoc.reconstruct`
+            computes others after training.
     """
 
     std: float = 0.1
@@ -84,65 +94,58 @@ class PowerFunction:
 
 
 class Average:
-    """The average of one module's parameters; buffers are copied.
+    """A running average of one network's parameters, stored on the ranks as the network itself is; buffers are copied.
 
-    module: the average as a network. Once the source lies in parts on the ranks (`follow`) so does the average, and the
-    network has its weights between `gather` and the next `update` alone.
+    Args:
+        source: The network that trains, placed on the ranks already.
+        replica: A full copy of it, made before it was placed; becomes `module`.
+        profile: How the weights of the past count.
+
+    Attributes:
+        module: The average as a network. Where the average is sharded, it has its weights only between `gather` and the
+            next `update`.
     """
 
-    def __init__(self, module: nn.Module, profile: Profile) -> None:
-        self.profile = profile
-        self.source = module
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.params: dict[str, Tensor] = dict(self.module.named_parameters())
-        self.parted = False
+    def __init__(self, source: nn.Module, replica: nn.Module, profile: Profile) -> None:
+        self.profile, self.source = profile, source
+        self.module = replica.requires_grad_(False).eval()
+        self.sharded = any(isinstance(p, DTensor) for p in source.parameters())
+        if self.sharded:
+            self.params = {name: p.detach().clone() for name, p in source.named_parameters()}
+            self.release()
+        else:
+            self.params = dict(self.module.named_parameters())
 
-    def follow(self) -> None:
-        """Lie on the ranks as the source does by now."""
-        source = dict(self.source.named_parameters())
-        self.parted = any(part(p) is not p for p in source.values())
-        self.params = {name: shard_like(source[name], p) for name, p in self.params.items()}
-        self.empty()
-
-    def empty(self) -> None:
-        """Where the average lies in parts, free what `module` holds of it beside them."""
-        if self.parted:
-            nothing = {name: torch.empty_like(p, device="meta") for name, p in self.module.named_parameters()}
-            self.module.load_state_dict(nothing, strict=False, assign=True)
+    def release(self) -> None:
+        """Free the full weights that `gather` put into `module`, if the average is sharded."""
+        if self.sharded:
+            empty = {name: torch.empty_like(p, device="meta") for name, p in self.module.named_parameters()}
+            self.module.load_state_dict(empty, strict=False, assign=True)
 
     def gather(self) -> None:
-        """Let `module` have its weights, on every rank; all ranks call it."""
-        if self.parted:
-            together = {name: whole(p) for name, p in self.params.items()}
-            self.module.load_state_dict(together, strict=False, assign=True)
+        """Put the full weights into `module` on every rank; all ranks call it."""
+        if self.sharded:
+            weights = {name: full(p) for name, p in self.params.items()}
+            self.module.load_state_dict(weights, strict=False, assign=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Of the module; weights as they lie on the ranks."""
-        return self.module.state_dict() | self.params
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if not self.parted:
-            self.module.load_state_dict(state)
-            return
-        if wrong := state.keys() ^ self.module.state_dict().keys():
-            raise KeyError(f"the average has no {', '.join(sorted(wrong))}")
-        self.params = {name: shard_like(p, state[name]) for name, p in self.params.items()}
-        buffers = {name: tensor for name, tensor in state.items() if name not in self.params}
-        self.module.load_state_dict(buffers, strict=False)
+        """The state of the averaged network, its parameters as they are stored on the ranks; not a copy."""
+        return self.module.state_dict() | {name: p.detach() for name, p in self.params.items()}
 
     @torch.no_grad()
     def update(self, seen: int, batch_size: int) -> None:
+        """Include the present weights, after a step of `batch_size` images that began at `seen` images."""
         decay = self.profile.decay(seen, batch_size)
         mine, theirs = self.params.values(), self.source.parameters()
-        torch._foreach_lerp_([part(p) for p in mine], [part(p) for p in theirs], 1 - decay)
-        self.empty()
+        torch._foreach_lerp_([local(p) for p in mine], [local(p) for p in theirs], 1 - decay)
+        self.release()
         for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
             mine.copy_(theirs)
 
 
-def averages(module: nn.Module, ema: Profile | tuple[Profile, ...]) -> tuple[Average, ...]:
-    """One average of `module` for each profile."""
-    profiles = ema if isinstance(ema, tuple) else (ema,)
-    if not profiles or len({p.name for p in profiles}) < len(profiles):
-        raise ValueError(f"expected one or several different averages; got {[p.name for p in profiles]}")
-    return tuple(Average(module, profile) for profile in profiles)
+def profiles(ema: Profile | tuple[Profile, ...]) -> tuple[Profile, ...]:
+    """The profiles of one or several averages. Raises ValueError if there are none, or two are the same."""
+    result = ema if isinstance(ema, tuple) else (ema,)
+    if not result or len({p.name for p in result}) < len(result):
+        raise ValueError(f"ema must be one profile or several different ones; got {[p.name for p in result]}")
+    return result

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time works in it, and it belongs to one configuration."""
+"""The folder of a run: one process at a time trains in it, and it belongs to one configuration."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ FILES = ("log.jsonl", "metrics.jsonl", "best.json", "sent.json", RECORD)
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Callable[[], None]]:
-    """The folder, made if it is not there, is this process's for the block; another run in it is refused meanwhile.
+    """Make the folder if it does not exist, and keep other runs out of it within the block.
 
-    Yields a function that raises ValueError once the folder was removed or replaced, as any OSError in the block is then.
+    Yields:
+        A function that raises ValueError if the folder was removed or replaced; so does any OSError in the block then.
     """
     if rank() != 0:
         yield lambda: None
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
-    begun = False
+    opened = False
 
     def check() -> None:
-        nonlocal begun
-        there = folder.exists() and os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        if begun and not (there and (folder / RECORD).exists()):
+        nonlocal opened
+        same = folder.exists() and os.path.samestat(os.stat(folder), os.fstat(descriptor))
+        if opened and not (same and (folder / RECORD).exists()):
             raise ValueError(f"{folder} was removed or replaced while this run trained in it; start it again")
-        begun = True
+        opened = True
 
     try:
         with alone(folder, descriptor):
             try:
                 yield check
             except OSError:
-                if begun:
+                if opened:
                     check()
                 raise
     finally:
@@ -57,7 +58,7 @@ def claimed(folder: Path) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def alone(folder: Path, descriptor: int) -> Iterator[None]:
-    """Lock the open folder; on a file system without locks, by a file in it."""
+    """Lock the open folder, by a file in it on a file system without locks. Raises ValueError if another process has it."""
     mine = lock(descriptor)
     if mine is None:
         print(
@@ -69,15 +70,19 @@ def alone(folder: Path, descriptor: int) -> Iterator[None]:
         if not free:
             hint = "" if mine is not None else f". If none does, as after a loss of power, remove {folder / '.lock'}"
             raise ValueError(
-                f"another process trains in {folder} at this moment; wait for it, stop it, or choose another folder{hint}"
+                f"another process is training in {folder}; wait for it, stop it, or choose another folder{hint}"
             )
         yield
 
 
 def open_folder(folder: Path, identity: dict[str, Any], about: Mapping[str, Any], *, fresh: bool) -> None:
-    """Find that the folder is of the run with this identity, or make it so. All ranks call it; the first one works.
+    """Check that the folder belongs to the run with this identity, or start a record there; all ranks call it.
 
-    identity: what decides the weights. about: further entries of a new record. fresh: discard what a run left there.
+    Args:
+        folder: Of the run.
+        identity: What decides the weights.
+        about: Further entries of a new record.
+        fresh: Discard what a run left there.
     """
     if rank() == 0:
         tidy(folder)
@@ -86,7 +91,9 @@ def open_folder(folder: Path, identity: dict[str, Any], about: Mapping[str, Any]
         if fresh and record.exists():
             discard(folder)
         elif fresh and left:
-            raise ValueError(f"{folder} has {left[0]} and no {RECORD}, so it may be no run; --fresh does not remove it")
+            raise ValueError(
+                f"{folder} has {left[0]} and no {RECORD}, so it may not be a run; --fresh does not remove it"
+            )
         identity = json.loads(json.dumps(identity, allow_nan=False))
         if record.exists():
             check_identity(folder, identity, read_json(record))
@@ -94,7 +101,7 @@ def open_folder(folder: Path, identity: dict[str, Any], about: Mapping[str, Any]
             if (folder / "config.json").exists():
                 raise ValueError(f"{folder} holds a model (config.json); choose another folder for the run")
             if left and not fresh:
-                print(f"warning: {folder} has no {RECORD}; going on with its {', '.join(left)}", file=sys.stderr)
+                print(f"warning: {folder} has no {RECORD}; continuing with its {', '.join(left)}", file=sys.stderr)
             identity["micro_batch"] = identity["micro_batch"] or identity["batch_size"] // world_size()
             started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
             write_json(record, {**about, **started, **environment(), "identity": identity})
@@ -102,7 +109,7 @@ def open_folder(folder: Path, identity: dict[str, Any], about: Mapping[str, Any]
 
 
 def discard(folder: Path) -> None:
-    """Remove what runs write; the record last, so that a kill leaves a run that can be discarded again."""
+    """Remove what runs write, the record last, so that a run killed here can be discarded again."""
     for name in FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
@@ -110,8 +117,18 @@ def discard(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def check_until(folder: Path, until: int, batch_size: int) -> None:
+    """Raise ValueError if the folder holds a checkpoint beyond the end of this run, whose records it would rewrite."""
+    reached = max((int(path.name) for path in (folder / "checkpoints").glob("[0-9]" * 12)), default=0)
+    if reached >= until + batch_size:
+        raise ValueError(
+            f"{folder} holds a longer run, of {reached:,} images; this one ends at {until:,}. Train to at least as many images "
+            "(--until), choose another folder, or start over with --fresh (fresh=True)"
+        )
+
+
 def check_identity(folder: Path, identity: dict[str, Any], record: Any) -> None:
-    """Refuse a run of other settings. The number of ranks may be another one, and the data have another name."""
+    """Raise ValueError for a run of other settings. The number of ranks and the name of the data may differ."""
     known = record.get("identity") if isinstance(record, dict) else None
     if isinstance(known, dict):
         if identity["micro_batch"] is None:

@@ -1,126 +1,213 @@
-"""The loop of a run: steps, and what is due after them; it ends with its images, or when a signal asks it to."""
+"""`fit`: trains a run in its folder and resumes it there. The loop, and what is due after its steps.
+
+run.json       what runs: settings, data, versions, command
+log.jsonl      one line of metrics at a time
+metrics.jsonl  the results of its evaluations, with their protocols
+best/          the averaged product with the best result, a model folder; best.json says which
+snapshots/     the averaged product as model folders, by training images
+averages/      likewise for further averages, a folder for each
+checkpoints/   the whole state of training, the newest ones
+samples/       grids of fixed seeds
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.io import model_folder
-from fewstep.metrics.protocol import MetricResult, parse_results
+from fewstep.io.model_folder import network_to_dict
+from fewstep.nets.execution import compile_blocks, recompute_blocks
 from fewstep.runtime.distributed import barrier, device, from_first, rank
 from fewstep.runtime.files import read_json
 from fewstep.runtime.memory import lacks_memory
 from fewstep.runtime.progress import Progress
-from fewstep.train.checkpoints import Checkpoints
-from fewstep.train.evaluation import keep_best
-from fewstep.train.identity import describe
-from fewstep.train.log import Lines, Log
+from fewstep.train import checkpoint_files
+from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.evaluation import Scores
+from fewstep.train.folder import RECORD, check_until, claimed, open_folder
+from fewstep.train.log import Log
 from fewstep.train.preemption import Preempted, Watch, stop_signals
-from fewstep.train.snapshots import card_of, images_of_grid, places, take_snapshot
+from fewstep.train.settings import Run
+from fewstep.train.shard import STRATEGIES, shardable
+from fewstep.train.snapshots import images_of_grid, places, record_of, take_snapshot
 from fewstep.train.trackers import Tracker, open_trackers
 from fewstep.train.trainer import Trainer
 
-if TYPE_CHECKING:
-    from fewstep.train.run import Run
+
+def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
+    """Train a run in a folder, or resume it there.
+
+    The same call again resumes from the newest checkpoint, or returns at once if the run is finished. The result is the same,
+    bit for bit, however often the run was interrupted.
+
+    Args:
+        run: What to train; the networks of its method are changed in place.
+        folder: Where everything is written; made if it does not exist.
+        fresh: Discard what a run left in the folder, and start over.
+
+    Returns:
+        The averaged product.
+
+    Raises:
+        ValueError: The folder belongs to another configuration or holds a longer run, another process trains in it, no
+            checkpoint is intact, or the loss diverged.
+        Preempted: SIGTERM or SIGINT stopped the run after its state was saved.
+
+    Example:
+        >>> student = fs.fit(run, "runs/student")
+    """
+    folder = Path(folder)
+    run.check_numbers()  # again: the number of ranks may not have been known
+    product = run.method.get_submodule(run.method.product)
+    assert isinstance(product, Denoiser)
+    product.codec.prepare(device())  # snapshots are images
+    network_to_dict(product.net)  # raises ValueError for a network that no snapshot can hold
+    training = [p for p in run.method.parameters() if p.requires_grad]
+    with claimed(folder) as check, resumable(training):
+        if not fresh:
+            check_until(folder, run.until, run.batch_size)
+        open_folder(folder, run.identity(), record_of(run, product), fresh=fresh)
+        check()
+        if run.compile:
+            compile_blocks(run.method)
+        if run.recompute is not None:
+            recompute_blocks(run.method, run.recompute)
+        trainer = Trainer(
+            run.method,
+            run.data,
+            run.optimizers,
+            batch_size=run.batch_size,
+            micro_batch=read_json(folder / RECORD)["identity"]["micro_batch"],
+            ema=run.ema,
+            seed=run.seed,
+            tf32=run.tf32,
+            device=device(),
+            strategies={name: STRATEGIES[run.strategy]() for name in shardable(run.method)},
+        )
+        with closing(Checkpoints(folder / "checkpoints", keep=run.keep)) as checkpoints:
+            seconds = resume(trainer, checkpoints.newest())
+            Loop(run, trainer, folder, checkpoints, seconds).train(check)
+        trainer.gather()
+    product = trainer.product
+    assert isinstance(product, Denoiser)
+    return product
+
+
+def resume(trainer: Trainer, checkpoint: Path | None) -> float:
+    """Load a checkpoint, if there is one; returns the seconds trained so far."""
+    if checkpoint is None:
+        return 0.0
+    state = checkpoint_files.load(checkpoint, trainer.tensors)
+    try:
+        trainer.load_counters(state)
+    except (RuntimeError, LookupError) as error:
+        raise ValueError(
+            f"{checkpoint} is not a state of this run ({str(error)[:200]}); remove it to resume from the one before"
+        ) from error
+    return state["seconds"]
+
+
+@contextmanager
+def resumable(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let a method train again in this process if its whole state was saved: at the end, and after a signal.
+
+    After any other exception its weights may be those of no checkpoint; the Trainer then rejects it, as nothing in it trains.
+    """
+    try:
+        yield
+    except Preempted:
+        nn.ParameterList(parameters).requires_grad_(True)
+        raise
+    nn.ParameterList(parameters).requires_grad_(True)
 
 
 class Loop:
-    """Trains a run in its folder. seconds: that it trained before."""
+    """Trains a run in its folder.
+
+    Args:
+        seconds: How long it was trained before.
+    """
 
     def __init__(self, run: Run, trainer: Trainer, folder: Path, checkpoints: Checkpoints, seconds: float) -> None:
         self.run, self.trainer, self.folder, self.checkpoints, self.before = run, trainer, folder, checkpoints, seconds
         self.lead = rank() == 0
+        self.trackers: tuple[Tracker, ...] = ()
         total = -(-run.until // run.batch_size)
         self.log_every = min(100, max(1, total // 100))
         self.snapshot_every = max(1, total // max(run.snapshots, 1))
+        if self.lead:
+            self.log = Log(folder / "log.jsonl", trainer.nimg)
+            self.scores = Scores(folder, trainer.nimg)
 
     @property
     def done(self) -> bool:
         return self.trainer.nimg >= self.run.until
 
-    @property
-    def measured(self) -> bool:
-        """Whether an evaluation is due now."""
+    def due(self) -> tuple[bool, bool]:
+        """Whether an evaluation and a snapshot are due now and have not been made; all ranks call it."""
         evaluation, nimg = self.run.evaluation, self.trainer.nimg
-        return evaluation is not None and (self.done or evaluation.due(nimg - self.run.batch_size, nimg))
-
-    @property
-    def pictured(self) -> bool:
-        """Whether a snapshot is due now."""
-        return self.done or self.trainer.steps % self.snapshot_every == 0
-
-    def open(self) -> tuple[bool, bool]:
-        """Open the records; returns whether an evaluation and a snapshot are due that an interruption has left out."""
-        evaluation, nimg = self.run.evaluation, self.trainer.nimg
-        missing = (False, False)
-        self.trackers: tuple[Tracker, ...] = ()
+        evaluate = evaluation is not None and (self.done or evaluation.due(nimg - self.run.batch_size, nimg))
+        snapshot = self.done or self.trainer.steps % self.snapshot_every == 0
+        if not nimg or not (evaluate or snapshot):
+            return False, False
         if self.lead:
-            path = self.folder / "metrics.jsonl"
-            self.log = Log(self.folder / "log.jsonl", nimg)
-            self.scores = Lines(path, nimg, lambda line: parse_results(line.get("results"), str(path)))
-            self.best = best_before(self.folder)
-            known = {line["nimg"] for line in self.scores.kept}
-            drawn = all(place.exists() for place in places(self.trainer, self.folder))
-            missing = (self.measured and nimg not in known, self.pictured and not drawn)
-        missing = from_first(missing if nimg else (False, False))
-        if self.done and missing == (False, False):
-            return missing
-        self.measure = None if evaluation is None else evaluation.prepare(self.run.data.data)
-        record = read_json(self.folder / "run.json")
-        product = self.trainer.product
+            evaluate = evaluate and nimg not in self.scores
+            snapshot = snapshot and not all(place.exists() for place in places(self.trainer, self.folder))
+        return from_first((evaluate, snapshot))
+
+    def train(self, check: Callable[[], None]) -> None:
+        """Train, log, evaluate, and take snapshots and checkpoints until the end, or until a signal asks to stop.
+
+        check: Raises ValueError if the folder was removed.
+        """
+        run, trainer = self.run, self.trainer
+        due = self.due()  # what an interruption left out
+        if self.done and not any(due):
+            return
+        self.measure = None if run.evaluation is None else run.evaluation.prepare(run.data.data)
+        record = read_json(self.folder / RECORD)
+        product = trainer.product
         assert isinstance(product, Denoiser)
         self.grid = record["grid"] if "grid" in record else images_of_grid(product)
         if self.lead:
-            self.trackers = open_trackers(self.run.track, self.folder, self.run.name, record["identity"], nimg)
-        return missing
-
-    def train(self, check: Callable[[], None]) -> None:
-        """Train, log, measure, take snapshots and checkpoints until the end, or until a signal asks to stop.
-
-        check: raises ValueError if the folder is not there any more.
-        """
-        run, trainer = self.run, self.trainer
-        missing = self.open()
-        if self.done and missing == (False, False):
-            return
+            self.trackers = open_trackers(run.track, self.folder, run.name, record["identity"], trainer.nimg)
         self.started = self.saved = self.logged = time.monotonic()
         self.logged_nimg = trainer.nimg
         progress = Progress(run.name, total=run.until, done=trainer.nimg)
         try:
             with progress, stop_signals() as self.asked:
-                self.show(*missing, progress)
+                self.show(*due, progress)
                 while not self.done:
                     logs = self.step()
                     check()
-                    measured, pictured = self.measured, self.pictured
-                    if self.done or measured or trainer.steps % self.log_every == 0:
+                    due = self.due()
+                    if self.done or due[0] or trainer.steps % self.log_every == 0:
                         self.note(logs, progress)
                     elif self.lead:
                         self.log.add(logs)
                     late = time.monotonic() - self.saved > run.checkpoint_seconds
-                    stop, due = self.checkpoints.agree(self.asked(), late)
-                    if stop or due or measured or pictured:
+                    stop, save = self.checkpoints.agree(self.asked(), late)
+                    if stop or save or self.done or any(due):
                         self.save()
                     progress.update(trainer.nimg)
                     if stop:
                         raise Preempted
-                    self.show(measured, pictured, progress)
+                    self.show(*due, progress)
                 self.checkpoints.finish()
         except Preempted:
             self.checkpoints.finish()
             if self.lead:
                 where = f"stopped at {trainer.nimg:,} of {run.until:,} images, which are saved in {self.folder}"
-                print(f"{run.name}: {where}; the same command goes on", file=sys.stderr)
+                print(f"{run.name}: {where}; the same command continues", file=sys.stderr)
             raise
         finally:
             for tracker in self.trackers:
@@ -128,6 +215,7 @@ class Loop:
         barrier()
 
     def step(self) -> dict[str, Tensor]:
+        """A step of the Trainer. Raises MemoryError, which says what needs less, if it does not fit."""
         try:
             return self.trainer.step()
         except RuntimeError as error:
@@ -141,14 +229,14 @@ class Loop:
 
     def note(self, logs: dict[str, Tensor], progress: Progress) -> None:
         """Write a line of the log; all ranks call it."""
-        trainer, condition = self.trainer, self.trainer.condition()
+        trainer, players = self.trainer, self.trainer.player_metrics()
         if not self.lead:
             return
         self.log.add(logs)
         now = time.monotonic()
         rate = (trainer.nimg - self.logged_nimg) / max(now - self.logged, 1e-9)
         entry = {"nimg": trainer.nimg, "seconds": self.before + now - self.started, "images_per_second": rate}
-        entry |= {"peak_memory_gib": peak_memory_gib(), **condition}
+        entry |= {"peak_memory_gib": peak_memory_gib(), **players}
         metrics = self.log.write(entry)
         check_finite(metrics, trainer, self.folder)
         for tracker in self.trackers:
@@ -157,76 +245,51 @@ class Loop:
         self.logged, self.logged_nimg = now, trainer.nimg
 
     def save(self) -> None:
-        """Begin a checkpoint."""
+        """Start a checkpoint."""
         if self.lead:
             check_finite(self.log.metrics(), self.trainer, self.folder)
         self.checkpoints.save(self.trainer.state_dict(), seconds=self.before + time.monotonic() - self.started)
         self.saved = time.monotonic()
 
-    def show(self, measured: bool, pictured: bool, progress: Progress) -> None:
-        """Measure the averaged product, and take a snapshot of it, where they are due; the state is saved already."""
-        if not measured and not pictured:
+    def show(self, evaluate: bool, snapshot: bool, progress: Progress) -> None:
+        """Evaluate the averaged product, and take a snapshot of it; the state has been saved already."""
+        if not evaluate and not snapshot:
             return
         self.trainer.gather()
         product = self.trainer.product
         assert isinstance(product, Denoiser)
         watch = Watch(product, self.asked, lambda stop: self.checkpoints.agree(stop, due=False)[0])
-        if measured and self.measure is not None:
+        if evaluate and self.measure is not None:
             began = time.monotonic()
             results = self.measure(product, watch)
-            taken = time.monotonic() - began  # which is no time of training
+            taken = time.monotonic() - began  # does not count as training
             self.logged, self.started = self.logged + taken, self.started + taken
             if self.lead:
-                self.record(results, product)
+                self.scores.add(self.run, self.trainer, results)
                 metrics = {r.key: r.value for r in results}
                 self.log.lines.amend(self.trainer.nimg, metrics)
                 for tracker in self.trackers:
                     tracker.log(self.trainer.nimg, metrics)
                 progress.show_losses(metrics)
-        if pictured:
+        if snapshot:
             picture = take_snapshot(self.run, self.trainer, self.folder, self.grid, watch)
             for tracker in self.trackers:
                 tracker.image(self.trainer.nimg, "samples", picture)
 
-    def record(self, results: list[MetricResult], product: Denoiser) -> None:
-        """Append results to `metrics.jsonl`, and keep the product if they are the best so far.
-
-        The best is known by its card, too: a line of the file may have been lost.
-        """
-        run, nimg = self.run, self.trainer.nimg
-        assert run.evaluation is not None
-        earlier = [parse_results(line["results"], str(self.scores.path)) for line in self.scores.kept]
-        best_nimg, best = self.best
-        if best and best_nimg != nimg:
-            earlier.append(best)
-        if run.evaluation.best(results, earlier):
-            about = dataclasses.replace(card_of(run, self.trainer), ema=describe(self.trainer.averages[0].profile))
-            keep_best(results, product, self.folder, about)
-            self.best = nimg, results
-        self.scores.append({"nimg": nimg, "results": [r.asdict() for r in results]})
-
-
-def best_before(folder: Path) -> tuple[int, list[MetricResult]]:
-    """The images and the results of the model in `best/`; none if there is no such model."""
-    if not (folder / "best").exists():
-        return 0, []
-    card = model_folder.card(folder / "best")
-    return card.nimg, parse_results(card.metrics, str(folder / "best" / "config.json"))
-
 
 def peak_memory_gib() -> float:
-    """The most memory that this process had at once, in GiB: on a GPU its tensors, else all of it."""
+    """The most memory that this process used at once, in GiB: on a GPU its tensors, else all of it."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
 
 def check_finite(metrics: dict[str, float], trainer: Trainer, folder: Path) -> None:
-    """Stop a run whose loss diverged, before its checkpoint overwrites a good one."""
-    lost = [key for key, value in metrics.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
-    if lost:
-        names = [key for key in lost if "/" not in key] or lost  # the losses, rather than all that is told of them
+    """Raise ValueError if a loss diverged, before a checkpoint with it replaces a good one."""
+    diverged = [key for key, value in metrics.items() if not np.isfinite(value) and not key.startswith("grad_norm/")]
+    if diverged:
+        names = [key for key in diverged if "/" not in key] or diverged  # the losses, rather than all their details
         raise ValueError(
-            f"{', '.join(names)} became infinite or undefined before {trainer.nimg:,} images; the last good checkpoint is in "
+            f"{', '.join(names)} became infinite or NaN before {trainer.nimg:,} images; the last good checkpoint is in "
             f"{folder / 'checkpoints'}. Lower the learning rate and use another folder"
         )

@@ -27,7 +27,7 @@ from fewstep.runtime import outputs
 from fewstep.runtime.precision import master
 from fewstep.runtime.progress import track
 from fewstep.train.ema import power
-from fewstep.train.transfer import opened
+from fewstep.train.transfer import open_network
 
 FOREIGN = re.compile(r".+-(\d+)-(\d\.\d{3})\.pkl")
 """EDM2's snapshots: thousands of images, relative std."""
@@ -66,7 +66,7 @@ class Snapshot:
     std: float
 
     def load(self) -> tuple[Denoiser, Card]:
-        denoiser, card = opened(self.path)
+        denoiser, card = open_network(self.path)
         return denoiser, card if self.path.is_dir() else dataclasses.replace(card, method="EDM2")
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves its state and leaves, with an exit code that says so."""
+"""Signals that ask a run to stop: it saves its state and exits with a code that says so."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import nn
 T = TypeVar("T")
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command will go on."""
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command will continue."""
 
 
 class Preempted(SystemExit):
-    """A signal stopped the run after its state was saved. A script that does not catch it ends with `EXIT_CODE`."""
+    """A signal stopped the run after its state was saved. A script that does not catch it exits with `EXIT_CODE`."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
@@ -27,9 +27,9 @@ class Preempted(SystemExit):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and SIGINT only make the yielded function true; the second of either ends the process.
+    """Within the block SIGTERM and SIGINT only make the yielded function return True; a second signal ends the process.
 
-    Signals reach the main thread alone; in another one the block changes nothing.
+    Signals reach only the main thread; in another thread the block changes nothing.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -41,7 +41,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         asked.set()
         for kind in kinds:
             signal.signal(kind, signal.SIG_DFL)
-        print(f"{signal.Signals(number).name}: saving; once more to leave at once", file=sys.stderr, flush=True)
+        print(f"{signal.Signals(number).name}: saving; once more to exit at once", file=sys.stderr, flush=True)
 
     before = [signal.signal(kind, note) for kind in kinds]
     try:
@@ -52,46 +52,39 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 class StopRequestedError(Exception):
-    """Ends what a network computes, within `Watch` alone."""
+    """Ends an evaluation of a network, within `Watch` only."""
 
 
 class Watch:
-    """Lets what a network makes end soon after a signal, on all ranks together.
+    """Ends what a network generates soon after a signal, on all ranks together.
 
-    asked: whether this process was asked to stop. agree: whether any rank is; all ranks call it.
+    Args:
+        network: What generates; it is interrupted between two of its evaluations.
+        asked: Whether this process was asked to stop.
+        agree: Whether any rank was, given whether this one was; all ranks call it.
     """
 
     def __init__(self, network: nn.Module, asked: Callable[[], bool], agree: Callable[[bool], bool]) -> None:
         self.network, self.asked, self.agree = network, asked, agree
 
     def __call__(self, items: Iterable[T]) -> Iterator[T]:
-        """This rank's share of the items, during which the network asks before each of its layers; all ranks go through it.
+        """This rank's share of the items. All ranks iterate over it to the end.
 
-        Raises Preempted on all ranks if one was asked to stop before it had its share.
+        Raises:
+            Preempted: On all ranks, if one of them was asked to stop before it had its share.
         """
-        stopped = False
-        try:
-            with self.asking():
-                yield from items
-        except StopRequestedError:
-            stopped = True
-        if self.agree(stopped):
-            raise Preempted
 
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Within the block, layers raise StopRequestedError once this process was asked; of compiled networks the whole does."""
-
-        def ask(*_: object) -> None:
+        def check(*_: object) -> None:
             if self.asked():
                 raise StopRequestedError
 
-        layers = [*self.network.modules()]
-        if any(m._compiled_call_impl is not None for m in layers):  # hooks would be compiled too
-            layers = [self.network]
-        hooks = [layer.register_forward_pre_hook(ask) for layer in layers]
+        stopped = False
+        hook = self.network.register_forward_pre_hook(check)
         try:
-            yield
+            yield from items
+        except StopRequestedError:
+            stopped = True
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
+        if self.agree(stopped):
+            raise Preempted

@@ -1,10 +1,10 @@
-"""What a run shows of itself on the way: averaged products as model folders, and a grid of images of fixed seeds."""
+"""Snapshots of a run: the averaged products as model folders, and a grid of images of fixed seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,18 +22,19 @@ from fewstep.train.identity import describe
 from fewstep.train.preemption import Watch
 
 if TYPE_CHECKING:
-    from fewstep.train.run import Run
+    from fewstep.train.ema import Average
+    from fewstep.train.settings import Run
     from fewstep.train.trainer import Trainer
 
 ROWS, COLUMNS = 4, 10
 SECONDS = 60.0
-"""What the grid of a snapshot may take on CPUs."""
+"""Time that the grid of a snapshot may take on CPUs."""
 SPEED = 5e10
-"""Operations a second of one thread in convolutions, taken as the same for all CPUs, so that grids are."""
+"""Operations per second of one thread in convolutions, assumed to be the same for all CPUs, so that grids are."""
 
 
 def operations(denoiser: Denoiser) -> int:
-    """Multiplications and additions of one evaluation of one image, counted on tensors without memory."""
+    """Multiplications and additions of one evaluation for one image, counted on the device meta."""
     tensors = {
         k: torch.empty_like(v, device="meta") for k, v in (*denoiser.named_parameters(), *denoiser.named_buffers())
     }
@@ -45,7 +46,10 @@ def operations(denoiser: Denoiser) -> int:
 
 
 def images_of_grid(denoiser: Denoiser) -> int:
-    """Four rows of a column for each class, ten at most; on CPUs as many as `SECONDS` allow, in whole rows if there is one."""
+    """How many images a grid has: four rows of a column per class, at most ten columns.
+
+    On CPUs as many of them as `SECONDS` allow; whole rows, if there is more than one.
+    """
     columns = min(max(1, denoiser.num_classes), COLUMNS)
     if device().type != "cpu":
         return ROWS * columns
@@ -55,15 +59,28 @@ def images_of_grid(denoiser: Denoiser) -> int:
     return n - n % columns if n > columns else n
 
 
-def card_of(run: Run, trainer: Trainer) -> Card:
-    """The card of a model that the run saves now."""
+def record_of(run: Run, product: Denoiser) -> dict[str, Any]:
+    """What `run.json` says besides the identity of a run."""
+    return {
+        "name": run.name,
+        "command": run.command,
+        "recipe": run.recipe,
+        "until": run.until,
+        "transfer": None if run.transfer is None else dataclasses.asdict(run.transfer),
+        "grid": images_of_grid(product),
+    }
+
+
+def card_of(run: Run, trainer: Trainer, average: Average, **entries: Any) -> Card:
+    """The card of an averaged product that the run saves now."""
     data = run.data.data
     about = {"name": data.name, "n": len(data), "sha256": data.fingerprint}
-    return dataclasses.replace(run.card, name=run.card.name or run.name, nimg=trainer.nimg, data=about)
+    entries |= {"nimg": trainer.nimg, "data": about, "ema": describe(average.profile)}
+    return dataclasses.replace(run.card, name=run.card.name or run.name, **entries)
 
 
 def places(trainer: Trainer, folder: Path) -> list[Path]:
-    """The model folders of the averages at this number of images, the product's first, and the picture."""
+    """Where a snapshot is written now: the model folders of the averages, the product's first, and the picture."""
     names = ["snapshots", *(f"averages/{average.profile.name}" for average in trainer.averages[1:])]
     return [
         *(folder / name / f"{trainer.nimg:012d}" for name in names),
@@ -72,23 +89,25 @@ def places(trainer: Trainer, folder: Path) -> list[Path]:
 
 
 def take_snapshot(run: Run, trainer: Trainer, folder: Path, n: int, watch: Watch) -> Image.Image:
-    """Save the averaged product as a model folder, with its other averages, and a grid of `n` images of fixed seeds.
+    """Save every average as a model folder, and a grid of `n` images of the first one, of fixed seeds.
 
-    All ranks make images, and the first one writes. Returns the grid; on the other ranks an empty one.
+    All ranks make images, and the first one writes.
+
+    Returns:
+        The grid; an empty image on other ranks.
     """
-    product, card = trainer.product, card_of(run, trainer)
+    product = trainer.product
     assert isinstance(product, Denoiser)
     *models, picture = places(trainer, folder)
-    pairs = [*zip(trainer.averages, models, strict=True)] if rank() == 0 else []
-    for average, place in reversed(pairs):  # the product last: where it is, the others are
-        assert isinstance(average.module, Denoiser)
-        model_folder.save(average.module, place, dataclasses.replace(card, ema=describe(average.profile)))
+    if rank() == 0:
+        for average, place in reversed([*zip(trainer.averages, models, strict=True)]):  # the product last
+            assert isinstance(average.module, Denoiser)
+            model_folder.save(average.module, place, card_of(run, trainer, average))
     classes = max(1, product.num_classes)
-    columns = min(classes, COLUMNS, n)
     label = torch.arange(n) % classes if product.num_classes else None
-    made = list(gathered(list(watch(generate(product, range(n), label=label))), n))
+    images = list(gathered(list(watch(generate(product, range(n), label=label))), n))
     if rank() != 0:
         return Image.new("L", (1, 1))
-    result = grid(np.stack(made), columns=columns)
+    result = grid(np.stack(images), columns=min(classes, COLUMNS, n))
     save_png(result, picture)
     return result

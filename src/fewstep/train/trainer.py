@@ -1,10 +1,11 @@
-"""The Trainer: one move of every player that is due. It runs any Method and knows no algorithm's name."""
+"""The Trainer: one optimizer step for every player that is due. It runs any Method and knows no algorithm's name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,21 +15,11 @@ from fewstep.core.denoiser import lay_out
 from fewstep.core.method import Method, Phase
 from fewstep.runtime import precision
 from fewstep.runtime.distributed import copy_from_first, rank, sum_over_ranks, world_size
-from fewstep.train.ema import HalfLife, Profile, averages
-from fewstep.train.input import ReadAhead, Stream
-from fewstep.train.strategies import Strategy, alike, hand_over, shard_like, summed_over_ranks, whole
-
-
-class Optimizer(Protocol):
-    """Settings that make an optimizer and tell its learning rate at a number of images.
-
-    loss_scale: at which the dynamic scale of losses begins, for networks that compute in float16; None for no scale.
-    """
-
-    @property
-    def loss_scale(self) -> float | None: ...
-    def __call__(self, params: Iterable[nn.Parameter], /) -> torch.optim.Optimizer: ...
-    def rate(self, nimg: int) -> float: ...
+from fewstep.train.ema import Average, HalfLife, Profile, profiles
+from fewstep.train.gradients import summed_over_ranks
+from fewstep.train.optim import Optimizer, constrained_layers, loss_scaler, start_moments
+from fewstep.train.read_ahead import ReadAhead, Stream
+from fewstep.train.shard import Strategy, as_optimized, full, move_gradients, shard_like
 
 
 def reseed(*key: int) -> None:
@@ -36,45 +27,34 @@ def reseed(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-@runtime_checkable
-class Constrained(Protocol):
-    """A layer whose `project_` brings its weights back to their set, before each move of its player if `forced`: EDM2's to
-    unit length, those of a control branch to [0, 1].
-
-    Not after the move: EDM2 averages the weights as the optimizer left them, and projects them at the next training step.
-    """
-
-    forced: bool
-
-    def project_(self) -> None: ...
-
-
-def constrained(module: nn.Module) -> list[Constrained]:
-    """The layers of `module` that must be projected because they train."""
-    training = (m for m in module.modules() if any(p.requires_grad for p in m.parameters()))
-    return [m for m in training if isinstance(m, Constrained) and m.forced]
-
-
-def loss_scaler(device: torch.device, scale: float | None) -> torch.amp.GradScaler:
-    """Multiplies a loss so that its gradients neither vanish nor overflow in float16; without a scale it does nothing.
-
-    A step whose gradients overflow is left out and halves the scale; 2,000 steps without overflow double it.
-    """
-    return torch.amp.GradScaler(device.type, init_scale=scale or 1.0, enabled=scale is not None)
-
-
 class Trainer:
-    """Moves the players of a method; the caller owns the loop.
+    """Trains the players of a method; the caller owns the loop.
 
-    A step moves each due phase once, over `batch_size` fresh images, split into micro-batches of `micro_batch` images
-    which the ranks share. What a micro-batch draws depends on (seed, step, phase, micro-batch) alone, so that a resumed
-    run is the same run, and the same micro-batches on more ranks give the same gradients. Between moves every network
-    is frozen and in evaluation mode; parameters that do not require gradients when the Trainer begins never move. What moves is
-    held in float32 at least (`precision.master`).
+    A step runs each due phase once, over `batch_size` fresh images, split into micro-batches that the ranks share. What a
+    micro-batch draws depends only on (seed, step, phase, micro-batch), so that a resumed run is the same run, and the same
+    micro-batches on more ranks give the same gradients. Between phases every network is frozen and in evaluation mode.
+    Parameters that do not require gradients at the start never train. Those that train are stored in float32 at least
+    (`precision.master`).
 
-    optimizers: for each player that moves, what makes its optimizer. ema: how the product is averaged, in one way or in
-    several; the first is the one that is evaluated. tf32: see `precision.tf32`. strategies: how networks lie on the ranks,
-    by their name in the method, those that do not move included; the others are replicated.
+    Args:
+        method: The networks and their losses; changed in place.
+        data: Where batches come from.
+        optimizers: Settings of an optimizer for each player that trains.
+        batch_size: Images of a step, over all ranks.
+        micro_batch: Images at a time on one rank; None for `batch_size` divided by the number of ranks.
+        ema: How the product is averaged, in one way or several; the first average is the one that is evaluated.
+        seed: Seed of everything that training draws.
+        tf32: See `precision.tf32`.
+        device: Where to train; None for the CPU.
+        strategies: How networks are stored on the ranks, by their name in the method; others are replicated.
+
+    Raises:
+        ValueError: The batch cannot be divided so, an optimizer is missing, or a player has nothing to train.
+
+    Example:
+        >>> trainer = Trainer(method, stream, {"denoiser": Adam(1e-3)}, batch_size=64)
+        >>> for _ in range(1000):
+        ...     logs = trainer.step()
     """
 
     def __init__(
@@ -95,8 +75,8 @@ class Trainer:
         if batch_size % (self.micro_batch * world_size()):
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch times the number of ranks; got batch_size={batch_size}, "
-                f"micro_batch={self.micro_batch}, ranks={world_size()}. A run keeps the micro-batch with which it began: give "
-                "one small enough for as many ranks as it will have"
+                f"micro_batch={self.micro_batch}, ranks={world_size()}. A run keeps the micro-batch it started with: choose "
+                "one small enough for the largest number of ranks"
             )
         players = list(dict.fromkeys(phase.player for phase in method.phases))
         if set(players) != set(optimizers):
@@ -114,23 +94,23 @@ class Trainer:
         moving = {name: [k for k, p in self.player(name).named_parameters() if p.requires_grad] for name in players}
         if still := [name for name, keys in moving.items() if not keys]:
             raise ValueError(
-                f"no parameter of the {', '.join(still)} requires gradients, so it cannot move; if this method was trained "
-                "before, make the method anew"
+                f"no parameter of the {', '.join(still)} requires gradients, so it cannot train; if this method was trained "
+                "before, create the method again"
             )
         method.requires_grad_(False).eval()
-        self.averages = averages(self.player(method.product), ema)
+        product = self.player(method.product)
+        replicas = [(copy.deepcopy(product), profile) for profile in profiles(ema)]
         for name, strategy in (strategies or {}).items():
             strategy.place(self.player(name))
-        for average in self.averages:
-            average.follow()
+        self.averages = tuple(Average(product, replica, profile) for replica, profile in replicas)
         self.params = {name: [self.player(name).get_parameter(k) for k in keys] for name, keys in moving.items()}
         for params in self.params.values():
             for p in params:
                 p.requires_grad_(True)
-        self.projected = {name: constrained(self.player(name)) for name in players}
+        self.projected = {name: constrained_layers(self.player(name)) for name in players}
         self.settings: dict[str, Any] = dict(optimizers)
-        self.seen = {name: alike(params) for name, params in self.params.items()}
-        self.optimizers = {name: make(self.seen[name]) for name, make in optimizers.items()}
+        self.optimized = {name: as_optimized(params) for name, params in self.params.items()}
+        self.optimizers = {name: make(self.optimized[name]) for name, make in optimizers.items()}
         self.scalers = {name: loss_scaler(self.device, settings.loss_scale) for name, settings in optimizers.items()}
         method.requires_grad_(False)
 
@@ -139,18 +119,20 @@ class Trainer:
 
     @property
     def product(self) -> nn.Module:
-        """The averaged product, by the first average; if it lies in parts, after `gather`."""
+        """The averaged product, by the first average; if it is sharded, valid after `gather`."""
         return self.averages[0].module
 
     def gather(self) -> None:
-        """Let every average have its weights as a network until the next step; all ranks call it."""
+        """Gather the weights of every sharded average until the next step; all ranks call it."""
         for average in self.averages:
             average.gather()
 
     def step(self) -> dict[str, Tensor]:
-        """Move every player that is due; returns what to log, without waiting for the device.
+        """Train every player that is due, once.
 
-        Scalars are means over the batch; of figures `by_sigma` (2, BINS), sums and counts.
+        Returns:
+            What to log, without waiting for the device: scalars are means over the batch; entries by noise level (2, BINS)
+            are sums and counts.
         """
         logs: dict[str, Tensor] = {}
         for index, phase in enumerate(self.method.phases):
@@ -165,7 +147,7 @@ class Trainer:
         return logs
 
     def move(self, index: int, phase: Phase) -> dict[str, Tensor]:
-        """One step of one player's optimizer, over one batch."""
+        """One optimizer step of one player, over one batch."""
         params, optimizer = self.params[phase.player], self.optimizers[phase.player]
         scaler = self.scalers[phase.player]
         rounds = self.batch_size // self.micro_batch
@@ -181,19 +163,19 @@ class Trainer:
                 last = k + world_size() >= rounds
                 with summed_over_ranks(params) if last else nullcontext():
                     scaler.scale(loss.sum() / self.batch_size).backward()
-                figures = {phase.name: loss.detach().mean()}
-                figures |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
-                for key, value in figures.items():
+                metrics = {phase.name: loss.detach().mean()}
+                metrics |= {f"{phase.name}/{key}": value.detach() for key, value in diagnostics.items()}
+                for key, value in metrics.items():
                     # a scalar is the mean of a micro-batch; sums and counts (2, BINS) add up
                     share = value.float() / rounds if value.ndim == 0 else value
                     logs[key] = logs[key] + share if key in logs else share
         self.position += self.batch_size
-        hand_over(params, self.seen[phase.player])
-        gradients = [p.grad for p in self.seen[phase.player] if p.grad is not None]
+        move_gradients(params, self.optimized[phase.player])
+        gradients = [p.grad for p in self.optimized[phase.player] if p.grad is not None]
         sum_over_ranks([*logs.values()])
         scaler.unscale_(optimizer)
-        logs[f"nonfinite/{phase.name}"] = whole(phase.clean(gradients))
-        logs[f"grad_norm/{phase.name}"] = whole(torch.stack(torch._foreach_norm(gradients)).norm())
+        logs[f"nonfinite/{phase.name}"] = full(phase.clean(gradients))
+        logs[f"grad_norm/{phase.name}"] = full(torch.stack(torch._foreach_norm(gradients)).norm())
         for group in optimizer.param_groups:
             group["lr"] = self.settings[phase.player].rate(self.nimg)
         if scaler.is_enabled():
@@ -205,7 +187,7 @@ class Trainer:
 
     @contextmanager
     def thawed(self, name: str) -> Iterator[None]:
-        """One player in training mode, with gradients to its parameters; frozen again afterwards."""
+        """Put one player in training mode, with gradients for its parameters; freeze it again afterwards."""
         module, params = self.player(name), self.params[name]
         module.train()
         for p in params:
@@ -218,9 +200,9 @@ class Trainer:
             module.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, beside the settings: tensors under dotted names, counters, scales.
+        """Everything that the next step depends on, besides the settings: named tensors, counters, loss scales.
 
-        Tensors lie on the ranks as the strategies have it, and are those that train, not copies.
+        The tensors are those that train, not copies, and are sharded as the strategies have it.
         """
         tensors: dict[str, Tensor] = {f"method.{k}": v for k, v in self.method.state_dict().items()}
         for average in self.averages:
@@ -232,62 +214,50 @@ class Trainer:
         counters = {"nimg": self.nimg, "steps": self.steps, "position": self.position}
         return {**counters, "scalers": scalers, "tensors": tensors}
 
-    def layout(self) -> Callable[[str, torch.Size], Tensor | None]:
-        """A function of name and shape: the tensor that lies on the ranks as the one of this name in `state_dict` does.
+    def tensors(self, stored: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """The tensors of `state_dict` that a stored state fills in place; optimizers get the moments that it has.
 
-        Moments come with the first step, and lie as their parameter does. None for names of another method.
+        Args:
+            stored: Names and shapes of its tensors.
+
+        Raises:
+            ValueError: It is the state of other networks or settings.
         """
-        known = {f"method.{k}": v for k, v in self.method.state_dict().items()}
-        known |= {f"average.{a.profile.name}/{k}": v for a in self.averages for k, v in a.params.items()}
-        known |= {f"optimizer.{name}.{i}": p for name, params in self.seen.items() for i, p in enumerate(params)}
-
-        def like(name: str, shape: torch.Size) -> Tensor | None:
-            found = known.get(name.rpartition(".")[0] if name.startswith("optimizer.") else name)
-            return found if found is not None and found.shape == shape else None
-
-        return like
+        indices: dict[str, set[int]] = {name: set() for name in self.optimizers}
+        for key in stored:
+            if key.startswith("optimizer."):
+                name, index, _ = key.removeprefix("optimizer.").rsplit(".", 2)
+                indices.get(name, set()).add(int(index))
+        for name, optimizer in self.optimizers.items():
+            start_moments(optimizer, indices[name])
+        mine = self.state_dict()["tensors"]
+        names = sorted(mine.keys() | stored.keys())
+        if wrong := [n for n in names if n not in mine or n not in stored or mine[n].shape != stored[n]]:
+            raise ValueError(f"{len(wrong)} of its tensors do not belong to this run, such as {wrong[0]}")
+        return mine
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, into a Trainer of the same settings, under any strategies; strict.
+        """The inverse of `state_dict`, into a Trainer of the same settings under any strategies; strict.
 
-        Its tensors may be whole, or lie as those of this Trainer do.
+        The tensors may be full, or sharded as those of this Trainer are.
         """
-        parts: dict[str, dict[str, Tensor]] = {"method": {}, "average": {}, "optimizer": {}}
-        for key, value in state["tensors"].items():
-            part, rest = key.split(".", 1)
-            parts[part][rest] = value
-        mine = self.method.state_dict()
-        self.method.load_state_dict({k: shard_like(mine[k], v) if k in mine else v for k, v in parts["method"].items()})
-        for average in self.averages:
-            prefix = f"{average.profile.name}/"
-            average.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in parts["average"].items() if k.startswith(prefix)}
-            )
-        moments: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
-        for key, value in parts["optimizer"].items():
-            name, index, entry = key.rsplit(".", 2)
-            param = self.seen[name][int(index)]
-            moments[name].setdefault(int(index), {})[entry] = (
-                shard_like(param, value) if value.shape == param.shape else value  # the count of steps has no parts
-            )
-        for name, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
-            for p, entries in optimizer.state.items():
-                for key, value in entries.items():
-                    if value.shape == p.shape:  # fused kernels walk through memory: it lies as its parameter does
-                        entries[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+        values: dict[str, Tensor] = state["tensors"]
+        with torch.no_grad():
+            for name, tensor in self.tensors({k: v.shape for k, v in values.items()}).items():
+                tensor.copy_(shard_like(tensor, values[name]))
+        self.load_counters(state)
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        """Set the counters and loss scales to those of a `state_dict`."""
         for name, values in state["scalers"].items():
             self.scalers[name].load_state_dict(values)
         self.nimg, self.steps, self.position = state["nimg"], state["steps"], state["position"]
 
-    def condition(self) -> dict[str, float]:
-        """Figures of the present: for each player the norm of all weights that move, and the rate of its last step.
-
-        All ranks call it.
-        """
-        figures: dict[str, float] = {}
+    def player_metrics(self) -> dict[str, float]:
+        """For each player the norm of all weights that train, and the learning rate of its last step; all ranks call it."""
+        metrics: dict[str, float] = {}
         for name, optimizer in self.optimizers.items():
-            figures[f"weight_norm/{name}"] = float(whole(torch.stack(torch._foreach_norm([*self.seen[name]])).norm()))
-            figures[f"learning_rate/{name}"] = float(optimizer.param_groups[0]["lr"])
-        return figures
+            norms = torch._foreach_norm([*self.optimized[name]])
+            metrics[f"weight_norm/{name}"] = float(full(torch.stack(norms).norm()))
+            metrics[f"learning_rate/{name}"] = float(optimizer.param_groups[0]["lr"])
+        return metrics

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.objectives import Pretraining
 from fewstep.io import hub, model_folder
 from fewstep.io.card import UNSTATED, Card
 from fewstep.io.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
@@ -19,7 +18,7 @@ from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.identity import describe, digest
 
 if TYPE_CHECKING:
-    from fewstep.train.run import Run
+    from fewstep.train.settings import Run
 
 SHOWN = 5
 """Names in a message."""
@@ -27,16 +26,16 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a run took over from another network.
+    """What a run copied from another network.
 
     Attributes:
-        source: path or address, as it was given.
-        sha256: fingerprint of the weights there.
-        license: of them.
-        taken: number of tensors that were copied.
-        new: names of tensors of the run's network that the source lacks; they keep their values.
-        unused: names of tensors of the source that the run's network lacks.
-        differs: settings that a transfer does not take over, such as the preconditioning, where the two differ.
+        source: Its path or address.
+        sha256: Hash of its weights.
+        license: License of its weights.
+        taken: Number of tensors that were copied.
+        new: Names of tensors of the run's network that the source lacks; they keep their values.
+        unused: Names of tensors of the source that the run's network lacks.
+        differs: Settings that a transfer does not copy, such as the preconditioning, where the two differ.
     """
 
     source: str
@@ -48,8 +47,8 @@ class Transfer:
     differs: tuple[str, ...]
 
     def __str__(self) -> str:
-        words = [f"{self.source}: took over {self.taken} tensors"]
-        for names, what in ((self.new, "not there, keep their values"), (self.unused, "not needed")):
+        words = [f"{self.source}: copied {self.taken} tensors"]
+        for names, what in ((self.new, "missing there, unchanged"), (self.unused, "not needed")):
             if names:
                 words.append(f"{len(names)} {what}: {listed(names)}")
         return "; ".join([*words, *self.differs])
@@ -59,8 +58,8 @@ def listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:SHOWN]) + ("" if len(names) <= SHOWN else ", ...")
 
 
-def opened(source: str | Path) -> tuple[Denoiser, Card]:
-    """A network and its card from wherever one may lie: a model or run folder, the hub, or an upstream file or its address."""
+def open_network(source: str | Path) -> tuple[Denoiser, Card]:
+    """A network and its card, from a model or run folder, the hub, or an upstream file or its address."""
     if hub.is_address(source) or Path(source).is_dir():
         return model_folder.load(source), model_folder.card(source)
     path = fetch(source)
@@ -73,78 +72,83 @@ def opened(source: str | Path) -> tuple[Denoiser, Card]:
 
 
 @torch.no_grad()
-def transfer(run: Run, source: str | Path) -> Transfer:
-    """Let what a run trains start from the weights of another network.
+def transfer(run: Run, source: str | Path) -> Run:
+    """Start what a run trains from the weights of another network.
 
-    Of the method's product (the denoiser of a training, the generator of a distillation) every tensor that the source
-    has under the same name takes its values; the others stay as they are. As in EDM, the average of a training by
-    half-life then has no ramp-up. Lineage and license of the run's card include those of the source.
+    Copies every tensor that the source has under the same name into the method's product (the denoiser of a training, the
+    generator of a distillation), in place; other tensors keep their values. As in EDM, the average of a training by
+    half-life then has no ramp-up. The run's card gets lineage and license of the source as well.
 
     Args:
-        run: changed in place, before it is fit.
-        source: model or run folder, address on the hub, or an upstream `.pkl` or `.pt`, as a path or an http(s) address.
+        run: What will be trained.
+        source: A model or run folder, an address on the hub, or an upstream `.pkl` or `.pt`, as a path or an http(s) address.
 
     Returns:
-        What was taken over and what was not; also `run.transfer`, which `run.json` keeps.
+        The run to train. Its `transfer` says what was copied; `run.json` keeps it.
 
     Raises:
-        ValueError: no tensor has a name in common, or one of the same name has another shape.
+        ValueError: No tensor has a name in common, or one of the same name has another shape.
+
+    Example:
+        >>> run = fs.transfer(run, "runs/teacher")
+        >>> print(run.transfer)
     """
-    theirs, about = opened(source)
+    theirs, about = open_network(source)
     mine = run.method.get_submodule(run.method.product)
-    have, given = mine.state_dict(), theirs.state_dict()
-    common = [name for name in have if name in given]
+    ours, other = mine.state_dict(), theirs.state_dict()
+    common = [name for name in ours if name in other]
     if not common:
         raise ValueError(
             f"{source} has no tensor in common with the {run.method.product} of this run, a {kind(mine)}; it is a "
             f"{kind(theirs)}. Give a network of the same kind"
         )
-    if wrong := [name for name in common if have[name].shape != given[name].shape]:
+    if wrong := [name for name in common if ours[name].shape != other[name].shape]:
         name = wrong[0]
         raise ValueError(
-            f"{source}: {name} has the shape {tuple(given[name].shape)}, in the {run.method.product} of this run "
-            f"{tuple(have[name].shape)}{'' if len(wrong) == 1 else f', and {len(wrong) - 1} more differ'}. A transfer takes "
+            f"{source}: {name} has the shape {tuple(other[name].shape)}, in the {run.method.product} of this run "
+            f"{tuple(ours[name].shape)}{'' if len(wrong) == 1 else f', and {len(wrong) - 1} more differ'}. A transfer copies "
             "tensors by name: train a network of the same widths and classes"
         )
     for name in common:
-        have[name].copy_(given[name])
+        ours[name].copy_(other[name])
     differs = [
         f"{what} differs: there {describe(a)}, here {describe(b)}"
         for what in ("precondition", "levels", "codec")
         if describe(a := getattr(theirs, what)) != describe(b := getattr(mine, what))
     ]
-    run.transfer = Transfer(
+    copied = Transfer(
         source=public(source),
         sha256=digest(theirs),
         license=about.license,
         taken=len(common),
-        new=tuple(name for name in have if name not in given),
-        unused=tuple(name for name in given if name not in have),
+        new=tuple(name for name in ours if name not in other),
+        unused=tuple(name for name in other if name not in ours),
         differs=tuple(differs),
     )
-    if isinstance(run.method, Pretraining):
-        profiles = run.ema if isinstance(run.ema, tuple) else (run.ema,)
-        unramped = tuple(without_rampup(profile) for profile in profiles)
-        run.ema = unramped if isinstance(run.ema, tuple) else unramped[0]
-    run.card = dataclasses.replace(
+    card = dataclasses.replace(
         run.card,
         lineage=[*run.card.lineage, about.name, *about.lineage],
-        license=together(run.card.license, about.license),
+        license=both_licenses(run.card.license, about.license),
     )
-    return run.transfer
+    ema = run.ema if run.method.ramp_after_transfer else without_rampup(run.ema)
+    return dataclasses.replace(run, transfer=copied, card=card, ema=ema)
 
 
 def kind(network: object) -> str:
+    """What an error calls a network."""
     inner = getattr(network, "net", None)
     return type(network).__name__ + ("" if inner is None else f" around {type(inner).__name__}")
 
 
-def without_rampup(profile: Profile) -> Profile:
-    return dataclasses.replace(profile, rampup=None) if isinstance(profile, HalfLife) else profile
+def without_rampup(ema: Profile | tuple[Profile, ...]) -> Profile | tuple[Profile, ...]:
+    """The same averages, those by half-life without a ramp-up."""
+    if isinstance(ema, tuple):
+        return tuple(dataclasses.replace(p, rampup=None) if isinstance(p, HalfLife) else p for p in ema)
+    return dataclasses.replace(ema, rampup=None) if isinstance(ema, HalfLife) else ema
 
 
-def together(first: str, second: str) -> str:
-    """The license of what comes of two models: that of the one that states any, or both."""
+def both_licenses(first: str, second: str) -> str:
+    """The license of a model made from two others: both, or the one that is stated."""
     stated = list(dict.fromkeys(text for text in (first, second) if text != UNSTATED))
     if not stated:
         return UNSTATED
