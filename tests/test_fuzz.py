@@ -180,7 +180,7 @@ def test_entries_of_a_card_have_their_types(denoiser, tmp_path):
     config = json.loads(path.read_text())
     config["card"] |= {"nimg": "many", "ema": []}
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="another type than they should be: nimg, ema"):
+    with pytest.raises(ValueError, match="the wrong type: nimg, ema"):
         model_folder.card(tmp_path / "model")
 
 
