@@ -54,11 +54,28 @@ def compare(
     fresh: bool = False,
     command: str = "",
 ) -> list[dict[str, Any]]:
-    """Distil `teacher` by each recipe into a folder of `out`, measure, write results.json and report.html.
+    """Distil one teacher by several recipes, measure all models in the same way, and write results.json and report.html.
 
-    data: images for training and as the reference. until: training images of every method; its recipe's own if None,
-    `share` times. evaluations: measurements of a run on its way. A second call continues, and measures only what is new.
-    A recipe that starts from a student of SiD gets the one of this comparison. Returns the rows of results.json.
+    A second call continues, and measures only what is new. A recipe that starts from a student of SiD gets the one of this
+    comparison.
+
+    Args:
+        teacher: model or run folder.
+        recipes: names of recipes, such as digits:sid. Each has a folder of its own in `out`.
+        out: folder of the comparison.
+        data: images for training and as the reference.
+        until: training images of every method; `share` times those of its recipe if None.
+        evaluations: measurements of each run while it trains.
+        metrics: names of metrics, see `fewstep eval`.
+        seed: of weights, data order and noise.
+        fresh: start over.
+        command: the command line, for the records of the runs.
+
+    Returns:
+        The rows of results.json.
+
+    Raises:
+        ValueError: A recipe has no teacher, or two would have the same folder.
     """
     real = open_images(data)
     folders = {name: out / name.rpartition(":")[2] for name in recipes}
@@ -113,8 +130,8 @@ def count(real: ImageData) -> int:
 def measure(
     folders: dict[str, Path], real: ImageData, out: Path, *, metrics: tuple[str, ...] = ("fd_pixels",)
 ) -> list[dict[str, Any]]:
-    """A row for each model and number of steps, written to `out`/results.json; rows of an earlier call are kept where model
-    and metrics are the same.
+    """A row for each model and number of steps, written to `out`/results.json. Rows of an earlier call are reused for the
+    same model and metrics.
     """
     known = known_rows(out)
     figures = {name for metric in Options(metrics).parsed() for name in metric.figures}

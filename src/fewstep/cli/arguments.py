@@ -1,4 +1,4 @@
-"""What the command line says, as values: seeds, files of options, recipes."""
+"""Words of the command line as values: seeds, and files of options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep.runtime.foreign import visible_output
 from fewstep.runtime.launch import command_line
 
 MOST_SEEDS = 10_000_000
-"""Of one command: more are a slip of the pen, and would fill the memory."""
+"""Limit for one command. More are a typo, and would fill the memory."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -44,7 +44,7 @@ MOST_YAML = 2**16
 
 
 def with_config(argv: Sequence[str]) -> list[str]:
-    """Replace `--config FILE` by the options in that YAML file, put first: of an option given twice the last counts."""
+    """Replace `--config FILE` by the options in that YAML file. They come first, so that the command line overrides them."""
     rest: list[str] = []
     options: list[str] = []
     words = iter(argv)
@@ -95,7 +95,7 @@ def flags(values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def shown(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command as its help shows it: arguments without a flag by their names, each explanation as one paragraph."""
+    """A command with the help that users see: positional arguments by name, each explanation as one paragraph."""
 
     def same(*args: Any, **options: Any) -> Any:
         with visible_output():
@@ -147,5 +147,5 @@ def paragraphs(doc: str) -> str:
 
 
 def next_step(*words: object) -> str:
-    """A command for the user to go on with, as it can be pasted into a shell."""
+    """The next command for the user, ready to be pasted into a shell."""
     return f"next: {command_line(list(map(str, words)))}"

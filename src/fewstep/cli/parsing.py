@@ -1,4 +1,4 @@
-"""Options by tyro, whose boxes about mistakes become one line that names the option and what it accepts."""
+"""Options, parsed by tyro. Its boxes about mistakes become one line that names the option and the values it accepts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,32 @@ KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a w
 
 
 def call(function: Callable[..., Any], words: Sequence[str], prog: str, *, description: str | None = None) -> Any:
-    """The result of a function called with the options in `words`. Raises ValueError for options that it does not take."""
-    with told(partial(explain, function, words)):
+    """Call a function with the options in `words`.
+
+    Args:
+        function: its keyword parameters are the options, with their types, defaults and explanations.
+        words: as typed, without the name of the command.
+        prog: name of the command, for its help and errors.
+        description: shown by the help; the function's docstring if None.
+
+    Raises:
+        ValueError: An option is unknown, missing, or has a value of another kind.
+    """
+    with reported_to(partial(explain, function, words)):
         return tyro.cli(function, args=words, prog=prog, description=description, registry=OPTIONAL)
 
 
 def call_settings(recipe: Any, options: Any, words: Sequence[str], prog: str, description: str) -> tuple[Any, Any]:
-    """Two dataclass instances with the options in `words` for their fields. Those that are REQUIRED must be among them."""
+    """The settings of a recipe and the options of its run, with the values in `words`.
+
+    Args:
+        recipe: a dataclass instance; fields that are REQUIRED must be among the words.
+        options: likewise.
+        words, prog, description: see `call`.
+
+    Returns:
+        Both, with the fields replaced.
+    """
     typed = call(settings_function(recipe, options), words, prog, description=description)
     mine, theirs = (dataclasses.replace(x, **vars(y)) for x, y in zip((recipe, options), typed, strict=True))
     return mine, theirs
@@ -50,7 +69,7 @@ def settings_function(recipe: Any, options: Any) -> Callable[..., tuple[Any, Any
 
 
 def form(settings: Any) -> Any:
-    """The fields of a dataclass instance that are options, with their explanations, as tyro shows them: required ones first."""
+    """An instance for tyro with those fields of a dataclass instance that are options: required ones first, explained."""
     kind, docs = type(settings), field_docs(type(settings))
     hints = get_type_hints(kind, include_extras=True)
     options = []
@@ -76,10 +95,7 @@ def field_docs(kind: type) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for field, text in pairwise(tree.body):
             match field, text:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(doc))),
-                ):
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
                     docs[name] = " ".join(doc.split())
     return docs
 
@@ -89,7 +105,7 @@ OPTIONAL = tyro.constructors.ConstructorRegistry()
 
 @OPTIONAL.primitive_rule
 def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """`T | None` is shown as T; the word None stays possible, and a missing default is called unset."""
+    """Show `T | None` as T. The word None is still accepted, and a default of None is shown as unset."""
     kinds = get_args(info.type)
     if info.type_origin not in (Union, UnionType) or NoneType not in kinds:
         return None
@@ -106,8 +122,8 @@ def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
     )
 
 
-def told(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
-    """Let `hook` see mistakes before tyro prints them; where this tyro has no hooks, its own box is printed."""
+def reported_to(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
+    """Pass mistakes to `hook` before tyro prints them. A version of tyro without hooks prints its own box."""
     try:
         from tyro._errors import on_parse_error
     except ImportError:
@@ -116,7 +132,7 @@ def told(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
 
 
 def explain(function: Callable[..., Any], words: Sequence[str], event: Any) -> None:
-    """Raise ValueError with one line about a mistake; nothing of a kind that is not known, which tyro itself prints."""
+    """Raise ValueError with one line about a mistake. Kinds that are not known here are left to tyro."""
     match type(event).__name__:
         case "UnrecognizedArgs":
             unexpected(function, event.tokens, event.prog)
@@ -138,14 +154,14 @@ def explain(function: Callable[..., Any], words: Sequence[str], event: Any) -> N
         case "BadValue":
             raise ValueError(f"{name_of(event.argument)} needs a value: {expected(event.argument)}")
         case "InstantiationFailure" if event.argument is not None:
-            name, value = name_of(event.argument), given(event.argument, words)
+            name, value = name_of(event.argument), value_of(event.argument, words)
             raise ValueError(f"{name}: expected {expected(event.argument)}{value and f'; got {value!r}'}")
         case "InstantiationFailure":
             raise ValueError(event.message)
 
 
 def unexpected(function: Callable[..., Any], words: Sequence[str], prog: str) -> None:
-    """Raise ValueError for the first option among words that a command does not take, else for the first word."""
+    """Raise ValueError for the first unknown option among words, or for the first word if there is none."""
     for word in (w for w in words if w.startswith("-")):
         name = word.partition("=")[0]
         near = get_close_matches(name.replace("_", "-"), flags(function), n=2, cutoff=0.6)
@@ -166,8 +182,8 @@ def expected(argument: Any) -> str:
     return " or ".join(KINDS.get(kind, f"one of {', '.join(re.split('[|,]', kind.strip('{}')))}") for kind in kinds)
 
 
-def given(argument: Any, words: Sequence[str]) -> str:
-    """The last value that an option was given."""
+def value_of(argument: Any, words: Sequence[str]) -> str:
+    """The last value of an option among words."""
     found = ""
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -177,7 +193,7 @@ def given(argument: Any, words: Sequence[str]) -> str:
 
 
 def flags(function: Callable[..., Any]) -> list[str]:
-    """All options of a function, those of settings that it takes as one object included."""
+    """All options of a function, including the fields of dataclass parameters."""
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         if dataclasses.is_dataclass(parameter.default):

@@ -99,18 +99,23 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
     if not argv or argv[0].startswith("-"):
         usage = f"usage: fewstep {command} RECIPE --out FOLDER [options of the recipe]"
         if argv and argv[0] in ("-h", "--help"):
-            print(f"{usage}\n\nfewstep recipes lists them; fewstep {command} RECIPE --help shows the options of one.")
+            print(f"{usage}\n\nfewstep {command} RECIPE --help shows the options of one. Recipes:\n")
+            print_rows({name: row for name, row in recipes.TABLE.items() if command_of(row.settings) == command})
             return
         raise ValueError(
             f"expected a recipe first; got {argv[0] if argv else 'none'}; {usage}; fewstep recipes lists them"
         )
     name, *rest = argv
-    wanted = "distill" if any(f.name == "teacher" for f in dataclasses.fields(recipes.get(name))) else "train"
-    if wanted != command:
+    if (wanted := command_of(recipes.get(name))) != command:
         has = "a" if wanted == "distill" else "no"
         raise ValueError(f"{name} has {has} teacher; the command is: fewstep {wanted} {name}")
     recipe, options = parsed(name, with_config(rest), f"fewstep {command} {name}")
     train(recipe, options, command_line([command, *argv]))
+
+
+def command_of(recipe: Any) -> str:
+    """The command that runs a recipe: distill if it has a teacher, else train."""
+    return "distill" if any(f.name == "teacher" for f in dataclasses.fields(recipe)) else "train"
 
 
 def train(recipe: Any, options: Options, command: str) -> None:
@@ -138,7 +143,7 @@ def train(recipe: Any, options: Options, command: str) -> None:
 
 
 def summary(data: Any) -> str:
-    """What a run learns from: how many images, of which shape and classes."""
+    """The training data in one line: how many images, their shape and classes."""
     from fewstep.data.classes import class_list
 
     classes = class_list(data.num_classes, getattr(data, "class_names", None)) if data.num_classes else "no classes"
@@ -209,6 +214,10 @@ def list_recipes(name: Positional[str | None] = None, *, method: str | None = No
         if method not in methods:
             raise ValueError(f"there is no method {method!r}; there are {', '.join(methods)}")
         rows = {n: row for n, row in rows.items() if n.endswith(f":{method}")}
+    print_rows(rows)
+
+
+def print_rows(rows: dict[str, recipes.Row]) -> None:
     width = max(map(len, rows))
     for n, row in rows.items():
         print(f"{n:{width}}  {row.summary}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import fewstep as fs
 from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts
@@ -59,7 +59,8 @@ class SiD(Distillation):
     shape: Fixed[tuple[int, int, int]] = (3, 32, 32)
     """Shape of an image; teachers of another shape are refused."""
     uncertainty: Fixed[bool | None] = None
-    """Weigh the losses by the teacher's log-variance head; if it has one if unset."""
+    """Weigh the losses by the teacher's log-variance head; as the teacher has one if unset."""
+    method_name: ClassVar[str] = "SiD"
 
     def resolved(self) -> Self:
         if self.until is not None:
@@ -95,15 +96,11 @@ class SiD(Distillation):
             {"fake_score": adam, "generator": dataclasses.replace(adam, lr=lr, betas=(self.g_beta1, 0.999))},
             ema=fs.HalfLife(self.ema),
             snapshots=self.snapshots(2_500_000),
-            card=fs.card(self.teacher).student(f"{self.word()}, alpha {self.alpha:g}"),
+            card=fs.card(self.teacher).student(f"{self.method_name}, alpha {self.alpha:g}"),
         )
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
         return fs.distill.SiD(teacher, **options)
-
-    def word(self) -> str:
-        """The name of the method, for the model card."""
-        return "SiD"
 
     def opened(self, path: Path) -> fs.Denoiser:
         """A model for images of `shape`, with this recipe's dropout in training."""
@@ -136,12 +133,10 @@ class SiDA(SiD):
     """Weight of the adversarial term in the generator's loss."""
     clip: Fixed[float | None] = 1.0
     """Bound of each entry of the fake score's gradient."""
+    method_name: ClassVar[str] = "SiDA"
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
         return fs.distill.SiDA(teacher, disc_weight=self.lsd, gan_weight=self.lsg_gan, clip=self.clip, **options)
-
-    def word(self) -> str:
-        return "SiDA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +145,7 @@ class SiD2A(SiDA):
 
     student: Path = REQUIRED
     """Model or run folder of a student by SiD, where the generator starts."""
+    method_name: ClassVar[str] = "SiD2A"
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
         generator = self.opened(self.student)
@@ -159,9 +155,6 @@ class SiD2A(SiDA):
                 "made, or start from the teacher: the recipe sida"
             )
         return super().method(teacher, generator=generator, **options)
-
-    def word(self) -> str:
-        return "SiD2A"
 
 
 class SizeRow(NamedTuple):
