@@ -41,7 +41,7 @@ from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.networks.inception import Inception
 from fewstep.metrics.references import ReferenceData
 from fewstep.metrics.sources import ImageSource, batches, first, from_path, prefetched
-from fewstep.metrics.statistics import Pass, Saved
+from fewstep.metrics.statistics import Pass
 from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import fast_dtype
 
@@ -92,7 +92,7 @@ def images(folder: Path, n: int) -> Table:
     network = FeatureNetwork("inception", fast(inception()), Tensor.float, resize="", sha256="00")
     source = first(from_path(folder), n)
     needs = [parse(name).need for name in ("fid", "kid", "is", "sfid")]
-    current = Pass(source, needs, {"inception": network}, batch_size=BATCH, saved=Saved(None, {}))
+    current = Pass(source, needs, {"inception": network}, batch_size=BATCH)
     network(next(batches(source.make(), BATCH)))  # the first call is slower
     made, measuring, alone = prefetched(batches(source.make(), BATCH)), list[float](), list[float]()
     while True:
@@ -133,8 +133,7 @@ def pipeline(folder: Path, n: int, checkout: Path | None, repeats: int) -> Itera
 
     def ours(network: FeatureNetwork) -> tuple[Tensor, Tensor]:
         need = parse("fid").need
-        current = Pass(from_path(folder), [need], {"inception": network}, batch_size=64, saved=Saved(None, {}))
-        current.begin()
+        current = Pass(from_path(folder), [need], {"inception": network}, batch_size=64)
         return current.finish()[need]
 
     for dtype in dict.fromkeys((torch.float32, fast_dtype())):
