@@ -392,7 +392,7 @@ def test_images_of_any_number_of_channels_are_written_and_read(tmp_path, channel
         "--task",
         "box_inpainting",
         "--class",
-        "none",
+        "3",
         "--samples",
         "1",
         "--nfe",

@@ -46,7 +46,7 @@ data stats few.zip
 data check few.zip
 train mine.py:teacher --until 8 --out run
 train mine.py:teacher --until 16 --out other
-sample model --seeds 0-3 --steps 2 --grid grid.png --npz x.npz
+sample model --seeds 0-3 --steps 2 --grid grid.png --npz x.npz --overwrite
 eval model --reference few.zip --metrics fd_pixels --seeds 0-9 --steps 2
 eval x.npz --reference few.zip --metrics fd_pixels
 restore model few.zip --task box_inpainting --first 1 --samples 1 --nfe 1 --prior-steps 1 --preset balanced --class none --out r

@@ -37,7 +37,7 @@ FOLDERS = {
     "distill": "distill digits:sid --teacher model --out OUT",
     "compare": "compare model digits:sid --data digits --out OUT",
     "sample --out": "sample model --seeds 0 --steps 1 --out OUT",
-    "restore": "restore model digits --task box_inpainting --class none --first 1 --samples 1 --nfe 3 --out OUT",
+    "restore": "restore model digits --task box_inpainting --class 3 --first 1 --samples 1 --nfe 3 --out OUT",
 }
 MODELS = {
     "convert": f"convert --kind teacher {GOLDEN / 'edm-ddpmpp-cond.pkl'} OUT",
@@ -211,8 +211,14 @@ SAME = [
     ("distill digits:sid --teacher model --out model --fresh", "model is an input of this command"),
     ("distill digits:sid --teacher run/snapshots/1 --out run --fresh", "the input run/snapshots/1 lies in run"),
     ("compare sid digits:sid --data digits --out . --fresh", "sid is an input of this command"),
-    ("restore model images --task jpeg --class none --out images", "images is an input of this command"),
-    ("restore model images --task jpeg --class none --out images/x", "images/x lies in the input images"),
+    (
+        "restore model images --task jpeg --preset balanced --class none --out images",
+        "images is an input of this command",
+    ),
+    (
+        "restore model images --task jpeg --preset balanced --class none --out images/x",
+        "images/x lies in the input images",
+    ),
     ("restore model images --task box_inpainting --mask m/x.png --class none --out m", "the input m/x.png lies in m"),
 ]
 
