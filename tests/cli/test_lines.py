@@ -407,7 +407,7 @@ def test_wandb_needs_a_login_before_anything_is_written_and_its_failure_stops_no
     Path(".netrc").write_text("machine api.wandb.ai login user password key\n")
     assert main([*train]) == 0
     said = capsys.readouterr()
-    assert "wandb failed (ReachedError: reached); the run goes on without it" in said.err
+    assert "wandb failed (ReachedError: reached); the run continues without it" in said.err
     assert "next: fewstep sample 'my run; ls' --grid grid.png" in said.out  # as it can be pasted
 
 

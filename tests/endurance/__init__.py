@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Method
+from fewstep.core.network import SamplingDefaults
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.distill import GDD, NCVSD, SiD, SiDA
@@ -41,7 +42,9 @@ SPAWN.set_forkserver_preload(["tests.endurance"])  # so that a child is there wi
 
 def method_of(kind: str) -> Method:
     torch.manual_seed(0)
-    teacher = Denoiser(tiny_net())
+    net = tiny_net()
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    teacher = Denoiser(net)
     if kind == "SiD":
         return SiD(teacher)
     if kind == "SiDA":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any, cast
@@ -15,6 +18,7 @@ from torch import nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch, Method
+from fewstep.core.network import SamplingDefaults
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.distill import DMD2, GDD, NCVSD, SiDA
@@ -26,6 +30,7 @@ from fewstep.runtime.distributed import backend, sum_over_ranks
 from fewstep.train import gradients as gradient_sums
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.checkpoint_files import damage, load
+from fewstep.train.evaluation import Evaluation
 from fewstep.train.gradients import summed_over_ranks
 from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
@@ -288,7 +293,9 @@ def test_a_parameter_without_a_gradient_stays_without(tmp_path):
 
 def run_of(until: int, **options: Any) -> Run:
     torch.manual_seed(0)
-    method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
+    net = tiny_net()
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    method = Pretraining(Denoiser(net), DenoisingLoss())
     settings = {"batch_size": 8, "until": until, "snapshots": 1, "checkpoint_seconds": 1e9} | options
     return Run(method, ImageStream(digits()), {"denoiser": Adam(1e-4)}, **settings)
 
@@ -317,6 +324,47 @@ def test_ranks_and_strategy_may_change_between_resumes(tmp_path):
     fit_in(folder, 80, "shard")
     assert len(losses(folder)) == 10
     assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Interrupted(Evaluation):
+    """An evaluation during which one rank, and no other, gets SIGTERM."""
+
+    victim: int = 0
+
+    def prepare(self, data: Any) -> Callable[..., Any]:
+        measure, calls = super().prepare(data), iter(range(2))
+
+        def terminate(*_: object) -> None:
+            if next(calls, None) == 1 and dist.get_rank() == self.victim:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def interrupted(denoiser: Denoiser, watch: Any) -> Any:
+            with denoiser.register_forward_pre_hook(terminate):
+                return measure(denoiser, watch)
+
+        return interrupted
+
+
+def fit_interrupted(folder: Path, victim: int) -> int:
+    evaluation = Evaluation(8, n=20) if victim < 0 else Interrupted(8, n=20, victim=victim)
+    try:
+        fit(run_of(16, evaluation=evaluation), folder)
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_rank_in_an_evaluation_stops_both(tmp_path, victim):
+    """The next start repeats what was not finished."""
+    folder = tmp_path / "run"
+    assert on_two_ranks(tmp_path / "first", fit_interrupted, folder, victim) == [75, 75]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"{8:012d}"]
+    assert not (folder / "metrics.jsonl").exists()
+    assert on_two_ranks(tmp_path / "second", fit_interrupted, folder, -1) == [0, 0]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["nimg"] for line in lines] == [8, 16]
 
 
 def held_and_written(folder: Path, strategy: type[Strategy]) -> tuple[int, int, int]:

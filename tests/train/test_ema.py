@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.network import SamplingDefaults
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.io import model_folder
@@ -83,7 +84,9 @@ STDS = (0.05, 0.1)
 
 def run(until=64, **options):
     torch.manual_seed(0)
-    method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
+    net = tiny_net()
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    method = Pretraining(Denoiser(net), DenoisingLoss())
     ema = tuple(PowerFunction(s) for s in (*STDS, 0.07))
     settings = {"ema": ema, "batch_size": 8, "checkpoint_seconds": 1e9, "snapshots": 1, **options}
     return Run(method, ImageStream(digits()), {"denoiser": Adam(2e-3)}, until=until, **settings)

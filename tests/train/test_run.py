@@ -10,16 +10,22 @@ import random
 import shutil
 import signal
 import threading
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fewstep.cli.messages import describe
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.method import Batch
+from fewstep.core.network import SamplingDefaults
 from fewstep.core.objectives import DenoisingLoss, Pretraining
-from fewstep.data import ImageData, ImageStream, digits
+from fewstep.data import ImageData, ImageStream, digits, images
 from fewstep.distill import GDD, SiD, SiDA
 from fewstep.io import model_folder
 from fewstep.runtime.files import sha256
@@ -40,8 +46,11 @@ ADAM = Adam(2e-3)
 
 
 def teacher_run(until: int = 64, seed: int = 0, **options) -> Run:
+    """Of a network that is sampled in two steps, as its grids are not looked at."""
     torch.manual_seed(seed)
-    method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
+    net = tiny_net()
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - as EDM2's have it
+    method = Pretraining(Denoiser(net), DenoisingLoss())
     defaults = {
         "batch_size": 8,
         "until": until,
@@ -59,6 +68,14 @@ def sid_run(teacher: Path, until: int = 64) -> Run:
     return Run(
         method, ImageStream(digits()), optimizers, batch_size=8, until=until, checkpoint_seconds=0.0, snapshots=1
     )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of 64 images that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    fit(teacher_run(), folder)
+    return folder
 
 
 def saved(folder: Path) -> list[Path]:
@@ -88,11 +105,10 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
-def test_interrupted_run_ends_in_the_same_weights(tmp_path):
-    fit(teacher_run(), tmp_path / "whole")
+def test_interrupted_run_ends_in_the_same_weights(whole, tmp_path):
     fit(teacher_run(until=40), tmp_path / "parts")
     fit(teacher_run(), tmp_path / "parts")
-    assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+    assert_same(final(whole), final(tmp_path / "parts"))
     log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [line["nimg"] for line in log] == [8 * i for i in range(1, 9)]
 
@@ -107,15 +123,14 @@ def test_a_student_resumes_likewise_and_inherits(tmp_path):
     assert model_folder.load(tmp_path / "parts").levels == (2.5,)
 
 
-def test_the_same_call_again_in_one_process(tmp_path):
+def test_the_same_call_again_in_one_process(whole, tmp_path):
     """As a cell of a notebook that is run twice."""
-    fit(teacher_run(), tmp_path / "whole")
     run = teacher_run()
     fit(dataclasses.replace(run, until=40), tmp_path / "parts")
     again = [fit(run, tmp_path / "parts").state_dict() for _ in range(2)]
-    assert_same(final(tmp_path / "whole"), final(tmp_path / "parts"))
+    assert_same(final(whole), final(tmp_path / "parts"))
     assert_same(*again)
-    distilled = sid_run(tmp_path / "whole")
+    distilled = sid_run(whole)
     assert_same(*(fit(distilled, tmp_path / "student").state_dict() for _ in range(2)))
 
 
@@ -149,7 +164,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
         assert (newest.with_name(f"{newest.name}.damaged{number}") / shard.name).read_bytes() == content
 
 
-def test_a_run_without_a_whole_checkpoint_is_left_alone(tmp_path):
+def test_a_run_without_a_whole_checkpoint_is_left_alone(whole, tmp_path):
     """It neither begins anew, nor removes or writes anything: one byte in each of three files may be all that is wrong."""
     folder = tmp_path / "run"
     fit(teacher_run(until=40), folder)
@@ -163,8 +178,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_alone(tmp_path):
     for file, content in [*originals.items()][:1]:
         file.write_bytes(content)
     fit(teacher_run(until=64), folder)
-    fit(teacher_run(until=64), tmp_path / "whole")
-    assert_same(final(folder), final(tmp_path / "whole"))
+    assert_same(final(folder), final(whole))
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
@@ -294,7 +308,7 @@ def test_copies_of_checkpoints_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_leave(kind, tmp_path, capfd, monkeypatch):
+def test_signals_save_and_leave(kind, whole, tmp_path, capfd, monkeypatch):
     """Between two checkpoints by the clock; the run ends with its own exit code and goes on from where it was."""
     step = Trainer.step
 
@@ -312,8 +326,7 @@ def test_signals_save_and_leave(kind, tmp_path, capfd, monkeypatch):
     assert "teacher: stopped at 24 of 64 images" in said
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{24:012d}"]
     fit(teacher_run(), tmp_path / "run")
-    fit(teacher_run(), tmp_path / "whole")
-    assert_same(final(tmp_path / "whole"), final(tmp_path / "run"))
+    assert_same(final(whole), final(tmp_path / "run"))
 
 
 def test_the_second_signal_leaves_at_once():
@@ -357,7 +370,7 @@ def test_other_files_do_not_block_a_run(tmp_path):
         fit(teacher_run(until=8), tmp_path / "model")
 
 
-def test_a_damaged_record_is_removed_as_advised(tmp_path, capsys):
+def test_a_damaged_record_is_removed_as_advised(whole, tmp_path, capsys):
     fit(teacher_run(until=24), tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run.json is not readable as JSON .*; restore it or remove it"):
@@ -367,8 +380,7 @@ def test_a_damaged_record_is_removed_as_advised(tmp_path, capsys):
         fit(teacher_run(), tmp_path / "run", fresh=True)
     fit(teacher_run(), tmp_path / "run")
     assert "has no run.json; continuing with its snapshots, checkpoints, samples, log.jsonl" in capsys.readouterr().err
-    fit(teacher_run(), tmp_path / "whole")
-    assert_same(final(tmp_path / "run"), final(tmp_path / "whole"))
+    assert_same(final(tmp_path / "run"), final(whole))
 
 
 @pytest.mark.parametrize("fault", [0, errno.EIO, errno.ENOSPC])
@@ -431,7 +443,7 @@ def test_data_of_another_name_are_the_same_data(tmp_path):
         fit(run(24, "photos", shift=1), tmp_path / "run")
 
 
-def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):
+def test_full_disk_while_saving_loses_nothing(whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     fit(teacher_run(until=32), folder)
     before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -449,9 +461,8 @@ def test_full_disk_while_saving_loses_nothing(tmp_path, monkeypatch):
         k: v for k, v in before.items() if k.name != "log.jsonl"
     }
     assert not [p for p in after if "partial" in str(p)]
-    fit(teacher_run(), tmp_path / "whole")
     fit(teacher_run(), folder)
-    assert_same(final(tmp_path / "whole"), final(folder))
+    assert_same(final(whole), final(folder))
 
 
 def test_lost_loss_stops_the_run(tmp_path):
@@ -521,3 +532,89 @@ def test_a_batch_too_small_for_the_ranks(monkeypatch, stream):
     monkeypatch.setattr("fewstep.train.settings.world_size", lambda: 2)
     with pytest.raises(ValueError, match="a batch of 1 is too small for 2 ranks"):
         teacher_run(batch_size=1)
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    """What a run records, and the names of its checkpoints."""
+    names = ("run.json", "log.jsonl", "metrics.jsonl")
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()} | {
+        path.name: b"" for path in saved(folder)
+    }
+
+
+@pytest.mark.parametrize("how", ["record removed", "another command"])
+def test_a_shorter_run_leaves_the_record_of_a_longer_one(how, tmp_path):
+    """Of 40 images; 34 is as long, as steps are of 8."""
+    folder = tmp_path / "run"
+    fit(teacher_run(until=40), folder)
+    if how == "record removed":
+        (folder / "run.json").unlink()
+    before = entries(folder)
+    for until in (16, 32):
+        with pytest.raises(
+            ValueError, match=rf"holds a longer run, of 40 images; this one ends at {until}\. .*--fresh"
+        ):
+            fit(teacher_run(until=until, command="fewstep train shorter"), folder)
+        assert entries(folder) == before
+    fit(teacher_run(until=34), folder)
+    fit(teacher_run(until=16), folder, fresh=True)
+    assert [int(path.name) for path in saved(folder)] == [8, 16]
+
+
+class Changing(ImageStream):
+    """Images in a file or a folder, not kept in memory, that change when the batch at 32 images is read."""
+
+    def __init__(self, path: Path, change: Callable[[Path], object]) -> None:
+        super().__init__(images(path, memory=0))
+        self.path, self.change = path, change
+
+    def batch(self, position: int, n: int) -> Batch:
+        if position == 32:
+            self.change(self.path)
+        return super().batch(position, n)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 4)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+def each(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    return lambda path: [change(file) for file in path.iterdir()] and None
+
+
+CHANGES = {
+    "zip": {"truncated": truncate, "emptied": lambda path: os.truncate(path, 0), "overwritten": overwrite},
+    "npy": {"truncated": truncate, "overwritten": overwrite, "removed": Path.unlink},
+    "folder": {"truncated": each(truncate), "removed": shutil.rmtree, "overwritten": each(overwrite)},
+}
+
+
+@pytest.mark.parametrize(("kind", "how"), [(kind, how) for kind, changes in CHANGES.items() for how in changes])
+def test_data_that_change_during_training_end_it(kind, how, tmp_path):
+    """With an error that names the file, and the last checkpoint as it was."""
+    array = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    path = tmp_path / ("data" if kind == "folder" else f"data.{kind}")
+    if kind == "npy":
+        np.save(path, array)
+    else:
+        path.mkdir() if kind == "folder" else None
+        with zipfile.ZipFile(path if kind == "zip" else tmp_path / "other.zip", "w") as archive:
+            for i, image in enumerate(array):
+                Image.fromarray(image).save(file := tmp_path / f"{i:02d}.png")
+                archive.write(file, file.name)
+                if kind == "folder":
+                    file.rename(path / file.name)
+    net = tiny_net(label_dim=0, attn_resolutions=(), model_channels=4, num_blocks=0)
+    method, stream = Pretraining(Denoiser(net), DenoisingLoss()), Changing(path, CHANGES[kind][how])
+    run = dataclasses.replace(teacher_run(snapshots=0), method=method, data=stream)
+    with pytest.raises((ValueError, OSError)) as error:
+        fit(run, tmp_path / "run")
+    message = describe(error.value)
+    assert message is not None and message.startswith(str(path)) and len(message.splitlines()) == 1
+    newest = saved(tmp_path / "run")[-1]
+    assert int(newest.name) in (24, 32) and checkpoint_files.damage(newest) is None

@@ -1,4 +1,4 @@
-"""What a run is, as JSON: settings, weights, the place where it runs, and where two of them differ."""
+"""A run as JSON: its settings, hashes of its weights, where it runs, and where two runs differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewstep.runtime.distributed import device, world_size
 
 
 def describe(value: Any) -> Any:
-    """Settings as JSON: numbers and words as they are, objects as their kind and their settings, networks left out."""
+    """Settings as JSON: plain values as they are, objects as their class name and their settings, without networks."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -40,7 +40,7 @@ def describe(value: Any) -> Any:
 
 
 def digest(module: nn.Module) -> str:
-    """A fingerprint of a module's weights."""
+    """SHA-256 of a module's weights."""
     result = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         result.update(name.encode())
@@ -49,7 +49,7 @@ def digest(module: nn.Module) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where a run takes place; for the record."""
+    """Versions and machine of a run, for the record."""
     return {
         "versions": {name: version(name) for name in ("fewstep", "torch", "numpy")}
         | {"python": platform.python_version()},
@@ -63,6 +63,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """The model of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,7 +72,7 @@ def cpu_name() -> str:
 
 
 def differences(mine: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Where two descriptions differ, in words."""
+    """Where two descriptions differ, in words; nothing if they are equal."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = sorted(set(mine) | set(theirs))
         return [d for k in keys for d in differences(mine.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else k)]

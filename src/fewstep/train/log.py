@@ -17,10 +17,15 @@ from fewstep.runtime.files import file_place, new_file, numbered, parse_json, re
 
 
 class Lines:
-    """A file of one JSON object a line. Lines beyond the state that training resumes from are dropped.
+    """A file of one JSON object per line, opened to continue at `nimg` images; later lines are dropped.
 
-    What is damaged is left out, and the file as it was kept beside it; a last line that a kill has torn is written again.
-    check: of a line, beside its `nimg`; raises ValueError.
+    Damaged lines are dropped with a warning, and the original file is kept beside it. An incomplete last line, as after a
+    kill, is not reported.
+
+    Args:
+        path: The file; need not exist.
+        nimg: Training images of the state that training resumes from.
+        check: Raises ValueError for a line that is damaged although it has its `nimg`.
     """
 
     def __init__(self, path: Path, nimg: int, check: Callable[[dict[str, Any]], object] = lambda line: None) -> None:
@@ -33,32 +38,38 @@ class Lines:
             with new_file(copy) as partial:
                 partial.write_bytes(content)
             counted = "line that is" if damaged == 1 else "lines that are"
-            print(f"warning: {path} has {damaged} {counted} damaged and left out; as it was: {copy}", file=sys.stderr)
+            print(
+                f"warning: {path} has {damaged} {counted} damaged and left out; the original is kept as {copy}",
+                file=sys.stderr,
+            )
         self.kept = [line for line in (*lines, parsed(last, check)) if line is not None and line["nimg"] <= nimg]
         if path.exists() and content != self.text():
             self.rewrite()
 
     def text(self) -> bytes:
+        """What the file should contain."""
         return "".join(json.dumps(line) + "\n" for line in self.kept).encode()
 
     def rewrite(self) -> None:
+        """Replace the file by the lines that are kept."""
         with new_file(self.path) as partial:
             partial.write_bytes(self.text())
 
     def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line."""
         self.kept.append(dict(line))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def amend(self, nimg: int, more: Mapping[str, Any]) -> None:
-        """Add entries to the last line, if it is of this number of images."""
+        """Add entries to the last line, if it is for this number of images."""
         if self.kept and self.kept[-1]["nimg"] == nimg:
             self.kept[-1] |= more
             self.rewrite()
 
 
 def parsed(text: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:
-    """A line; None if it is damaged."""
+    """The content of a line; None if it is damaged."""
     try:
         line = parse_json(text)
         if type(line) is not dict or type(line["nimg"]) is not int:
@@ -78,14 +89,15 @@ class Log:
         self.counts: dict[str, int] = {}
 
     def add(self, logs: dict[str, torch.Tensor]) -> None:
+        """Add what a step logged."""
         for key, value in logs.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def metrics(self) -> dict[str, float]:
-        """What the next line will say so far: averages, and sums of counts (`nonfinite/...`).
+        """The metrics of the next line so far: averages, and sums of counts (`nonfinite/...`).
 
-        Figures `by_sigma` become their mean over all samples and that of each bin with samples, as `KEY@LEVEL`.
+        Entries by noise level become their mean over all samples, and as `KEY@LEVEL` the mean of each bin that has samples.
         """
         metrics: dict[str, float] = {}
         for key, total in self.sums.items():
@@ -98,7 +110,7 @@ class Log:
         return metrics
 
     def write(self, entry: dict[str, Any]) -> dict[str, float]:
-        """Append a line; returns its `metrics`."""
+        """Append a line with an entry and the metrics; returns the metrics."""
         metrics = self.metrics()
         self.sums, self.counts = {}, {}
         self.lines.append({k: plain(v) for k, v in (entry | metrics).items()})

@@ -1,10 +1,10 @@
-"""Averages of any length after training, out of snapshots of few (Karras et al., 2024, Sec. 3 and App. C).
+"""Averages of any length, computed after training from snapshots of a few (Karras et al., 2024, Sec. 3 and App. C).
 
 A snapshot at nimg images with the relative std s holds the weights averaged with the profile
 
 p(tau) = (gamma + 1) / nimg (tau / nimg)^gamma, 0 <= tau <= nimg, gamma = `power(s)`.
 
-The combination of snapshots whose profile is nearest to another profile, in the least squares, is that of the weights.
+The linear combination of snapshots whose profile is closest to the wanted one, in least squares, gives the weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FOREIGN = re.compile(r".+-(\d+)-(\d\.\d{3})\.pkl")
 
 
 def inner_products(nimg_a: ArrayLike, std_a: ArrayLike, nimg_b: ArrayLike, std_b: ArrayLike) -> NDArray[np.float64]:
-    """The integral of p_a p_b over tau for all pairs of two lists of profiles, (n, m) float64.
+    """The integrals of p_a p_b over tau for all pairs of two lists of profiles, (n, m) float64.
 
     (gamma_a + 1) (gamma_b + 1) / ((gamma_a + gamma_b + 1) max(a, b)) (min(a, b) / max(a, b))^gamma, with the gamma of the
     longer of the two.
@@ -48,9 +48,16 @@ def inner_products(nimg_a: ArrayLike, std_a: ArrayLike, nimg_b: ArrayLike, std_b
 
 
 def coefficients(nimg: ArrayLike, std: ArrayLike, out_nimg: ArrayLike, out_std: ArrayLike) -> NDArray[np.float64]:
-    """The weights (n, m) of n snapshots in m averages; each column sums to 1.
+    """The weights of n snapshots in m averages.
 
-    nimg, std: of the snapshots (n,). out_nimg, out_std: of what is wanted (m,). Float64, as the system is ill-conditioned.
+    Args:
+        nimg: Training images of the snapshots (n,).
+        std: Relative std of the snapshots (n,).
+        out_nimg: Training images at which the averages end (m,).
+        out_std: Relative std of the averages (m,).
+
+    Returns:
+        Coefficients (n, m) in float64, as the system is ill-conditioned; each column sums to 1.
     """
     known = inner_products(nimg, std, nimg, std)
     solved = np.linalg.solve(known, inner_products(nimg, std, out_nimg, out_std))
@@ -59,19 +66,20 @@ def coefficients(nimg: ArrayLike, std: ArrayLike, out_nimg: ArrayLike, out_std: 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An averaged network on the disk. path: a model folder, or EDM2's pickle."""
+    """An averaged network on disk, a model folder or one of EDM2's pickles."""
 
     path: Path
     nimg: int
     std: float
 
     def load(self) -> tuple[Denoiser, Card]:
+        """The network and its card."""
         denoiser, card = open_network(self.path)
         return denoiser, card if self.path.is_dir() else dataclasses.replace(card, method="EDM2")
 
 
 def whole_nimg(kimg: int) -> int:
-    """The number of images in EDM2's file names: thousands, rounded down, of a multiple of 1,024."""
+    """The exact number of images behind EDM2's file names, which have thousands, rounded down, of a multiple of 1,024."""
     nimg = (kimg * 1000 + 999) // 1024 * 1024
     if nimg // 1000 != kimg:
         raise ValueError(f"{kimg} thousand images are not a multiple of 1,024 images; the file is not EDM2's snapshot")
@@ -79,7 +87,11 @@ def whole_nimg(kimg: int) -> int:
 
 
 def snapshots(folder: Path) -> list[Snapshot]:
-    """The averages by power functions in a run folder, or in a folder of EDM2's `PREFIX-KIMG-STD.pkl`, in order."""
+    """The averages by power functions in a run folder, or in a folder of EDM2's `PREFIX-KIMG-STD.pkl`, sorted.
+
+    Raises:
+        ValueError: There are none, or two of the same time and std.
+    """
     if not folder.is_dir():
         raise ValueError(f"expected a run folder or a folder of snapshots; {folder} is missing")
     found = []
@@ -97,18 +109,31 @@ def snapshots(folder: Path) -> list[Snapshot]:
             "PREFIX-KIMG-STD.pkl"
         )
     if len({(s.nimg, s.std) for s in found}) < len(found):
-        raise ValueError(f"{folder} holds several snapshots of the same length and time; keep those of one training")
+        raise ValueError(f"{folder} holds several snapshots of the same std and time; keep those of one training")
     return sorted(found, key=lambda s: (s.nimg, s.std))
 
 
 def reconstruct(
     folder: str | Path, stds: Sequence[float], *, nimg: int | None = None, out: str | Path | None = None
 ) -> list[Path]:
-    """Write a model folder for each relative std, `OUT/NIMG-STD`, from the snapshots in `folder`; returns their paths.
+    """Compute averages of other lengths from the snapshots of a training, and save each as a model folder.
 
-    folder: of a run whose `ema` are `PowerFunction`s, or of EDM2's snapshots. nimg: the end of the averages, that of the
-    last snapshot if None; it must be that of some snapshot. out: `folder/posthoc` if None. The snapshots are read one
-    after the other; the averages are held in float32.
+    Snapshots are read one after the other; the averages are computed in float32.
+
+    Args:
+        folder: A run whose `ema` are `PowerFunction`s, or a folder of EDM2's snapshots.
+        stds: Relative std of each average.
+        nimg: Training images at which the averages end, those of one of the snapshots; None for the last one.
+        out: Where to write; None for `folder/posthoc`.
+
+    Returns:
+        The model folders, `OUT/NIMG-STD`.
+
+    Raises:
+        ValueError: There are no suitable snapshots, none at `nimg`, or two of the stds are the same.
+
+    Example:
+        >>> fs.reconstruct("runs/teacher", [0.07, 0.15])
     """
     folder = Path(folder)
     target = folder / "posthoc" if out is None else Path(out)

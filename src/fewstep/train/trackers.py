@@ -1,7 +1,7 @@
-"""Where the metrics of a run go beside its JSONL files: TensorBoard, Weights & Biases, trackio. Imported when chosen.
+"""Where the metrics of a run are sent besides its JSONL files: TensorBoard, Weights & Biases, trackio.
 
-A tracker never ends a run: what fails in one is a warning, and the run goes on without it. Its record has each step once,
-however often the run was interrupted.
+Packages are imported when they are chosen. A tracker never ends a run: if it fails, the run warns and continues without it.
+A tracker has each step once, however often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from netrc import NetrcParseError, netrc
@@ -29,13 +30,13 @@ from fewstep.runtime.launch import launched
 T = TypeVar("T")
 PROJECT = "fewstep"
 PACKAGES = {"tensorboard", "wandb", "trackio"}
-"""Trackers that are a package of their name."""
+"""Trackers named as their package."""
 REACH_SECONDS, INIT_SECONDS, CLOSE_SECONDS = 5.0, 20.0, 20.0
-"""How long a service may keep a run waiting: to be found, to begin, to end."""
+"""How long a run waits for a service: to be reached, to start, to finish."""
 
 
 class Tracker(Protocol):
-    """Takes metrics and images of a run at a number of training images; `close` when the run ends or is interrupted."""
+    """Receives metrics and images of a run, by training images; closed when the run ends or is interrupted."""
 
     def log(self, nimg: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, nimg: int, name: str, image: Image.Image) -> None: ...
@@ -43,15 +44,17 @@ class Tracker(Protocol):
 
 
 def load(package: str, tracker: str) -> Any:
+    """Import a tracker's package. Raises ValueError, which says how to install it, if it is missing."""
     return optional(package, f"--track {tracker}", tracker)
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run's folder. What a resumed run repeats replaces what was there."""
+    """Event files in `tensorboard/` of the run's folder. Steps that a resumed run repeats replace those before."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> None:
         load("tensorboard", "tensorboard")
         package = load("torch.utils.tensorboard", "tensorboard")
+        order_events(folder / "tensorboard")
         self.writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1)
 
     def log(self, nimg: int, metrics: Mapping[str, float]) -> None:
@@ -66,10 +69,19 @@ class TensorBoard:
         self.writer.close()
 
 
+def order_events(folder: Path) -> None:
+    """Rename event files that would sort after a new one, as when the clock was set back: TensorBoard reads by name."""
+    prefix = "events.out.tfevents."
+    files = sorted(folder.glob(f"{prefix}*"))
+    if files and files[-1].name >= f"{prefix}{int(time.time()):010d}":
+        for i, path in enumerate(files):
+            path.rename(folder / f"{prefix}{i:010d}.{path.name.removeprefix(prefix).partition('.')[2]}")
+
+
 class Hosted:
     """A run of the project fewstep in a service with the calls of wandb, by the number of training images.
 
-    What a resumed run repeats was sent before, by `sent.json` in the run's folder, and is not sent again.
+    Steps that a resumed run repeats were sent before, according to `sent.json` in the run's folder, and are not sent again.
     """
 
     def __init__(self, package: Any, run: Any, folder: Path) -> None:
@@ -86,7 +98,7 @@ class Hosted:
             self.run.log({name: self.package.Image(image.convert("RGB"))}, step=nimg)
 
     def first(self, nimg: int, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that have not been sent at so many images, noted before they are."""
+        """Those of the keys that have not been sent for this step; they are recorded as sent before they are."""
         kind = self.package.__name__
         new = [key for key in keys if self.sent.get(f"{kind}/{key}", 0) < nimg]
         if new:
@@ -95,7 +107,7 @@ class Hosted:
         return new
 
     def close(self) -> None:
-        """What is still to be sent may take `CLOSE_SECONDS`; without a network it would take for ever."""
+        """Wait at most `CLOSE_SECONDS` for the rest to be sent; without a network it would take forever."""
         ended = threading.Thread(target=self.run.finish, daemon=True)
         ended.start()
         ended.join(CLOSE_SECONDS)
@@ -104,9 +116,9 @@ class Hosted:
 
 
 def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
-    """Weights & Biases. With WANDB_MODE=offline, or where its server cannot be reached, everything stays in the run's folder."""
+    """Weights & Biases. With WANDB_MODE=offline, or if its server cannot be reached, everything stays in the run's folder."""
     package = load("wandb", "wandb")
-    # its metadata hold the command as it was typed
+    # its metadata would contain the command as it was typed
     secret = {"x_disable_meta": True} if any(public(word) != word for word in sys.argv) else {}
     settings = package.Settings(init_timeout=INIT_SECONDS, **secret)
     options = {"project": PROJECT, "name": name, "id": identifier(folder), "resume": "allow", "dir": str(folder)}
@@ -123,7 +135,7 @@ def wandb(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Host
 
 
 def reachable(address: str) -> bool:
-    """Whether a server answers within seconds; behind a proxy it is asked by nobody but its own client."""
+    """Whether a server answers within seconds; assumed behind a proxy, which only the service's client can use."""
     parts = urlsplit(address)
     if not parts.hostname or getproxies().keys() & {parts.scheme, "all"}:
         return True
@@ -135,14 +147,14 @@ def reachable(address: str) -> bool:
 
 
 def trackio(folder: Path, name: str, config: Mapping[str, Any], nimg: int) -> Hosted:
-    """trackio's local database; a run is known by its name there, hence the identifier in it."""
+    """trackio's local database. It identifies a run by its name, so the name contains the identifier."""
     package = load("trackio", "trackio")
     unique = f"{name}-{identifier(folder)}"
     return Hosted(package, package.init(project=PROJECT, name=unique, resume="allow", config=dict(config)), folder)
 
 
 class Guarded:
-    """A tracker that warns of its first failure and is silent from then on."""
+    """A tracker that warns at its first failure and does nothing from then on."""
 
     def __init__(self, name: str, begin: Callable[[], Tracker]) -> None:
         self.name = name
@@ -152,8 +164,8 @@ class Guarded:
     def tried(self, call: Callable[[], T]) -> T | None:
         try:
             return call()
-        except Exception as error:  # of other people's code, which must not end a run
-            warn(self.name, error, "the run goes on without it; log.jsonl has all of it")
+        except Exception as error:  # a tracker's code must not end a run
+            warn(self.name, error, "the run continues without it; log.jsonl has everything")
             self.tracker = None
         return None
 
@@ -171,6 +183,7 @@ class Guarded:
 
 
 def warn(name: str, error: Exception, then: str) -> None:
+    """Print a warning in one line: what failed, and what happens now."""
     words = " ".join(str(error).split())[:200]
     print(f"warning: {name} failed ({type(error).__name__}: {words}); {then}", file=sys.stderr)
 
@@ -183,14 +196,14 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
 
 
 def identifier(folder: Path) -> str:
-    """The same for every resume of the run in `folder`: a hash of its record, `run.json`."""
+    """A hash of the run's record, `run.json`: the same whenever the run is resumed."""
     return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()[:8]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that cannot begin, before anything is written: unknown ones, without their package or a login."""
+    """Raise ValueError for trackers that cannot start: unknown ones, or without their package or a login."""
     if unknown := [n for n in names if n not in TRACKERS]:
-        raise ValueError(f"there is no tracker {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+        raise ValueError(f"unknown tracker {', '.join(unknown)}; expected {', '.join(TRACKERS)}")
     if launched().rank == 0:
         for name in PACKAGES & set(names):
             load(name, name)
@@ -202,7 +215,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def wandb_ready() -> bool:
-    """Whether Weights & Biases would begin without a question: offline, with a key, or with a login in ~/.netrc."""
+    """Whether Weights & Biases would start without a prompt: offline, with a key, or with a login in ~/.netrc."""
     if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
         return True
     if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
@@ -220,6 +233,6 @@ def wandb_ready() -> bool:
 def open_trackers(
     names: Sequence[str], folder: Path, name: str, config: Mapping[str, Any], nimg: int
 ) -> tuple[Tracker, ...]:
-    """The trackers called `names` for the run `name` in `folder`, which begins or resumes at `nimg` images."""
+    """Open the trackers called `names` for the run `name` in `folder`, which starts or resumes at `nimg` images."""
     check_trackers(names)
     return tuple(Guarded(n, partial(TRACKERS[n], folder, name, config, nimg)) for n in dict.fromkeys(names))
