@@ -26,6 +26,7 @@ from fewstep import inverse
 from fewstep.core.codec import Pixels
 from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser, lay_out
+from fewstep.core.noise import SeededNoise
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.distill.conditional import generative
@@ -43,7 +44,6 @@ from fewstep.nets.sizes import EDM2_SIZES
 from fewstep.nets.song import SongConfig, SongUNet
 from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import fast_dtype
-from fewstep.sample import SeededNoise
 from fewstep.samplers import last
 
 F64 = torch.float64

@@ -22,6 +22,7 @@ from benchmarks.convergence import Draw, Paths, anisotropic, arrive
 from benchmarks.measure import Table
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import karras_sigmas
+from fewstep.core.plan import Plan
 from fewstep.data import images as open_images
 from fewstep.io.model_folder import card, find_model_folder, load
 from fewstep.metrics.evaluate import evaluate
@@ -30,7 +31,7 @@ from fewstep.report.numerals import human
 from fewstep.runtime.distributed import device
 from fewstep.runtime.files import sha256
 from fewstep.runtime.progress import track
-from fewstep.sample import Plan, generate
+from fewstep.sample import describe, generate
 from fewstep.samplers import (
     Sampler,
     ancestral,
@@ -38,7 +39,6 @@ from fewstep.samplers import (
     counted,
     dpmpp_2m,
     dpmpp_2m_sde,
-    edm_sigmas,
     euler,
     euler_maruyama,
     heun,
@@ -194,7 +194,7 @@ def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, 
     label = torch.from_numpy(real.labels) if denoiser.num_classes and real.labels is not None else None
     jobs = [(c, plan) for c in CONTENDERS for plan in plans(c, denoiser)]
     for contender, plan in track(jobs, total=len(jobs), description=about.name, unit="runs"):
-        spent = cost(partial(plan.sampler, **plan.options), plan.sigmas)
+        spent = cost(contender.sampler, plan.sigmas)
         began = time.perf_counter()
         made = [image.transpose(2, 0, 1) for image in generate(denoiser, seeds, label=label, plan=plan, batch_size=256)]
         seconds = time.perf_counter() - began
@@ -202,7 +202,7 @@ def distances(model: Path, denoiser: Denoiser, real: Any) -> Iterator[dict[str, 
             "model": about.name,
             "weights": weights,
             "labels": "drawn from the seeds" if label is None else "of the reference",
-            **plan.describe(),
+            **describe(plan),
             "sampler": contender.name,
         }
         (result, *_) = evaluate(made, real, protocol=described)
@@ -225,7 +225,7 @@ def plans(contender: Contender, denoiser: Denoiser) -> Iterator[Plan]:
     """For each budget the plan with the most steps that it allows."""
     for budget in BUDGETS:
         for n in range(budget, 1, -1):
-            sigmas = edm_sigmas(denoiser, n)
+            sigmas = denoiser.sigmas(n)
             if cost(contender.sampler, sigmas).equivalent <= budget:
                 yield Plan(contender.sampler, sigmas)
                 break

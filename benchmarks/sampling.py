@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import networks, reference
 from benchmarks.measure import Table, compared, flops
 from fewstep.core.denoiser import Denoiser
-from fewstep.sample import default_plan, generate
+from fewstep.sample import count_evaluations, generate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     if given.steps < 2:
         raise SystemExit(f"EDM's schedule has at least two steps; got --steps {given.steps}")
     ours = networks.denoiser(given)
-    seeds, plan = list(range(given.batch)), default_plan(ours, given.steps)
+    seeds, plan = list(range(given.batch)), ours.plan(given.steps)
     x = torch.randn(given.batch, *ours.shape, device=next(ours.parameters()).device)
     sigma = torch.ones((), device=x.device)
 
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     operations = flops(evaluate)
     name = f"{given.network}, batch {given.batch}, {ours.dtype}"
     yield compared(f"One evaluation of {name}", evaluations, given.repeats, images=given.batch, operations=operations)
-    nfe = plan.nfe
+    nfe = count_evaluations(plan)
     yield compared(f"Heun's method, {nfe} NFE", samples, given.repeats, images=given.batch, operations=nfe * operations)
     yield compared(
         "One step", {"fewstep": one_step(ours, seeds)}, given.repeats, images=given.batch, operations=operations

@@ -13,7 +13,7 @@ from fewstep.metrics.distribution import Moments, frechet_distance
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.execution import compile_blocks, recompute_blocks
 from fewstep.runtime import precision
-from fewstep.sample import default_plan, generate
+from fewstep.sample import generate
 from fewstep.train.optim import Adam
 from fewstep.train.read_ahead import ReadAhead
 from fewstep.train.trainer import Trainer
@@ -106,7 +106,7 @@ def test_a_step_never_waits(name, monkeypatch):
 
 def test_a_seed_is_the_cpus_image():
     on_cpu, on_gpu = pair("song")
-    expected, found = (np.stack(list(generate(d, range(8), plan=default_plan(d, 4)))) for d in (on_cpu, on_gpu))
+    expected, found = (np.stack(list(generate(d, range(8), plan=d.plan(4)))) for d in (on_cpu, on_gpu))
     assert np.abs(expected.astype(int) - found).max() <= 1 and expected.std() > 0
 
 

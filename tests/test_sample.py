@@ -4,16 +4,17 @@ import torch
 import torch.distributed as dist
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import karras_sigmas
+from fewstep.core.noise import SeededNoise, karras_sigmas
+from fewstep.core.plan import Plan
 from fewstep.core.precondition import VE
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.sample import BatchSize, Plan, SeededNoise, default_plan, gathered, generate, in_batches
-from fewstep.samplers import churn, heun, multistep
+from fewstep.sample import BatchSize, count_evaluations, describe, gathered, generate, in_batches
+from fewstep.samplers import churn, multistep
 
 
 def plans(denoiser):
     return [
-        default_plan(denoiser, 4),
+        denoiser.plan(4),
         Plan(churn, karras_sigmas(4), {"S_churn": 2.0}),
         Plan(multistep, torch.tensor([2.5, 0.6, 0.0])),
     ]
@@ -33,7 +34,7 @@ def test_an_image_depends_on_its_seed_alone(denoiser, which):
 def one_of_two(rank, path, denoiser, queue):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    queue.put((rank, list(generate(denoiser, range(8), plan=default_plan(denoiser, 4)))))
+    queue.put((rank, list(generate(denoiser, range(8), plan=denoiser.plan(4)))))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -47,12 +48,12 @@ def test_two_processes_make_the_same_images(denoiser, tmp_path):
     parts = dict(queue.get(timeout=60) for _ in jobs)
     for job in jobs:
         job.join()
-    one = list(generate(denoiser, range(8), plan=default_plan(denoiser, 4)))
+    one = list(generate(denoiser, range(8), plan=denoiser.plan(4)))
     assert all(np.array_equal(one[i], parts[i % 2][i // 2]) for i in range(8))
 
 
 def test_labels(denoiser):
-    plan = default_plan(denoiser, 2)
+    plan = denoiser.plan(2)
     threes = list(generate(denoiser, range(4), label=3, plan=plan))
     each = list(generate(denoiser, range(4), label=torch.tensor([3, 3, 3, 3]), plan=plan, batch_size=2))
     assert all(np.array_equal(a, b) for a, b in zip(threes, each, strict=True))
@@ -60,9 +61,9 @@ def test_labels(denoiser):
     both = list(generate(denoiser, [2, 2], label=torch.tensor([3, 5]), plan=plan))  # one seed in two classes
     assert (both[0] == threes[2]).all() and (both[1] == fives[2]).all()
     assert not np.array_equal(np.stack(threes), np.stack(fives))
-    with pytest.raises(ValueError, match="labels of this model are 0 to 9; got 10 to 10"):
+    with pytest.raises(ValueError, match="the classes of this model are 0 to 9; got 10"):
         next(generate(denoiser, range(4), label=10))
-    with pytest.raises(ValueError, match="one for each of 4 seeds"):
+    with pytest.raises(ValueError, match="one for each of 4 images"):
         next(generate(denoiser, range(4), label=torch.tensor([1, 2])))
     unconditional = Denoiser(SongUNet(SongConfig(8, 1, 1, model_channels=8, channel_mult=(1,), num_blocks=1)))
     with pytest.raises(ValueError, match="has no classes"):
@@ -81,21 +82,21 @@ def test_draws_of_a_seed_are_those_of_edm():
 
 
 def test_plans_say_what_they_do(denoiser):
-    plan = default_plan(denoiser)
-    assert plan.sampler is heun
-    assert (plan.nfe, plan.describe()["steps"], plan.describe()["sigma_max"]) == (35, 18, 80.0)
+    plan = denoiser.plan()
+    assert plan.sampler == "heun"
+    assert (count_evaluations(plan), describe(plan)["steps"], describe(plan)["sigma_max"]) == (35, 18, 80.0)
     denoiser.levels = (2.5,)
-    one = default_plan(denoiser)
-    assert (one.sampler, one.sigmas.tolist(), one.nfe) == (multistep, [2.5, 0.0], 1)
+    one = denoiser.plan()
+    assert (one.sampler, one.sigmas.tolist(), count_evaluations(one)) == ("multistep", [2.5, 0.0], 1)
     with pytest.raises(ValueError, match=r"distilled to 1 step\(s\); got steps=4"):
-        default_plan(denoiser, 4)
-    narrow = default_plan(Denoiser(denoiser.net, precondition=VE(sigma_max=50.0)))
+        denoiser.plan(4)
+    narrow = Denoiser(denoiser.net, precondition=VE(sigma_max=50.0)).plan()
     assert narrow.sigmas[0] == 50
     assert narrow.sigmas[-2].item() == pytest.approx(0.02)
 
 
 def test_batches_shrink_to_what_memory_holds(denoiser, monkeypatch):
-    expected = np.stack(list(generate(denoiser, range(13), plan=default_plan(denoiser, 2), batch_size=1)))
+    expected = np.stack(list(generate(denoiser, range(13), plan=denoiser.plan(2), batch_size=1)))
     forward, sizes = Denoiser.forward, []
 
     def limited(self, x, *args, **options):
@@ -105,7 +106,7 @@ def test_batches_shrink_to_what_memory_holds(denoiser, monkeypatch):
         return forward(self, x, *args, **options)
 
     monkeypatch.setattr(Denoiser, "forward", limited)
-    found = np.stack(list(generate(denoiser, range(13), plan=default_plan(denoiser, 2), batch_size=8)))
+    found = np.stack(list(generate(denoiser, range(13), plan=denoiser.plan(2), batch_size=8)))
     assert np.array_equal(found, expected)
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2, 1}
     monkeypatch.setattr(Denoiser, "forward", lambda self, *a, **k: limited(self, torch.zeros(4)))

@@ -22,8 +22,7 @@ from fewstep.core.network import Features
 from fewstep.core.noise import LogNormal
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.oracle import MixtureDenoiser
-from fewstep.sample import default_plan
-from fewstep.samplers import last
+from fewstep.samplers import find, last
 from fewstep.train.ema import HalfLife
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
@@ -142,13 +141,13 @@ def distilled(
 @torch.no_grad()
 def sample(denoiser: Denoiser, n: int = 8192) -> Tensor:
     """Images (n, 2, 1, 1) as `fewstep.generate` makes them: a teacher by Heun with 35 evaluations, a generator by its levels."""
-    plan = default_plan(denoiser)
+    plan = denoiser.plan()
     noise = torch.Generator().manual_seed(1)
     options = {}
     if denoiser.levels is not None:
         options["noise"] = lambda x: torch.randn(x.shape, generator=noise, dtype=x.dtype)
     z = torch.randn(n, *denoiser.shape, generator=noise)
-    return last(plan.sampler(denoiser, z * plan.sigmas[0], plan.sigmas, **options))
+    return last(find(plan.sampler)(denoiser, z * plan.sigmas[0], plan.sigmas, **options))
 
 
 def distance(x: Tensor, directions: int = 64) -> float:

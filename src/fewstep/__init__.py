@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fewstep import distill, inverse, metrics, nets, recipes, samplers
     from fewstep.core import oracle, precondition
-    from fewstep.core.denoiser import Denoiser, guided, score
+    from fewstep.core.denoiser import Denoiser, score
+    from fewstep.core.guidance import Guidance, guided
     from fewstep.core.method import Batch, Method, Phase
     from fewstep.core.noise import KarrasUniform, LogNormal, LogUniform, add_noise, fuse, karras_sigmas
     from fewstep.core.objectives import DenoisingLoss, Pretraining, StableTarget
+    from fewstep.core.plan import Plan
     from fewstep.data import ImageData, ImageStream, images
     from fewstep.inverse.restore import restore
     from fewstep.io.card import Card
     from fewstep.io.model_folder import card, load, save
     from fewstep.metrics.evaluate import evaluate
     from fewstep.runtime.threads import use_threads
-    from fewstep.sample import Plan, default_plan, generate, generated
+    from fewstep.sample import generate, generated, make_plan
     from fewstep.train.ema import HalfLife, PowerFunction
     from fewstep.train.loop import fit
     from fewstep.train.optim import Adam
@@ -37,6 +39,7 @@ __all__ = [
     "Card",
     "Denoiser",
     "DenoisingLoss",
+    "Guidance",
     "HalfLife",
     "ImageData",
     "ImageStream",
@@ -54,7 +57,6 @@ __all__ = [
     "__version__",
     "add_noise",
     "card",
-    "default_plan",
     "distill",
     "evaluate",
     "fit",
@@ -66,6 +68,7 @@ __all__ = [
     "inverse",
     "karras_sigmas",
     "load",
+    "make_plan",
     "metrics",
     "nets",
     "oracle",
@@ -91,12 +94,14 @@ ROOMS = {
     "samplers": "samplers",
 }
 NAMES = {
-    "core.denoiser": ("Denoiser", "guided", "score"),
+    "core.denoiser": ("Denoiser", "score"),
+    "core.guidance": ("Guidance", "guided"),
     "core.method": ("Batch", "Method", "Phase"),
     "core.noise": ("KarrasUniform", "LogNormal", "LogUniform", "add_noise", "fuse", "karras_sigmas"),
     "core.objectives": ("DenoisingLoss", "Pretraining", "StableTarget"),
     "data": ("ImageData", "ImageStream", "images"),
-    "sample": ("Plan", "default_plan", "generate", "generated"),
+    "core.plan": ("Plan",),
+    "sample": ("generate", "generated", "make_plan"),
     "inverse.restore": ("restore",),
     "io.card": ("Card",),
     "io.model_folder": ("card", "load", "save"),

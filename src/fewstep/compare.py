@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.core.conditional import GenerativeDenoiser
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.plan import Plan
 from fewstep.data import images as open_images
 from fewstep.data.grid import grid, save_png
 from fewstep.data.images import ImageData
@@ -29,7 +29,7 @@ from fewstep.runtime import outputs
 from fewstep.runtime.distributed import device, rank
 from fewstep.runtime.files import sha256, write_json
 from fewstep.runtime.foreign import visible
-from fewstep.sample import Plan, default_plan, gathered, generate, generated
+from fewstep.sample import count_evaluations, describe, gathered, generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.loop import fit
 
@@ -140,8 +140,8 @@ def measure(
         model = load(folder, device=device())
         weights = sha256(find_model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
-            plan = default_plan(model, steps)
-            same = (name, weights, plan.nfe, figures)
+            plan = model.plan(steps)
+            same = (name, weights, count_evaluations(plan), figures)
             old = [
                 r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
             ]
@@ -160,7 +160,7 @@ def known_rows(out: Path) -> list[dict[str, Any]]:
 
 def step_counts(model: Denoiser) -> tuple[int | None, ...]:
     """The numbers of steps at which a model is measured; None for those that it was distilled to."""
-    if isinstance(model, GenerativeDenoiser):
+    if model.draws:
         return GENERATIVE_STEPS
     return TEACHER_STEPS if model.levels is None else (None,)
 
@@ -187,7 +187,7 @@ def row(
     made = generated(model, seeds, label=label, plan=plan, batch_size=256)
     results = evaluate(made, real, Options(metrics), protocol=protocol)
     seconds = time.monotonic() - began
-    picture = out / "samples" / f"{name}-nfe{plan.nfe:03d}.png"
+    picture = out / "samples" / f"{name}-nfe{count_evaluations(plan):03d}.png"
     columns = min(model.num_classes, 10) or 10
     fixed = torch.arange(5 * columns) % columns if model.num_classes else None
     shown = list(gathered(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns))
@@ -196,8 +196,8 @@ def row(
     return {
         "model": name,
         "method": about.method,
-        "sampler": plan.describe()["sampler"],
-        "nfe": plan.nfe,
+        "sampler": describe(plan)["sampler"],
+        "nfe": count_evaluations(plan),
         **{r.metric: r.value for r in results},
         "n": n,
         "seeds": show_seeds(seeds),

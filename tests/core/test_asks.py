@@ -16,12 +16,14 @@ import fewstep as fs
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
 from fewstep.core.conditional import Observation
-from fewstep.core.denoiser import Denoiser, guided
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.guidance import Guidance, guided
 from fewstep.core.inputs import highest, readable
+from fewstep.core.plan import Plan
 from fewstep.core.precondition import VE
 from fewstep.distill.conditional import conditional, generative
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
-from fewstep.sample import Guidance, Plan, default_plan, generate
+from fewstep.sample import generate
 from tests.conftest import tiny_net
 
 X = torch.zeros(2, 1, 8, 8)
@@ -84,7 +86,7 @@ def test_a_level_above_the_trained_range_is_warned_of_once():
         (torch.tensor([0, 10]), "classes from 0 to 9, or None for no class; got 10"),
         (torch.tensor([0, -1]), "got -1"),
         (torch.tensor([0.0, 1.0]), r"got float32 of shape \(2,\)"),
-        (torch.eye(10)[LABEL], r"got float32 of shape \(2, 10\); of one-hot labels take label.argmax\(1\)"),
+        (torch.eye(10)[LABEL], r"got float32 of shape \(2, 10\); for one-hot labels pass label.argmax\(1\)"),
         (torch.tensor([True, False]), "got bool"),
         (LABEL.int(), "must be an int64 tensor .* got int32"),
         (torch.tensor([0]), r"int64 tensor of shape \(2,\) .*got int64 of shape \(1,\)"),
@@ -197,7 +199,7 @@ def test_only_a_model_that_learned_without_its_class_guides_itself(denoiser, unc
 
 
 def plan_of(model: Denoiser):
-    plan = default_plan(model, None if model.levels else 2)
+    plan = model.plan(None if model.levels else 2)
     return plan.sampler, plan.sigmas
 
 
@@ -232,12 +234,12 @@ def test_seeds_that_are_none_are_refused_at_once(denoiser, seeds, complaint):
 def test_arguments_of_generate_are_checked_at_once(denoiser, tmp_path):
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"label": 1.5}, "integers from 0 to 9; got 1.5"),
-        ({"label": torch.eye(10)[:1]}, r"got shape \(1, 10\); of one-hot labels take argmax"),
+        ({"label": torch.eye(10)[:1]}, r"got shape \(1, 10\); for one-hot labels pass label.argmax"),
         ({"label": np.array([0], np.uint8), "batch_size": 0}, "got a batch of 0"),
-        ({"label": -1}, "labels of this model are 0 to 9; got -1"),
+        ({"label": -1}, "the classes of this model are 0 to 9; got -1"),
         ({"label": "cat"}, "label must be a class from 0 to 9; got 'cat'"),
         ({"batch_size": 0}, "batch_size: .* got a batch of 0"),
-        ({"plan": "heun"}, "plan is a Plan, such as default_plan.*; got 'heun'"),
+        ({"plan": "heun"}, "plan is a Plan, such as model.plan.*; got 'heun'"),
     )
     for options, complaint in wrong:
         with pytest.raises(ValueError, match=complaint):
@@ -248,7 +250,7 @@ def test_arguments_of_generate_are_checked_at_once(denoiser, tmp_path):
         generate(conditional(denoiser), [0])
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"at least 1 step; got {steps}"):
-            default_plan(denoiser, steps)
+            denoiser.plan(steps)
 
 
 def test_what_is_fine_is_silent(denoiser):

@@ -12,8 +12,10 @@ import torch
 from fewstep.cli.sampling import Sampling
 from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import expand, fuse, karras_sigmas
+from fewstep.core.guidance import Guidance
+from fewstep.core.noise import SeededNoise, expand, fuse, indexed_sigmas, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser
+from fewstep.core.plan import Plan
 from fewstep.distill.conditional import conditional, generative, mean_images, pair_discriminator
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_denoiser, to_discriminator
@@ -24,8 +26,8 @@ from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
 from fewstep.nets.sizes import edm2
 from fewstep.nets.song import SongUNet, ncsnpp
-from fewstep.sample import Guidance, Plan, SeededNoise, default_plan, generate
-from fewstep.samplers import indexed_sigmas, last, multistep, posterior
+from fewstep.sample import count_evaluations, describe, generate
+from fewstep.samplers import last, multistep, posterior
 from tests import GOLDEN
 from tests.conftest import tiny_net
 
@@ -368,7 +370,7 @@ def student() -> GenerativeDenoiser:
 
 def test_an_image_depends_on_its_seed_alone():
     model = student()
-    for plan in (default_plan(model), default_plan(model, 3), Plan(multistep, torch.tensor([80.0, 0.0]))):
+    for plan in (model.plan(), model.plan(3), Plan(multistep, torch.tensor([80.0, 0.0]))):
         one = list(generate(model, range(5), plan=plan))
         other = [image for seed in range(5) for image in generate(model, [seed], plan=plan, batch_size=1)]
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
@@ -382,13 +384,13 @@ def test_a_student_starts_about_the_mean_images_of_its_classes(label):
     assert means is not None
     means.copy_(torch.linspace(-20, 20, 10)[:, None, None, None].expand_as(means))
     made = list(generate(model, range(3), label=label, batch_size=2))
-    plan = default_plan(model)
+    plan = model.plan()
     for seed, image in enumerate(made):
         noise = SeededNoise([seed])
         z, classes = noise.draw(model.shape, torch.float32), noise.classes(10)
         if label is not None:
             classes = torch.as_tensor(label).expand(3)[[seed]]
-        draw, _ = plan.bind(model, classes, noise)
+        draw = model.bind(classes, noise)
         with torch.inference_mode():
             x0 = last(posterior(draw, 80 * z.double(), plan.sigmas, noise=noise, mean=means[classes]))
         assert np.array_equal(model.codec.decode(x0)[0].permute(1, 2, 0).numpy(), image)
@@ -422,9 +424,9 @@ def test_centred_students_without_classes_and_without_a_label():
 
 def test_a_student_samples_by_its_levels_unless_told_otherwise():
     model = student()
-    own = default_plan(model)
-    assert (own.sampler, own.sigmas.tolist(), own.nfe) == (posterior, [80.0, 20.0, 1.0, 0.0], 2)
-    told = own.describe()
+    own = model.plan()
+    assert (own.sampler, own.sigmas.tolist(), count_evaluations(own)) == ("posterior", [80.0, 20.0, 1.0, 0.0], 2)
+    told = describe(own)
     assert (told["steps"], told["start"], told["levels"], told["sigma_max"], told["sigma_min"]) == (
         2,
         80,
@@ -432,13 +434,13 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
         20,
         1,
     )
-    assert Plan(posterior, torch.tensor([80.0, 0.0])).describe()["levels"] == [80]
-    assert torch.equal(default_plan(model, 2).sigmas, own.sigmas)
-    assert torch.equal(default_plan(model, 4).sigmas, indexed_sigmas([0, 10, 20, 30, 39]))
-    assert default_plan(model, 39).nfe == 39
+    assert describe(Plan(posterior, torch.tensor([80.0, 0.0])))["levels"] == [80]
+    assert torch.equal(model.plan(2).sigmas, own.sigmas)
+    assert torch.equal(model.plan(4).sigmas, indexed_sigmas([0, 10, 20, 30, 39]))
+    assert count_evaluations(model.plan(39)) == 39
     shallow = generative(teacher_of("ddpmpp"), sigma_end=0.1)
     grid = karras_sigmas(40, sigma_min=0.1)
-    assert torch.equal(default_plan(shallow, 4).sigmas[1:-1], grid[[0, 10, 20, 30]])
+    assert torch.equal(shallow.plan(4).sigmas[1:-1], grid[[0, 10, 20, 30]])
     for sampling, nfe, sigmas in (
         (Sampling(), 2, own.sigmas),
         (Sampling(steps=4), 4, indexed_sigmas([0, 10, 20, 30, 39])),
@@ -447,7 +449,7 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
         (Sampling(levels="5,0.5", sampler="multistep"), 2, torch.tensor([5.0, 0.5, 0.0])),
     ):
         plan = sampling.plan(model)
-        assert plan.nfe == nfe
+        assert count_evaluations(plan) == nfe
         assert torch.allclose(plan.sigmas, sigmas.double(), rtol=1e-7)
 
 
@@ -456,7 +458,7 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
     [
         (Sampling(ts="10,22"), "end in 39"),
         (Sampling(ts="ten"), "--ts are indices"),
-        (Sampling(ts="10,39", steps=1), "takes one of --steps, --levels and --ts"),
+        (Sampling(ts="10,39", steps=1), "takes one of steps, levels and ts"),
         (Sampling(levels="5", S_churn=1.0), "no option of other samplers"),
         (Sampling(sampler="heun"), "draws images where heun needs their mean"),
         (Sampling(steps=40), "takes 1 to 39 steps"),

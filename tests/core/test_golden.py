@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import SeededNoise
 from fewstep.io.card import Card
 from fewstep.io.convert import convert
 from fewstep.io.model_folder import save
-from fewstep.sample import Plan, SeededNoise, default_plan, generate
-from fewstep.samplers import Ablation, churn, edm_sigmas, heun, last
+from fewstep.sample import generate, make_plan, run
+from fewstep.samplers import Ablation, heun, last
 from tests import GOLDEN
 
 OTHERS = ("gdd", "ncvsd", "sida", "snap")
@@ -27,7 +28,7 @@ def trajectory(denoiser: Denoiser, name: str, denoise: partial[Tensor], latents:
     kind, *words = name.split("_")
     if kind == "heun":
         options = {"sigma_min": 0.01, "sigma_max": 50.0, "rho": 5.0} if "rho5" in words else {}
-        sigmas = edm_sigmas(denoiser, int(words[0]), **options)
+        sigmas = denoiser.sigmas(int(words[0]), **options)
         return last(heun(denoise, latents * sigmas[0], sigmas))
     solver, discretization, schedule, scaling, steps = words
     sampler = Ablation(solver, discretization, schedule, scaling, precondition=denoiser.precondition)  # pyright: ignore[reportArgumentType] - words of the names
@@ -120,8 +121,9 @@ def test_a_seed_gives_the_image_of_the_published_generator(name):
     noise = SeededNoise(seeds)
     z = noise.draw(denoiser.shape, torch.float32)
     label = noise.classes(denoiser.num_classes) if denoiser.num_classes else None
-    plan = Plan.of(denoiser, churn, edm_sigmas(denoiser, 12), **CHURN)
-    found = plan(*plan.bind(denoiser, label, noise), noise, z)
+    plan = make_plan(denoiser, 12, sampler="churn", **CHURN)
+    offered = denoiser.sampler_options(label) | {"noise": partial(noise, dtype=denoiser.sampling.noise_dtype)}
+    found = run(plan, denoiser.bind(label, noise), z, **offered)
     assert (found - expected).abs().max() / expected.abs().max() < 1e-6
     if name in GENERATED:
         error = found[:, 0, 0, :3] - torch.tensor(GENERATED[name]).double()
@@ -143,7 +145,7 @@ def test_models_are_sampled_as_their_authors_do(name, steps, tmp_path):
     with np.load(path) as file:
         assert (np.abs(file["arr_0"].astype(int) - pixels.numpy()) <= 1).all()
         assert (file["arr_0"] == pixels.numpy()).mean() > 0.999
-    assert len(default_plan(denoiser).sigmas) == steps + 1
+    assert len(denoiser.plan().sigmas) == steps + 1
     plain = published_sampler(denoiser, 16, steps, CHURN | {"S_churn": 0.0}, name.startswith("edm2"))
     (image,) = generate(denoiser, [16])
     made = (plain * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(1, 2, 0)

@@ -24,7 +24,7 @@ from fewstep.data.latents import LatentData, LatentStream
 from fewstep.io import model_folder
 from fewstep.io.convert import snapshot as upstream
 from fewstep.io.unpickle import Record
-from fewstep.sample import default_plan, generate
+from fewstep.sample import generate
 from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.settings import Run
@@ -102,7 +102,7 @@ def test_a_network_on_latents_makes_images_and_is_kept_with_its_codec(diffusers,
     model_folder.save(original, tmp_path / "m")
     loaded = model_folder.load(tmp_path / "m")
     assert loaded.codec == original.codec
-    images = list(generate(loaded, range(3), plan=default_plan(loaded, 2)))
+    images = list(generate(loaded, range(3), plan=loaded.plan(2)))
     assert [image.shape for image in images] == [(64, 64, 3)] * 3
     assert images[0].dtype == np.uint8
     assert codec.autoencoder("my/vae", torch.device("cpu")).batches == [2, 1]

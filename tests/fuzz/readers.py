@@ -47,7 +47,7 @@ from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.report.page import write_report
-from fewstep.sample import default_plan, generate
+from fewstep.sample import generate
 from fewstep.train.ema import PowerFunction
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.log import Lines
@@ -142,7 +142,7 @@ def task(name: str, **options: Path) -> None:
 def sampled(denoiser: Denoiser) -> None:
     """One image of whatever loads, in two steps; latents need a VAE, which is not here."""
     if isinstance(denoiser.codec, Pixels):
-        next(generate(denoiser, [0], plan=default_plan(denoiser, None if denoiser.levels else 2), batch_size=1))
+        next(generate(denoiser, [0], plan=denoiser.plan(None if denoiser.levels else 2), batch_size=1))
 
 
 def imported(path: Path, **options: Any) -> None:

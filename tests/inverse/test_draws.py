@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fewstep import inverse
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Noise, SeededNoise
 from fewstep.inverse import Likelihood, Operator, pnp_gd
 from fewstep.inverse.operator import Decomposed, LinearOperator, streams
-from fewstep.sample import SeededNoise
 from tests.inverse.test_operators import LINEAR, SHAPE, image
 from tests.linear import F64, Impulses, affine, matrix
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fewstep import inverse
+from fewstep.core.noise import SeededNoise
 from fewstep.inverse.operator import LANGEVIN_STEPS, Decomposed, LinearOperator, Operator
-from fewstep.sample import SeededNoise
 from tests.linear import F64, Impulses, affine, matrix
 
 SHAPE = (2, 8, 6)

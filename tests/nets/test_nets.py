@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.core.denoiser import Denoiser, guided
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.guidance import guided
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.io.model_folder import NETWORKS
 from fewstep.nets.adm import ADMConfig

@@ -68,7 +68,7 @@ def model() -> fs.Denoiser:
 def test_a_registered_network_is_saved_loaded_and_sampled(model, tmp_path):
     again = fs.load(fs.save(model, tmp_path / "model"))
     assert type(again.net) is ConvNet and again.net.config == ConvConfig()
-    plan = fs.default_plan(model, 3)
+    plan = model.plan(3)
     first, second = (np.concatenate(list(fs.generate(m, [0, 1], plan=plan))) for m in (model, again))
     assert np.array_equal(first, second)
 

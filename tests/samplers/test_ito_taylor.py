@@ -16,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.guidance import Guidance
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser, MixtureDenoiser
+from fewstep.core.plan import Plan
 from fewstep.core.precondition import IDDPM
 from fewstep.io.card import Card
 from fewstep.io.model_folder import save
-from fewstep.sample import Guidance, Plan, generate
+from fewstep.sample import generate
 from fewstep.samplers import (
     Sampler,
     check_differentiable,

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Denoise, Denoiser, guided
-from fewstep.core.noise import Noise, karras_sigmas
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.guidance import guided
+from fewstep.core.noise import Denoise, Noise, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser, MixtureDenoiser
 from fewstep.core.precondition import IDDPM, VE
 from fewstep.samplers import (
@@ -22,7 +23,6 @@ from fewstep.samplers import (
     counted,
     dpmpp_2m,
     dpmpp_2m_sde,
-    edm_sigmas,
     euler,
     euler_maruyama,
     heun,
@@ -407,11 +407,11 @@ class Zeros(nn.Module):
 
 
 def test_edm_levels_are_clamped_and_rounded_for_the_network() -> None:
-    plain = edm_sigmas(Denoiser(Zeros()), 18)
+    plain = Denoiser(Zeros()).sigmas(18)
     torch.testing.assert_close(plain, karras_sigmas(18), atol=0, rtol=0)
-    clamped = edm_sigmas(Denoiser(Zeros(), precondition=VE()), 18)
+    clamped = Denoiser(Zeros(), precondition=VE()).sigmas(18)
     torch.testing.assert_close(clamped, karras_sigmas(18, sigma_min=0.02), atol=0, rtol=0)
-    rounded = edm_sigmas(Denoiser(Zeros(), precondition=IDDPM()), 18, sigma_max=50, rho=5)
+    rounded = Denoiser(Zeros(), precondition=IDDPM()).sigmas(18, sigma_max=50, rho=5)
     wanted = karras_sigmas(18, sigma_min=IDDPM().sigma_min, sigma_max=50, rho=5)
     torch.testing.assert_close(rounded[:-1], IDDPM().round(wanted[:-1]), atol=0, rtol=0)
     assert rounded[-1] == 0
@@ -426,7 +426,7 @@ def test_churn_rounds_the_raised_level() -> None:
         return shrink(0.25)(x, sigma)
 
     grid = IDDPM()
-    sigmas = edm_sigmas(Denoiser(Zeros(), precondition=grid), 6)
+    sigmas = Denoiser(Zeros(), precondition=grid).sigmas(6)
     last(churn(denoise, 80 * ONE, sigmas, S_churn=1, round_sigma=grid.round))
     torch.testing.assert_close(grid.round(f64(levels)).tolist(), levels)
 
@@ -451,9 +451,9 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match="S_churn"):
             last(sampler(oracle, x, sigmas, S_churn=-1.0))
     with pytest.raises(ValueError, match="at least 1 step"):
-        edm_sigmas(Denoiser(Zeros()), 0)
+        Denoiser(Zeros()).sigmas(0)
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
-        edm_sigmas(Denoiser(Zeros()), 5, sigma_min=3, sigma_max=2)
+        Denoiser(Zeros()).sigmas(5, sigma_min=3, sigma_max=2)
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         Ablation(sigma_min=3, sigma_max=2)
     with pytest.raises(ValueError, match="at least 1 step"):

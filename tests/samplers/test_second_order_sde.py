@@ -14,16 +14,15 @@ from torch import Tensor
 
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
-from fewstep.cli.sampling import Sampling, named_samplers
+from fewstep.cli.sampling import Sampling
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import karras_sigmas
+from fewstep.core.noise import SeededNoise, karras_sigmas
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.core.precondition import IDDPM
 from fewstep.io.card import Card
 from fewstep.io.model_folder import save
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.sample import SeededNoise
-from fewstep.samplers import counted, euler, heun, last, second_order_sde, taylor2
+from fewstep.samplers import NAMED, counted, euler, heun, last, second_order_sde, taylor2
 from fewstep.samplers.second_order_sde import brownian_pair
 
 ONE = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -154,7 +153,7 @@ def test_published_commands_run(options, tmp_path) -> None:
 
 
 def refused(denoiser: Denoiser, **options: Any) -> str:
-    with pytest.raises(ValueError, match="--") as raised:
+    with pytest.raises(ValueError, match="no effect|leave|needs") as raised:
         Sampling(**cast("Any", options)).plan(denoiser)
     return str(raised.value)
 
@@ -163,24 +162,22 @@ def test_options_that_a_sampler_ignores_are_refused(denoiser, tmp_path, capsys) 
     said = refused(denoiser, sampler="dpmpp_2m", S_churn=3.0)
     assert (
         said
-        == "--S_churn has no effect with the sampler dpmpp_2m; the samplers churn, second_order_sde, taylor2 take it"
+        == "S_churn has no effect with the sampler dpmpp_2m; samplers that take it: churn, second_order_sde, taylor2"
     )
-    assert "--randn_like has no effect with the sampler heun; the samplers ito_taylor," in refused(
-        denoiser, randn_like="db"
-    )
-    assert "--S_min has no effect with the sampler second_order_sde" in refused(
+    assert "randn_like has no effect with the sampler heun" in refused(denoiser, randn_like="db")
+    assert "S_min has no effect with the sampler second_order_sde" in refused(
         denoiser, sampler="second_order_sde", S_min=0.1
     )
-    assert "--kappa has no effect with EDM's general sampler" in refused(denoiser, solver="heun", kappa=1.0)
-    assert "--S_noise has no effect without --S_churn" in refused(denoiser, sampler="churn", S_noise=1.003)
-    assert "--S_max has no effect without --S_churn" in refused(denoiser, disc="vp", S_max=50.0)
-    assert "--rho has no effect with --disc ve" in refused(denoiser, disc="ve", rho=3.0)
-    assert "leave --steps, --sigma-min, --sigma-max and --rho out" in refused(denoiser, levels="2.5", rho=3.0)
+    assert "kappa has no effect with EDM's general sampler" in refused(denoiser, solver="heun", kappa=1.0)
+    assert "S_noise has no effect without S_churn" in refused(denoiser, sampler="churn", S_noise=1.003)
+    assert "S_max has no effect without S_churn" in refused(denoiser, disc="vp", S_max=50.0)
+    assert "rho has no effect with the discretization ve" in refused(denoiser, disc="ve", rho=3.0)
+    assert "leave steps, sigma_min, sigma_max and rho out" in refused(denoiser, levels="2.5", rho=3.0)
     denoiser.levels = (2.5,)
-    assert "--S_churn, --rho would have no effect: this model generates from its own" in refused(
+    assert "S_churn, rho would have no effect: this model generates from its own" in refused(
         denoiser, S_churn=40.0, rho=3.0
     )
-    assert "--solver would have no effect" in refused(denoiser, solver="heun")
+    assert "general sampler needs a denoiser of all noise levels" in refused(denoiser, solver="heun")
     denoiser.levels = None
     assert Sampling(sampler="second_order_sde", S_max=1.0, rho=3.0).plan(denoiser).options == {"S_max": 1.0, "rho": 3.0}
 
@@ -189,13 +186,13 @@ def test_options_that_a_sampler_ignores_are_refused(denoiser, tmp_path, capsys) 
         command = ["sample", str(tmp_path / "model"), "--grid", str(tmp_path / "x.png"), "--sampler", "dpmpp_2m"]
         assert main([*command, f"{typed}=3"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"error: {typed} has no effect" in line
+        assert "error: S_churn has no effect" in line
     assert not (tmp_path / "x.png").exists()
     assert np.isinf(Sampling.S_max)
 
 
 def test_every_named_sampler_can_be_used_from_the_command_line(denoiser) -> None:
-    for name in named_samplers():
+    for name in NAMED:
         if name != "posterior":
             plan = Sampling(sampler=name, steps=4).plan(denoiser)
-            assert plan.sampler.__name__ == name  # pyright: ignore[reportFunctionMemberAccess] - samplers are functions
+            assert plan.name == name

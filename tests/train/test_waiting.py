@@ -137,5 +137,5 @@ def test_samplers_wait_for_nothing(sampler):
     label = torch.zeros(2, dtype=torch.int64, device=META)
     x = torch.randn(2, 3, 8, 8, device=META, dtype=torch.float64)
     with torch.no_grad(), Copies() as copies:
-        x0 = samplers.last(sampler(partial(denoiser, label=label), x, samplers.edm_sigmas(denoiser, 4)))
+        x0 = samplers.last(sampler(partial(denoiser, label=label), x, denoiser.sigmas(4)))
     assert (x0.shape, x0.device, copies.found) == (x.shape, META, [])

@@ -92,16 +92,15 @@ def sample(
     from fewstep.data.grid import save_image, save_png
     from fewstep.runtime.distributed import process_group, rank, world_size
     from fewstep.runtime.files import new_file
-    from fewstep.runtime.progress import track
     from fewstep.sample import gathered, generate
 
     with process_group():
         network = sampling.load(model)
-        mine = chosen[rank() :: world_size()]
-        made = generate(network, chosen, label=label, plan=sampling.plan(network), batch_size=batch, tf32=sampling.tf32)
+        plan, mine = sampling.plan(network), chosen[rank() :: world_size()]
+        made = generate(network, chosen, label=label, plan=plan, batch_size=batch, tf32=sampling.tf32, progress=True)
 
         def written() -> Iterator[NDArray[np.uint8]]:
-            for seed, image in zip(mine, track(made, total=len(mine), description="sample"), strict=True):
+            for seed, image in zip(mine, made, strict=True):
                 if out is not None:
                     folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
                     save_image(image, folder / f"{seed:06d}")

@@ -156,7 +156,6 @@ def model_sources(
 
     model = sampling.load(path)
     plan = sampling.plan(model)
-    plan.check(model)
     model.codec.prepare(device())
     about = {"model": card(path).name or path.name, "weights": sha256(find_model_folder(path) / "model.safetensors")}
     if sampling.guide is not None:

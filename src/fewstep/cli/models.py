@@ -38,7 +38,6 @@ def convert(
         overwrite: replace an existing model folder.
     """
     from fewstep.core.codec import Pixels
-    from fewstep.core.conditional import ConditionalDenoiser
     from fewstep.data.codec import with_vae
     from fewstep.io.convert import convert as read
     from fewstep.io.convert import fetch
@@ -47,7 +46,7 @@ def convert(
 
     outputs.new_folder(out, FILES, apart=[source], outside=[source], overwrite=overwrite)
     path = Path(source) if Path(source).is_dir() else fetch(source)
-    start = None if levels is None else tuple(parse_levels(levels).tolist()[:-1])
+    start = None if levels is None else tuple(level for level in parse_levels(levels) if level)
     address = source if "://" in source else None
     denoiser, origin = read(path, source=address, levels=start, kind=kind, network=network)
     if vae is not None:
@@ -57,7 +56,7 @@ def convert(
     for note in origin.notes:
         print(f"  {note}")
     save(denoiser, out, origin.card(source))
-    if isinstance(denoiser, ConditionalDenoiser):
+    if denoiser.needs_observation:
         use = "a fake score, for training alone"
     else:
         starts = ", ".join(f"{level:g}" for level in denoiser.levels or ())

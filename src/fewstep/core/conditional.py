@@ -6,14 +6,18 @@ estimates with a network, a perfect unconditional denoiser D knows already: E[x0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import USUAL, Denoiser
+from fewstep.core.guidance import Guidance
 from fewstep.core.inputs import check_images
-from fewstep.core.noise import Noise, expand, fuse
+from fewstep.core.noise import GRID, Denoise, Noise, expand, fuse, indexed_sigmas
+from fewstep.core.plan import Plan, Sampler, closed
 
 
 class Observation(NamedTuple):
@@ -54,6 +58,8 @@ class ConditionalDenoiser(Denoiser):
     denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
     """
 
+    needs_observation = True
+
     def __init__(self, net: nn.Module, *, fused: bool = False, **options: Any) -> None:
         super().__init__(net, **options)
         self.fused = fused
@@ -79,6 +85,10 @@ class ConditionalDenoiser(Denoiser):
             x, sigma = fuse(*given, x, sigma)
         return given_observation(self, x, sigma, label, augment, given)
 
+    def plan(self, steps: int | None = None, **options: Any) -> Plan:
+        """Raises ValueError: a fake score makes no images."""
+        raise ValueError("this model is a fake score of NCVSD, for training alone; it makes no images")
+
 
 class GenerativeDenoiser(Denoiser):
     """G(y, sigma_y, z): a draw of p(x0 | y = x0 + sigma_y eps) in one evaluation, for every noise level (NCVSD).
@@ -96,6 +106,7 @@ class GenerativeDenoiser(Denoiser):
     model keeps in `mean` (means, C, H, W), one for each class or one for all; with none it starts about 0, as in the paper.
     """
 
+    draws = True
     mean: Tensor | None
 
     def __init__(
@@ -156,6 +167,75 @@ class GenerativeDenoiser(Denoiser):
         raised = (1 + self.gamma) * level
         x = y + (raised**2 - level**2).sqrt() * z
         return given_observation(self, x, raised.flatten(), label, augment, Observation(y, sigma_y))
+
+    def plan(
+        self,
+        steps: int | None = None,
+        *,
+        sampler: str | Sampler | None = None,
+        levels: Sequence[float] | Tensor | None = None,
+        ts: Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+        **options: Any,
+    ) -> Plan:
+        """How this model makes images: by the sampler `posterior`, in any number of steps.
+
+        Args:
+            steps: number of steps: its own levels if they are as many, else spread over NCVSD's grid.
+            sampler: posterior if None; multistep, or a function of the user's.
+            levels: the noise levels themselves, largest first, that follow `sigma_init`.
+            ts: NCVSD's noise levels by index, see `indexed_sigmas`.
+            guidance: refused, as there is no mean to guide.
+            options: of the sampler.
+
+        Raises:
+            ValueError: more than one of steps, levels and ts, or a sampler that needs a mean.
+        """
+        if guidance is not None:
+            self.check_guidance(guidance)
+        if sampler not in (None, "posterior"):
+            if isinstance(sampler, str) and sampler != "multistep":
+                raise ValueError(
+                    f"this model draws images where {sampler} needs their mean; use posterior, multistep, or leave the "
+                    "sampler out"
+                )
+            more = options if ts is None else {"ts": ts, **options}
+            return super().plan(steps, sampler=sampler, levels=levels, **more)
+        chosen = [name for name, value in (("steps", steps), ("levels", levels), ("ts", ts)) if value is not None]
+        if options or len(chosen) > 1:
+            raise ValueError(
+                "this model draws from the posterior: it takes one of steps, levels and ts, and no option of other samplers; "
+                f"got {', '.join(options or chosen)}"
+            )
+        if ts is not None:
+            return Plan("posterior", indexed_sigmas(ts, sigma_init=self.sigma_init))
+        if levels is None:
+            levels = self.levels if steps in (None, len(self.levels or ())) else None
+        return Plan(
+            "posterior", self.spread(steps) if levels is None else closed([self.sigma_init, *closed(levels).tolist()])
+        )
+
+    def spread(self, steps: int | None) -> Tensor:
+        """Noise levels of `posterior` for any number of steps: indices at equal distances, as 0,10,20,30,39 for four, on the
+        grid down to the lowest level that the model has learned.
+        """
+        if steps is None or not 0 < steps < GRID:
+            raise ValueError(f"a generative denoiser takes 1 to {GRID - 1} steps; got {steps}")
+        indices = [*(GRID * k // steps for k in range(steps)), GRID - 1]
+        return indexed_sigmas(indices, sigma_init=self.sigma_init, sigma_min=self.sigma_end)
+
+    def bind(self, label: Tensor | None, noise: Noise) -> Denoise:
+        """Draws for images of these classes (B,), each from its own noise."""
+        return partial(self, label=label, noise=noise)
+
+    def sampler_options(self, label: Tensor | None) -> dict[str, Any]:
+        """Also the mean of all images, for samplers that start about it."""
+        mean = self.centre(label)
+        return super().sampler_options(label) | ({} if mean is None else {"mean": mean})
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raises ValueError: draws have no mean to guide."""
+        raise ValueError("a generative denoiser draws images, of which there is no guided mean; leave guidance out")
 
     @property
     def highest(self) -> float:

@@ -1,10 +1,11 @@
-"""The denoiser D(x; sigma) = E[x0 | x0 + sigma eps = x], and what is made of it: score and guidance."""
+"""The denoiser D(x; sigma) = E[x0 | x0 + sigma eps = x]: a network under a preconditioning, which knows how it is sampled."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -12,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.codec import Codec, Pixels
-from fewstep.core.inputs import check_guidance, check_images, check_label, highest
+from fewstep.core.guidance import Guidance
+from fewstep.core.inputs import check_images, check_label, highest
 from fewstep.core.network import Features, SamplingDefaults
-from fewstep.core.noise import expand
+from fewstep.core.noise import Denoise, Noise, expand, karras_sigmas
+from fewstep.core.plan import Plan, Sampler, closed
 from fewstep.core.precondition import EDM, Precondition
 from fewstep.runtime.precision import activations
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""`(x, sigma) -> x0`: a denoiser with label and guidance already bound."""
 
 USUAL = 152.2
 """Highest noise level of EDM's samplers, those of the VP SDE (Karras et al., 2022, Table 1); for networks under its
@@ -64,10 +64,15 @@ class Denoiser(Preconditioned):
     a denoiser of all levels. dtype: the precision in which the network computes; the result has the dtype of `x`, and
     the skip connection is never rounded. uncertainty: the log-variance head, c_noise (B,) -> (B,), that weights the loss
     of EDM2 (Karras et al., 2024a, Eq. 21); None if there is none. codec: between its units and images.
+
+    draws: whether a call returns a random draw of p(x0 | x) instead of its mean. needs_observation: whether it estimates
+    x0 for an observation of it alone, and so makes no images.
     """
 
     entry_points = ("forward", "encode", "decode", "log_variance")
     """The methods that evaluate the network; a network that lists them can be sharded over ranks."""
+    draws: bool = False
+    needs_observation: bool = False
 
     def __init__(
         self,
@@ -116,6 +121,11 @@ class Denoiser(Preconditioned):
         if self.levels:
             return self.levels[0]
         return self.sigma_max if math.isfinite(self.sigma_max) else USUAL
+
+    @property
+    def estimates_mean(self) -> bool:
+        """Whether it estimates E[x0 | x] at every noise level, as teachers, guides and most inverse solvers must."""
+        return self.levels is None and not self.draws and not self.needs_observation
 
     @property
     def knows_no_class(self) -> bool:
@@ -182,6 +192,141 @@ class Denoiser(Preconditioned):
             raise ValueError("this denoiser has no log-variance head; build it with Denoiser(..., uncertainty=...)")
         return self.uncertainty(self.precondition(sigma.float().reshape(-1)).noise)
 
+    def sigmas(
+        self, n: int | None = None, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> Tensor:
+        """`karras_sigmas` for this network, as EDM samples it: the range is first clamped to that of the network, the
+        levels are then rounded to those that it knows.
+
+        Args:
+            n: number of steps; that of the network's authors if None.
+            sigma_min: lowest noise level, at least that of the network.
+            sigma_max: highest noise level, at most that of the network.
+            rho: exponent of the schedule.
+
+        Returns:
+            The levels (n + 1,), float64, closed by 0.
+        """
+        n = self.sampling.steps if n is None else n
+        low, high = max(sigma_min, self.sigma_min), min(sigma_max, self.sigma_max)
+        sigmas = self.precondition.round(karras_sigmas(n, sigma_min=low, sigma_max=high, rho=rho))
+        return torch.cat([sigmas[:-1], sigmas.new_zeros(1)])
+
+    def plan(
+        self,
+        steps: int | None = None,
+        *,
+        sampler: str | Sampler | None = None,
+        levels: Sequence[float] | Tensor | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        rho: float | None = None,
+        guidance: Guidance | None = None,
+        **options: Any,
+    ) -> Plan:
+        """How this model makes images.
+
+        A few-step generator goes through its own levels; other models take Heun's method on Karras' schedule.
+
+        Args:
+            steps: number of steps; 18 if None, 32 for EDM2's networks, its own for a generator.
+            sampler: the name of one of `fewstep.samplers`, or a function; None for the default above.
+            levels: the noise levels themselves, largest first, instead of steps and range; with no sampler they are
+                those of `multistep`.
+            sigma_min: lowest noise level of the schedule (0.002).
+            sigma_max: highest noise level of the schedule (80).
+            rho: exponent of the schedule (7).
+            guidance: what steers the model.
+            options: of the sampler, such as S_churn.
+
+        Raises:
+            ValueError: the model cannot be sampled so, or an option would have no effect.
+
+        Example:
+            >>> plan = model.plan(9)
+            >>> images = fs.generate(model, range(64), plan=plan)
+        """
+        if guidance is not None:
+            self.check_guidance(guidance)
+        bounds = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+        ranged = {name: value for name, value in bounds.items() if value is not None}
+        if sampler == "posterior" or "ts" in options:
+            raise ValueError(
+                "ts and the sampler posterior are for models that draw from the posterior (NCVSD), which this is not; use "
+                "levels or steps"
+            )
+        if self.levels is not None and sampler is None and levels is None:
+            return self.own_plan(self.levels, steps, [*options, *ranged], guidance)
+        if sampler is None:
+            sampler = "multistep" if levels is not None else "churn" if options.get("S_churn") else "heun"
+        if levels is not None:
+            if steps is not None or ranged:
+                raise ValueError(
+                    "levels are the noise levels themselves; leave steps, sigma_min, sigma_max and rho out"
+                )
+            return Plan(sampler, closed(levels), options, guidance)
+        for_network = getattr(sampler, "for_network", None)
+        if for_network is not None:  # one with a schedule of its own
+            if not self.estimates_mean:
+                raise ValueError(
+                    "EDM's general sampler needs a denoiser of all noise levels; this model is a generator"
+                )
+            fitted = for_network(self.precondition, **ranged, **options)
+            return Plan(fitted, fitted.sigmas(self.sampling.steps if steps is None else steps), {}, guidance)
+        return Plan(sampler, self.sigmas(steps, **ranged), options, guidance)
+
+    @staticmethod
+    def own_plan(
+        levels: Sequence[float], steps: int | None, without_effect: Sequence[str], guidance: Guidance | None
+    ) -> Plan:
+        """The plan of a few-step generator."""
+        if without_effect:
+            raise ValueError(
+                f"{', '.join(without_effect)} would have no effect: this model generates from its own noise levels. Leave "
+                "the option out, or name a sampler"
+            )
+        if steps not in (None, len(levels)):
+            raise ValueError(
+                f"this generator was distilled to {len(levels)} step(s); got steps={steps}. Leave it out, or name a sampler "
+                "and its noise levels"
+            )
+        return Plan("multistep", closed(levels), {}, guidance)
+
+    def bind(self, label: Tensor | None, noise: Noise) -> Denoise:
+        """This model for images of these classes (B,), None for no class, as samplers and inverse solvers call it.
+
+        noise: what a model that draws takes its noise from.
+        """
+        return partial(self, label=label)
+
+    def sampler_options(self, label: Tensor | None) -> dict[str, Any]:
+        """Options that the model has for samplers which take them, so that a seed gives its authors' image."""
+        return {"round_sigma": self.precondition.round, "idle_noise": self.sampling.idle_noise}
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raise ValueError for guidance that does not fit this model."""
+        guide = guidance.guide
+        for name, model in {"model": self, "guide": guide}.items():
+            if model is not None and not model.estimates_mean:
+                raise ValueError(
+                    f"guidance mixes predictions of the mean at every noise level, and the {name} is a generator or a fake "
+                    "score, which has none; leave guidance out, or give a teacher"
+                )
+        if guide is None and not self.num_classes:
+            raise ValueError(
+                "classifier-free guidance needs a model with classes; give a weaker model as guide instead"
+            )
+        if guide is None and not self.knows_no_class:
+            raise ValueError(
+                f"guidance {guidance.scale:g} by the model itself needs one that was also trained without its class, and "
+                "this one was not (label_dropout 0 in its config.json): its prediction without a class means nothing. Give a "
+                "weaker or an unconditional model as guide (--guide FOLDER, Guidance(guide=...)), or leave guidance out"
+            )
+        if guide is not None and guide.shape != self.shape:
+            raise ValueError(f"the guide makes images of shape {guide.shape}, the model of {self.shape}")
+        if guide is not None and guide.num_classes not in (0, self.num_classes):
+            raise ValueError(f"the guide has {guide.num_classes} classes, the model {self.num_classes}")
+
 
 def lay_out(module: nn.Module) -> None:
     """Store the convolutions of all denoisers in `module` that compute below float32 as their activations lie, in place."""
@@ -194,32 +339,3 @@ def score(denoise: Denoise, x: Tensor, sigma: float | Tensor) -> Tensor:
     """The gradient of ln p(x; sigma): (D(x; sigma) - x) / sigma^2 (Karras et al., 2022, Eq. 3)."""
     level = expand(sigma, x)
     return (denoise(x, level.flatten()) - x) / level**2
-
-
-def guided(
-    denoise: Denoise, guide: Denoise, scale: float, *, interval: tuple[float, float] = (0.0, float("inf"))
-) -> Denoise:
-    """Guidance: guide + scale (denoise - guide) where sigma lies in `interval`, plain `denoise` elsewhere.
-
-    With the same network without a label as guide it is classifier-free guidance (Ho & Salimans, 2022), with a weaker
-    network autoguidance (Karras et al., 2024b), with the interval of Kynkaanniemi et al. (2024). The guide is evaluated
-    only if a sample of the batch needs it. Raises ValueError for a scale that is negative or not finite, or an empty interval.
-    """
-    check_guidance(scale, interval)
-    low, high = interval
-    everywhere = low <= 0 and math.isinf(high)
-
-    def guided_denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        strong = denoise(x, sigma)
-        if scale == 1:
-            return strong
-        level = expand(sigma, x)
-        inside = (low <= level) & (level <= high)
-        # the branch on data cannot be traced
-        if not (everywhere or torch.compiler.is_compiling()) and not inside.any():
-            return strong
-        weak = guide(x, sigma)
-        mixed = weak + scale * (strong - weak)
-        return mixed if everywhere else torch.where(inside, mixed, strong)
-
-    return guided_denoise

@@ -7,7 +7,6 @@ it would wait for the device; code that samples or trains there checks what it i
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ def check_label(label: Any, n: int, num_classes: int, device: torch.device | Non
     )
     if not isinstance(label, Tensor) or label.dtype != torch.int64 or label.shape != (n,):
         one_hot = isinstance(label, Tensor) and label.shape == (n, num_classes)
-        raise ValueError(f"{takes}; got {told(label)}{'; of one-hot labels take label.argmax(1)' if one_hot else ''}")
+        raise ValueError(f"{takes}; got {told(label)}{'; for one-hot labels pass label.argmax(1)' if one_hot else ''}")
     if device is not None and label.device != device:
         raise ValueError(f"label is on {label.device} and x on {device}; move it with .to(x.device)")
     if n and readable(label):
@@ -75,13 +74,21 @@ def check_label(label: Any, n: int, num_classes: int, device: torch.device | Non
             raise ValueError(f"{takes}; got {low if low < 0 else high}")
 
 
-def check_guidance(scale: Any, interval: Any) -> None:
-    """Refuse a scale or an interval of noise levels by which nothing can be guided."""
-    if not isinstance(scale, Real) or not 0 <= float(scale) < math.inf:
-        raise ValueError(f"guidance needs a finite scale of at least 0 (0 is the guide alone, 1 none); got {scale!r}")
+def check_classes(label: Any, n: int, num_classes: int) -> None:
+    """Raise ValueError for what is neither None, a class of a model, nor one class for each of `n` images."""
+    if label is None:
+        return
+    if not num_classes:
+        raise ValueError(f"this model has no classes; leave the label out; got {told(label)}")
     try:
-        low, high = map(float, interval)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"guidance needs an interval (low, high) of noise levels; got {interval!r}") from error
-    if not 0 <= low < high:
-        raise ValueError(f"guidance needs an interval of noise levels with 0 <= low < high; got {interval!r}")
+        values = torch.as_tensor(label).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"label must be a class from 0 to {num_classes - 1}; got {label!r}") from error
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
+        one_hot = "; for one-hot labels pass label.argmax(1)" if values.shape == (n, num_classes) else ""
+        raise ValueError(f"expected one label or one for each of {n} images; got shape {tuple(values.shape)}{one_hot}")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"label must be integers from 0 to {num_classes - 1}; got {told(label)}")
+    wrong = [k for k in values.flatten().unique().tolist() if not 0 <= k < num_classes]
+    if wrong:
+        raise ValueError(f"the classes of this model are 0 to {num_classes - 1}; got {', '.join(map(str, wrong[:5]))}")

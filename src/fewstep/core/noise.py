@@ -5,8 +5,9 @@ A noisy image is `x = x0 + sigma * eps` with unit Gaussian `eps`; `sigma` is the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
 import torch
@@ -14,6 +15,31 @@ from torch import Tensor
 
 Noise = Callable[[Tensor], Tensor]
 """Draws unit Gaussian noise of the shape, dtype and device of its argument; `torch.randn_like` is one."""
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""`(x, sigma) -> x0`: a denoiser with label and guidance already bound."""
+
+
+class SeededNoise:
+    """Unit Gaussian noise for a batch, every image from a generator of its own seed (mod 2^32), drawn on the CPU."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+
+    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Noise of the shape, dtype and device of `x` (B, ...), drawn in `dtype`, that of `x` if None.
+
+        The numbers of a seed depend on the precision in which they are drawn.
+        """
+        return self.draw(x.shape[1:], dtype or x.dtype).to(x)
+
+    def draw(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Noise (B, *shape) on the CPU."""
+        return torch.stack([torch.randn(tuple(shape), generator=g, dtype=dtype) for g in self.generators])
+
+    def classes(self, n: int) -> Tensor:
+        """A uniform class index for each image (B,)."""
+        return torch.stack([torch.randint(n, (), generator=g) for g in self.generators])
 
 
 def expand(sigma: float | Tensor, x: Tensor) -> Tensor:
@@ -76,6 +102,25 @@ def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     ramp = karras_ramp(torch.linspace(1, 0, n, dtype=torch.float64), sigma_min, sigma_max, rho)
     ramp[0] = sigma_max
     return torch.cat([ramp, ramp.new_zeros(1)])
+
+
+GRID = 40
+"""Noise levels to which NCVSD's index lists refer."""
+
+
+def indexed_sigmas(indices: Sequence[int], *, sigma_init: float = 80.0, sigma_min: float = 0.002) -> Tensor:
+    """The noise levels for `samplers.posterior` that an index list of NCVSD means, such as 10,22,39 for two steps.
+
+    Index i is level i of `karras_sigmas(40)`, from 80 to `sigma_min`, 0.002 in the paper. The lists end in 39, which is no
+    step: they stand for sigma_init, the levels but the last, and 0; so there are as many evaluations as indices before 39.
+    """
+    if len(indices) < 2 or indices[-1] != GRID - 1 or indices[0] < 0 or not all(a < b for a, b in pairwise(indices)):
+        raise ValueError(
+            f"indices of noise levels increase from 0 at least and end in {GRID - 1}, which closes the list, such as "
+            f"10,22,39 for two steps; got {','.join(map(str, indices))}"
+        )
+    levels = karras_sigmas(GRID, sigma_min=sigma_min)[list(indices[:-1])]
+    return torch.cat([levels.new_tensor([sigma_init]), levels, levels.new_zeros(1)])
 
 
 @dataclass(frozen=True)

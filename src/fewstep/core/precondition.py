@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -136,12 +136,28 @@ MOST_STEPS = 100_000
 """Of iDDPM, whose levels come one from another; published are 1000 and 4000."""
 
 
+def iddpm_levels(steps: int, c1: float, c2: float, dtype: torch.dtype) -> Tensor:
+    """The noise levels of improved DDPM (Nichol & Dhariwal, 2021): (steps + 1,), decreasing to 0.
+
+    u_steps = 0, u_{j-1}^2 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1, abar_j = sin^2(pi j / (2 steps (c2 + 1))).
+
+    dtype: in which the recursion runs. abar is float32 in any case, as in EDM's programs.
+    """
+    abar = (torch.arange(steps + 1, dtype=torch.float32) * (math.pi / 2) / steps / (c2 + 1)).sin() ** 2
+    ratios = (abar[:-1] / abar[1:]).clamp_min(c1)
+    exact = dtype == torch.float64
+    sqrt: Any = math.sqrt if exact else torch.sqrt
+    u: list[Any] = [0.0 if exact else torch.zeros((), dtype=dtype)]
+    for ratio in reversed(ratios.tolist() if exact else ratios.to(dtype).unbind()):
+        u.append(sqrt((u[-1] ** 2 + 1) / ratio - 1))
+    return torch.tensor(u[::-1], dtype=dtype)
+
+
 @dataclass(frozen=True)
 class IDDPM:
     """Improved DDPM (Nichol & Dhariwal, 2021): F predicts the noise at one of `steps` discrete levels.
 
-    The levels are u_steps = 0, u_{j-1}^2 = (u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1 with
-    abar_j = sin^2(pi j / (2 steps (c2 + 1))); sigma is rounded to the nearest. F has twice the channels (its learned
+    The levels are those of `iddpm_levels`; sigma is rounded to the nearest. F has twice the channels (its learned
     variances are not used).
     """
 
@@ -155,27 +171,13 @@ class IDDPM:
             raise ValueError(f"iDDPM has 2 to {MOST_STEPS} steps; got {self.steps}")
 
     @cached_property
-    def levels(self) -> Tensor:
-        """(steps + 1,) float64, decreasing to 0."""
-        abar = [math.sin(0.5 * math.pi * j / (self.steps * (self.c2 + 1))) ** 2 for j in range(self.steps + 1)]
-        u = [0.0]
-        for j in range(self.steps, 0, -1):
-            u.append(math.sqrt((u[-1] ** 2 + 1) / max(abar[j - 1] / abar[j], self.c1) - 1))
-        return torch.tensor(u[::-1], dtype=torch.float64)
-
-    @cached_property
     def table(self) -> Tensor:
-        """The levels as the published networks carry them, (steps + 1,) float32.
+        """The levels as the published networks carry them: (steps + 1,) float32, decreasing to 0.
 
-        They were computed in float32, where the recursion cancels near zero: the last levels differ by 5e-4 from the
-        exact ones, which the authors' sampler uses.
+        Computed in float32, the recursion cancels near zero: the last levels differ by 5e-4 from those in float64, which
+        the authors' sampler uses.
         """
-        angle = torch.arange(self.steps + 1, dtype=torch.float32) * (math.pi / 2) / self.steps / (self.c2 + 1)
-        abar = angle.sin() ** 2
-        u = torch.zeros(self.steps + 1)
-        for j in range(self.steps, 0, -1):
-            u[j - 1] = ((u[j] ** 2 + 1) / (abar[j - 1] / abar[j]).clamp_min(self.c1) - 1).sqrt()
-        return u
+        return iddpm_levels(self.steps, self.c1, self.c2, torch.float32)
 
     @property
     def sigma_min(self) -> float:

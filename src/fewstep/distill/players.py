@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.core.conditional import ConditionalDenoiser
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
 from fewstep.core.noise import add_noise
@@ -42,7 +41,7 @@ def check_teacher(teacher: Denoiser) -> None:
     """Raise ValueError unless this is a denoiser of all noise levels: no generator, and no fake score of NCVSD."""
     if not isinstance(teacher, Denoiser):
         raise ValueError(f"teacher is a model, such as fs.load(path); got a {type(teacher).__name__}")
-    if isinstance(teacher, ConditionalDenoiser):
+    if teacher.needs_observation:
         raise ValueError("the teacher must be an unconditional denoiser; this one, a fake score, needs an observation")
     if teacher.levels is not None:
         raise ValueError(

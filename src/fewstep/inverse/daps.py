@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise, add_noise, karras_sigmas
+from fewstep.core.noise import Denoise, Noise, add_noise, karras_sigmas
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.samplers.contract import last, steps
 from fewstep.samplers.edm import euler

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Denoise, Noise
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.samplers.contract import steps
 

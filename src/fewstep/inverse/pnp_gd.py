@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise, karras_ramp, karras_sigmas
+from fewstep.core.noise import Denoise, Noise, karras_ramp, karras_sigmas
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.inverse.operator import Coupling, Decomposed
 from fewstep.samplers.contract import last, steps

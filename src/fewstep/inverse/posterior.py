@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.inputs import check_classes
+from fewstep.core.noise import SeededNoise
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.inverse.operator import Operator
 from fewstep.inverse.solver import Solver
 from fewstep.runtime.precision import tf32
-from fewstep.sample import SeededNoise, check_label
 from fewstep.samplers import last
 
 
@@ -61,7 +62,7 @@ def sample_posterior(
         ValueError: solver, label or operator do not fit the denoiser, or a sample is not finite.
     """
     solver.check(denoiser)
-    check_label(denoiser, label, len(y))
+    check_classes(label, len(y), denoiser.num_classes)
     if operator.shape != denoiser.shape:
         raise ValueError(f"the operator takes images of shape {operator.shape}, the model has {denoiser.shape}")
     noise = SeededNoise(seeds)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fewstep.core.conditional import GenerativeDenoiser
-from fewstep.core.denoiser import Denoise, Denoiser
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise, karras_sigmas
 from fewstep.inverse.daps import daps, solved
 from fewstep.inverse.diffpir import diffpir
@@ -97,7 +95,7 @@ class Solver:
 
     def calls(self, denoiser: Denoiser) -> int:
         """Network evaluations for one draw or estimate of x0."""
-        if isinstance(denoiser, GenerativeDenoiser) or self.name in ("dps", "diffpir"):
+        if denoiser.draws or self.name in ("dps", "diffpir"):
             return 1
         return self.prior_steps
 
@@ -115,13 +113,12 @@ class Solver:
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise ValueError if this solver cannot restore with the denoiser."""
-        draws = isinstance(denoiser, GenerativeDenoiser)
-        if denoiser.levels is not None and not draws:
+        if denoiser.levels is not None and not denoiser.draws:
             raise ValueError(
                 "this generator makes images from its own noise levels only; restoration needs a teacher, which denoises "
                 "at every level, or an NCVSD student"
             )
-        if draws and self.name != "pnp_gd":
+        if denoiser.draws and self.name != "pnp_gd":
             raise ValueError(
                 f"{self.name} needs a denoiser that predicts the mean, and this model draws samples; use pnp_gd"
             )
@@ -131,10 +128,9 @@ class Solver:
     ) -> Iterator[Tensor]:
         """The solver's states for unit noise `z` (B, C, H, W); the last one is the restoration."""
         n, sigma_y = self.levels(denoiser), likelihood.sigma_y
-        draws = isinstance(denoiser, GenerativeDenoiser)
-        denoise: Denoise = partial(denoiser, label=label, **({"noise": noise} if draws else {}))
+        denoise = denoiser.bind(label, noise)
         if self.name == "pnp_gd":
-            if not draws:
+            if not denoiser.draws:
                 denoise = drawn(denoise, self.prior_steps, noise=noise)
             p = fitted(self.preset, likelihood.operator)
             options = {"persistence": p.persistence} | self.options

@@ -1,17 +1,17 @@
 """Samplers: generator functions `(denoise, x, sigmas, **options) -> Iterator[x]`; see `fewstep.samplers.contract`."""
 
+from fewstep.core.plan import Sampler as Sampler
 from fewstep.samplers.ablation import Ablation as Ablation
-from fewstep.samplers.contract import Sampler as Sampler
+from fewstep.samplers.catalog import NAMED as NAMED
+from fewstep.samplers.catalog import find as find
 from fewstep.samplers.contract import counted as counted
 from fewstep.samplers.contract import last as last
-from fewstep.samplers.distilled import indexed_sigmas as indexed_sigmas
 from fewstep.samplers.distilled import multistep as multistep
 from fewstep.samplers.distilled import posterior as posterior
 from fewstep.samplers.dpm_solver import ancestral as ancestral
 from fewstep.samplers.dpm_solver import dpmpp_2m as dpmpp_2m
 from fewstep.samplers.dpm_solver import dpmpp_2m_sde as dpmpp_2m_sde
 from fewstep.samplers.edm import churn as churn
-from fewstep.samplers.edm import edm_sigmas as edm_sigmas
 from fewstep.samplers.edm import euler as euler
 from fewstep.samplers.edm import heun as heun
 from fewstep.samplers.ito_taylor import check_differentiable as check_differentiable

@@ -7,18 +7,19 @@ in a time t that the schedule turns into a noise level. States are handed in and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise, karras_sigmas
-from fewstep.core.precondition import VP, Precondition
+from fewstep.core.noise import Denoise, Noise, karras_sigmas
+from fewstep.core.precondition import VP, Precondition, iddpm_levels
+from fewstep.samplers.catalog import check_options
 from fewstep.samplers.contract import steps
 from fewstep.samplers.edm import churn_factor
 
@@ -34,19 +35,6 @@ class Schedule(NamedTuple):
     sigma: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     time: Callable[[Tensor], Tensor]
-
-
-def iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
-    """The noise levels of improved DDPM (Nichol & Dhariwal, 2021): (M + 1,) float64, decreasing to 0.
-
-    As `IDDPM.levels`, but with alphas in single precision, as EDM's sampler has them: images agree to more digits.
-    """
-    abar = torch.sin(0.5 * math.pi * torch.arange(M + 1) / M / (C_2 + 1)) ** 2
-    kept = (abar[:-1] / abar[1:]).clamp_min(C_1).tolist()
-    levels = [0.0]
-    for ratio in reversed(kept):
-        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
-    return torch.tensor(levels[::-1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -90,6 +78,15 @@ class Ablation:
         if not 0 < low < high:
             raise ValueError(f"noise levels need 0 < sigma_min < sigma_max; got sigma_min={low}, sigma_max={high}")
 
+    def for_network(self, precondition: Precondition, **settings: Any) -> Ablation:
+        """This sampler with the noise levels of a network, and further settings of its own."""
+        check_options("EDM's general sampler", [f.name for f in dataclasses.fields(self)], settings)
+        if "rho" in settings and self.discretization != "edm":
+            raise ValueError(
+                f"rho has no effect with the discretization {self.discretization}; it shapes the levels of edm"
+            )
+        return dataclasses.replace(self, precondition=precondition, **settings)
+
     @cached_property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest noise level."""
@@ -126,7 +123,7 @@ class Ablation:
             elif self.discretization == "ve":
                 sigmas = high * (low / high) ** ramp
             else:
-                levels = iddpm_levels(self.C_1, self.C_2, self.M)
+                levels = iddpm_levels(self.M, self.C_1, self.C_2, torch.float64)
                 levels = levels[(low <= levels) & (levels <= high)]
                 sigmas = levels[((len(levels) - 1) / max(n - 1, 1) * i).round().long()]
         return torch.cat([self.round(sigmas), sigmas.new_zeros(1)])

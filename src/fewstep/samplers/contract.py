@@ -10,18 +10,15 @@ with one random stream per image, an image depends on its own seed only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
+from fewstep.core.noise import Denoise
 from fewstep.runtime.autodiff import forward_mode
-
-Sampler = Callable[..., Iterator[Tensor]]
-"""`(denoise, x, sigmas, **options) -> Iterator[x]`."""
 
 
 def last(states: Iterable[Tensor], *, like: Tensor | None = None) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise, add_noise, fuse, karras_sigmas
+from fewstep.core.noise import Denoise, Noise, add_noise, fuse
 from fewstep.samplers.contract import steps
 
 
@@ -54,22 +52,3 @@ def posterior(
         if t_next > 0:
             x = add_noise(x, t_next, noise)
         yield x
-
-
-GRID = 40
-"""Noise levels to which NCVSD's index lists refer."""
-
-
-def indexed_sigmas(indices: Sequence[int], *, sigma_init: float = 80.0, sigma_min: float = 0.002) -> Tensor:
-    """The noise levels for `posterior` that an index list of NCVSD means, such as 10,22,39 for two steps.
-
-    Index i is level i of `karras_sigmas(40)`, from 80 to `sigma_min`, 0.002 in the paper. The lists end in 39, which is no
-    step: they stand for sigma_init, the levels but the last, and 0; so there are as many evaluations as indices before 39.
-    """
-    if len(indices) < 2 or indices[-1] != GRID - 1 or indices[0] < 0 or not all(a < b for a, b in pairwise(indices)):
-        raise ValueError(
-            f"indices of noise levels increase from 0 at least and end in {GRID - 1}, which closes the list, such as "
-            f"10,22,39 for two steps; got {','.join(map(str, indices))}"
-        )
-    levels = karras_sigmas(GRID, sigma_min=sigma_min)[list(indices[:-1])]
-    return torch.cat([levels.new_tensor([sigma_init]), levels, levels.new_zeros(1)])

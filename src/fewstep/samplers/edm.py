@@ -8,21 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise, Denoiser
-from fewstep.core.noise import Noise, karras_sigmas
+from fewstep.core.noise import Denoise, Noise
 from fewstep.samplers.contract import steps
-
-
-def edm_sigmas(
-    denoiser: Denoiser, n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Tensor:
-    """`karras_sigmas` for one network, as EDM samples it: the range is first clamped to that of the network, the levels
-    are then rounded to those that it knows. Shape (n + 1,), float64, ends in 0.
-    """
-    known = denoiser.precondition
-    sigma_min, sigma_max = max(sigma_min, known.sigma_min), min(sigma_max, known.sigma_max)
-    sigmas = known.round(karras_sigmas(n, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho))
-    return torch.cat([sigmas[:-1], sigmas.new_zeros(1)])
 
 
 def slope(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
@@ -84,7 +71,7 @@ def churn(
     gamma = min(S_churn / n, sqrt 2 - 1) where S_min <= sigma <= S_max, 0 elsewhere. round_sigma: `precondition.round`
     of a network that knows only some levels. With S_churn > 0 noise is drawn at every step, used or not, as EDM does;
     with idle_noise=False only where S_min <= sigma <= S_max, as EDM2 does. A seed then gives their image, which
-    `Plan.of` takes care of. Without churn, none is drawn and the result is that of `heun`.
+    `Denoiser.sampler_options` takes care of. Without churn, none is drawn and the result is that of `heun`.
     """
     n = len(sigmas) - 1
     for sigma, sigma_next in steps(sigmas):

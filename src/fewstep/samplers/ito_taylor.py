@@ -26,8 +26,8 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise, Denoiser
-from fewstep.core.noise import Noise
+from fewstep.core.denoiser import Preconditioned
+from fewstep.core.noise import Denoise, Noise
 from fewstep.samplers.contract import steps, unwrapped
 from fewstep.samplers.edm import churn_factor, lift, slope
 from fewstep.samplers.sde import Kappa, NoiseMoments, noise_moments, rate
@@ -42,7 +42,7 @@ def check_differentiable(denoise: Denoise) -> None:
     The samplers look through `functools.partial` and `counted`; call it yourself on a network inside a closure.
     """
     inner = unwrapped(denoise)
-    if isinstance(inner, Denoiser):
+    if isinstance(inner, Preconditioned):
         probe = torch.tensor([0.0123, 0.789, 45.6], dtype=torch.float64)
         if (inner.precondition.round(probe) != probe).any():
             raise ValueError(

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Denoise, Noise
 from fewstep.samplers.contract import steps
 from fewstep.samplers.edm import slope
 

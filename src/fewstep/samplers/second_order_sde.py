@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoise
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Denoise, Noise
 from fewstep.samplers.contract import steps
 from fewstep.samplers.ito_taylor import check_choice, check_differentiable, dual
 

@@ -17,7 +17,7 @@ from fewstep.data.grid import grid, save_png
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.runtime.distributed import device, rank, world_size
-from fewstep.sample import default_plan, gathered, generate
+from fewstep.sample import count_evaluations, gathered, generate
 from fewstep.train.identity import describe
 from fewstep.train.preemption import Watch
 
@@ -53,7 +53,7 @@ def images_of_grid(denoiser: Denoiser) -> int:
     columns = min(max(1, denoiser.num_classes), COLUMNS)
     if device().type != "cpu":
         return ROWS * columns
-    cost = operations(denoiser) * default_plan(denoiser).nfe
+    cost = operations(denoiser) * count_evaluations(denoiser.plan())
     fitting = int(SECONDS * SPEED * torch.get_num_threads() * world_size() / max(cost, 1))
     n = max(1, min(ROWS * columns, fitting))
     return n - n % columns if n > columns else n
