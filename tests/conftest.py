@@ -13,6 +13,7 @@ from fewstep.data import ImageData, ImageStream, digits
 from fewstep.nets.song import SongConfig, SongUNet
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, some of which are compared bit for bit
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fewstep.runtime.threads import RETRY, tune_threads
+from fewstep.runtime.threads import RETRY, tune_threads, tuned_threads
 
 
 class Machine:
@@ -71,6 +71,22 @@ def test_one_thread_stays_one():
     machine = Machine({1: 0.1})
     machine.use(1)
     assert machine.run(5) == {1: pytest.approx(5.0, abs=0.2)}
+
+
+def test_a_loop_tunes_and_restores_the_process(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    now, counts = [2], []
+    monkeypatch.setattr("torch.get_num_threads", lambda: now[0])
+    monkeypatch.setattr("torch.set_num_threads", lambda n: now.__setitem__(0, n))
+    for tune, environment, expected in ((True, None, {1, 2}), (False, None, {2}), (True, "2", {2})):
+        if environment:
+            monkeypatch.setenv("OMP_NUM_THREADS", environment)
+        with tuned_threads(tune) as before_step:
+            for _ in range(30):
+                before_step()
+                counts.append(now[0])
+        assert {*counts} == expected and now == [2]
+        counts.clear()
 
 
 def ran(code: str, **environment: str) -> list[str]:

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from statistics import median
 
 SPIN = "10000"
@@ -104,3 +105,20 @@ def tune_threads(
                 break
     while True:
         yield
+
+
+@contextmanager
+def tuned_threads(tune: bool) -> Iterator[Callable[[], None]]:
+    """Gives a function to call before each step of a loop, which tunes the number of threads by `tune_threads`.
+
+    It does nothing if `tune` is false or `OMP_NUM_THREADS` is set. The number is what it was at the end.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    tuner = tune_threads(before if tune and "OMP_NUM_THREADS" not in os.environ else 1, torch.set_num_threads)
+    try:
+        yield lambda: next(tuner)
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.io.model_folder import network_to_dict
 from fewstep.nets.execution import compile_blocks, recompute_blocks
-from fewstep.runtime.distributed import barrier, device, from_first, rank
+from fewstep.runtime.distributed import barrier, device, from_first, rank, world_size
 from fewstep.runtime.files import read_json
 from fewstep.runtime.memory import lacks_memory
 from fewstep.runtime.progress import Progress
+from fewstep.runtime.threads import tuned_threads
 from fewstep.train import checkpoint_files
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.evaluation import Scores
@@ -47,7 +48,8 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     """Train a run in a folder, or resume it there.
 
     The same call again resumes from the newest checkpoint, or returns at once if the run is finished. The result is the same,
-    bit for bit, however often the run was interrupted.
+    bit for bit, however often the run was interrupted, with the same number of threads: on a CPU a run chooses the fastest
+    number as it goes (`runtime.threads`), unless OMP_NUM_THREADS is set. Other numbers change results by rounding.
 
     Args:
         run: What to train; the networks of its method are changed in place.
@@ -184,9 +186,10 @@ class Loop:
         self.logged_nimg = trainer.nimg
         progress = Progress(run.name, total=run.until, done=trainer.nimg)
         try:
-            with progress, stop_signals() as self.asked:
+            with progress, stop_signals() as self.asked, tuned_threads(alone_on_cpu()) as before_step:
                 self.show(*due, progress)
                 while not self.done:
+                    before_step()
                     logs = self.step()
                     check()
                     due = self.due()
@@ -236,7 +239,7 @@ class Loop:
         now = time.monotonic()
         rate = (trainer.nimg - self.logged_nimg) / max(now - self.logged, 1e-9)
         entry = {"nimg": trainer.nimg, "seconds": self.before + now - self.started, "images_per_second": rate}
-        entry |= {"peak_memory_gib": peak_memory_gib(), **players}
+        entry |= {"peak_memory_gib": peak_memory_gib(), "threads": torch.get_num_threads(), **players}
         metrics = self.log.write(entry)
         check_finite(metrics, trainer, self.folder)
         for tracker in self.trackers:
@@ -275,6 +278,11 @@ class Loop:
             picture = take_snapshot(self.run, self.trainer, self.folder, self.grid, watch)
             for tracker in self.trackers:
                 tracker.image(self.trainer.nimg, "samples", picture)
+
+
+def alone_on_cpu() -> bool:
+    """Whether this process computes on a CPU and has no other ranks."""
+    return device().type == "cpu" and world_size() == 1
 
 
 def peak_memory_gib() -> float:
