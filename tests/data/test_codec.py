@@ -172,7 +172,17 @@ def test_commands_name_the_vae_and_miss_it_before_they_work(diffusers, tmp_path,
     vae = str(write_vae(tmp_path / "vae"))
     with monkeypatch.context() as during:
         during.setattr(Denoiser, "forward", None)  # nothing is computed
-        restored = ["restore", model, "x.zip", "--task", "jpeg", "--out", str(tmp_path / "out"), "--class", "none"]
+        restored = [
+            "restore",
+            model,
+            "x.zip",
+            "--task",
+            "box_inpainting",
+            "--out",
+            str(tmp_path / "out"),
+            "--class",
+            "none",
+        ]
         for command in (["sample", model, "--grid", grid], ["eval", model, "--reference", "digits"], restored):
             assert main(command) == 2
             error = capsys.readouterr().err

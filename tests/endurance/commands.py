@@ -36,7 +36,7 @@ from tests import ROOT
 from tests.conftest import tiny_net
 from tests.faults import with_fault
 
-GOLDEN = ROOT / "golden"
+GOLDEN = ROOT / "tests/golden"
 COMMANDS = {
     "convert": "convert {v}.pkl out --kind teacher --overwrite",
     "ema": "ema run-{v} --std 0.07 --out out",
