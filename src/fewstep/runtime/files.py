@@ -328,16 +328,16 @@ CACHE = "FEWSTEP_CACHE"
 
 
 def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, else `fewstep` in $XDG_CACHE_HOME, else ~/.cache/fewstep.
+    """$FEWSTEP_CACHE, else the user's cache folder: on Linux `fewstep` in $XDG_CACHE_HOME, or in ~/.cache.
 
     Raises ValueError for a user without a home folder, as in some containers.
     """
     if chosen := os.environ.get(CACHE):
         return Path(chosen)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "fewstep"
+    from platformdirs import user_cache_path
+
     try:
-        return Path.home() / ".cache" / "fewstep"
+        return user_cache_path("fewstep", appauthor=False)
     except RuntimeError as error:
         raise ValueError(f"this user has no home folder for the cache; set {CACHE} to a folder") from error
 
