@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ COMMANDS = {
     "eval": "eval model-{v} --reference digits --metrics fd_pixels --seeds 0-19 --steps 2 --json out.json --overwrite",
     "eval reference": "eval reference {v}.npz out.npz --metrics fd_pixels --overwrite",
     "report": "report run-{v} ",
-    "restore": "restore model-{v} digits --task box_inpainting --first 1 --nfe 3 --preset balanced --class none "
+    "restore": "restore model-{v} digits --task box_inpainting --first 1 --nfe 3 --preset balanced --class 3 "
     "--prior-steps 1 --out out",
     "export": "export model-{v} out.safetensors --overwrite",
 }
@@ -100,6 +101,7 @@ def forked(job: Callable[[], None]) -> int:
             job()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()  # into `said`, where the command's own output is
             os._exit(1)
     return pid
 
@@ -109,7 +111,7 @@ def finish(folder: Path, kind: str, v: str) -> float:
     began = time.monotonic()
     code = os.waitstatus_to_exitcode(os.waitpid(forked(partial(call, folder, words_of(kind, v))), 0)[1])
     if code:
-        said = (folder / "said").read_text().strip().splitlines()[-1:]
+        said = (folder / "said").read_text().strip().splitlines()[-3:]
         raise AssertionError(f"fewstep {' '.join(words_of(kind, v))} in {folder} ended with exit code {code}: {said}")
     return time.monotonic() - began
 
