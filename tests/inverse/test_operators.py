@@ -407,7 +407,7 @@ def test_conjugate_gradients_say_when_they_fail() -> None:
             return -y
 
     op = Wrong(lambda x: x, (1, 2, 2))
-    with pytest.warns(UserWarning, match="conjugate gradients stopped"):
+    with pytest.warns(UserWarning, match="conjugate gradients did not converge"):
         op.prox_l2(image(1, (1, 2, 2)), image(1, (1, 2, 2), 5), 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

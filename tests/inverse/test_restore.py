@@ -157,17 +157,17 @@ def test_images_of_an_npz_file(model, tmp_path, monkeypatch) -> None:
     )
 
 
-def test_a_sample_depends_on_its_seed_alone(model, tmp_path) -> None:
+def test_a_sample_depends_on_its_seed_alone(denoiser) -> None:
     """Not on the batch, nor on how many samples and images there are."""
-    base = ["restore", model, "digits", "--task", "super_resolution", "--preset", "balanced", *FAST]
-    assert main([*base, "--samples", "3", "--batch", "7", "--out", str(tmp_path / "a")]) == 0
-    assert main([*base, "--samples", "2", "--batch", "1", "--first", "2", "--out", str(tmp_path / "b")]) == 0
-    a, b = (files(tmp_path / name) for name in "ab")
-    same = [name for name in b if name.startswith(("samples", "measurements"))]
-    assert len(same) == 8 and all(a[name] == b[name] for name in same)
-    assert a["samples/0/000000.png"] != a["samples/1/000000.png"]
-    assert main([*base, "--samples", "1", "--seed", "1", "--out", str(tmp_path / "c")]) == 0
-    assert files(tmp_path / "c")["samples/0/000000.png"] != a["samples/0/000000.png"]
+
+    def samples(**settings: Any) -> list[Tensor]:
+        options: dict[str, Any] = {"preset": "balanced", "nfe": 6, "label": "data", "first": 3} | settings
+        found = fs.restore(denoiser, "digits", "super_resolution", **options).images
+        return [Pixels().decode(image.samples) for image in found]
+
+    a, b, c = samples(samples=3, batch_size=7), samples(samples=2, batch_size=1, first=2), samples(samples=1, seed=1)
+    assert all(torch.equal(x[:2], y) for x, y in zip(a, b, strict=False)) and len(b) == 2
+    assert not torch.equal(a[0][0], a[0][1]) and not torch.equal(c[0][0], a[0][0])
 
 
 def test_ranks_share_the_images(denoiser, tmp_path) -> None:
@@ -308,74 +308,85 @@ def test_the_demo_restores_hidden_and_blurred_digits(model, tmp_path) -> None:
 
 
 def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
+    """On the command line; nothing is written."""
     monkeypatch.chdir(tmp_path)
     base = ["restore", model, "digits", "--out", "out", "--first", "1"]
     task = ["--task", "box_inpainting"]
-    assert "give a label (--class" in fails(capsys, *base, *task)
-    assert "labels of this model are 0 to 9" in fails(capsys, *base, *task, "--class", "10")
+    assert "give a label (--class NUMBER" in fails(capsys, *base, *task)
     base += ["--class", "3"]
-    assert "there is no task" in fails(capsys, *base, "--task", "unblur")
-    assert "several channels" in fails(capsys, *base, "--task", "colorization", "--preset", "balanced")
-    assert "no preset is published" in fails(capsys, *base, "--task", "jpeg")
-    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y", "0")
-    assert "must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")
-    assert "at least 1" in fails(capsys, *base, *task, "--samples", "0")
-    assert "first must be at least 1" in fails(capsys, *base, *task, "--first", "0")
-    assert "weight must be positive" in fails(capsys, *base, *task, "--solver", "diffpir", "--weight=-1")
-    assert "positive and finite; got inf" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "inf")
+    assert "there is no task 'unblur'" in fails(capsys, *base, "--task", "unblur")
+    assert "sigma_y must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")
     assert "are not finite" in fails(capsys, *base, *task, "--solver", "dps", "--weight", "1e38")
-    assert not (tmp_path / "out").exists()  # nor is anything half-written
-    assert "no effect" in fails(capsys, *base, *task, "--weight", "2")
-    assert "no effect" in fails(capsys, *base, *task, "--kernel", "k.npy")
-    assert "fewer than one draw" in fails(capsys, *base, *task, "--nfe", "2")
-    Image.new("L", (9, 8), 255).save("mask.png")
-    assert "a mask for images" in fails(capsys, *base, *task, "--mask", "mask.png")
-    Image.new("L", (8, 8)).save("black.png")
-    assert "black.png: every pixel of this mask is black" in fails(capsys, *base, *task, "--mask", "black.png")
-    Image.new("LA", (8, 8), (255, 0)).save("clear.png")
-    assert "it has transparent pixels" in fails(capsys, *base, *task, "--mask", "clear.png")
-    np.save("complex.npy", np.ones((8, 8)) * 1j)
-    assert "expected an npy file of real" in fails(capsys, *base, *task, "--mask", "complex.npy")
-    assert "beta, ema_sigma: options of pnp_gd, which have no effect on dps" in fails(
-        capsys, *base, *task, "--solver", "dps", "--beta", "1e-3", "--ema-sigma", "1"
-    )
-    assert "rho has no effect on the preset balanced" in fails(
-        capsys, *base, *task, "--preset", "balanced", "--rho", "2"
-    )
-    assert "beta must be positive" in fails(capsys, *base, *task, "--beta", "0")
-    assert "rho must be positive" in fails(capsys, *base, *task, "--rho=-1")
-    assert "sigma_min must be less than sigma_max" in fails(capsys, *base, *task, "--sigma-min", "90")
-    assert "decay in [0, 1); got 100, 1.0" in fails(capsys, *base, *task, "--ema-decay", "1")
     assert "ncvsd_shift has no effect" in fails(capsys, *base, *task, "--ncvsd-shift")
-    np.save("kernel.npy", np.ones((9, 9)) / 81)
-    assert "larger than the images" in fails(capsys, *base, "--task", "motion_deblur", "--kernel", "kernel.npy")
-    for kernel in (np.array([["a"]]), np.ones((3, 3)) * 1j):
-        np.save("words.npy", kernel)
-        assert "words.npy: expected an npy file of real" in fails(
-            capsys, *base, "--task", "motion_deblur", "--kernel", "words.npy"
-        )
-    Path("mine.py").write_text("def flat(x):\n    return x.reshape(1, -1)\n")
-    assert "one for each; this one returned" in fails(capsys, *base, "--task", "mine.py:flat", "--preset", "balanced")
-    Path("empty.png").touch()
-    assert "empty.png is empty (0 bytes)" in fails(capsys, *base, *task, "--mask", "empty.png")
     (tmp_path / "given").mkdir()
     given = ["restore", model, "given", "--given", *task, "--class", "3", "--out", "out"]
     assert "expected a folder of measurements" in fails(capsys, *given)
     np.save("given/a.npy", np.zeros((1, 8, 9), np.float32))
     assert "given/a.npy: this task's measurements" in fails(capsys, *given)
-    np.save("given/a.npy", np.full((1, 8, 8), np.nan, np.float32))
-    assert "with 64 NaN or infinite values" in fails(capsys, *given)
     Path("given/a.npy").unlink()
-    Image.new("RGB", (8, 8)).save("given/a.png")
-    assert "given/a.png: this task's measurements are finite floats of shape (1, 8, 8)" in fails(capsys, *given)
     Image.new("LA", (8, 8)).save("given/a.png")
-    assert "given/a.png: " in (said := fails(capsys, *given)) and "it has transparent pixels" in said
-    phase = [a if a != "box_inpainting" else "phase_retrieval" for a in given]
-    assert "an image cannot hold the moduli" in fails(capsys, *phase)
-    one_step = Denoiser(denoiser.net, levels=(2.5,))
-    model_folder.save(one_step, "one_step")
+    assert "given/a.png: " in (error := fails(capsys, *given)) and "it has transparent pixels" in error
+    model_folder.save(Denoiser(denoiser.net, levels=(2.5,)), "one_step")
     assert "own noise levels" in fails(capsys, "restore", "one_step", *base[2:], *task)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()  # nor is anything half-written
+
+
+def test_what_does_not_fit_is_named(denoiser, tmp_path) -> None:
+    def error(task: Any = "box_inpainting", images: Any = "digits", **settings: Any) -> str:
+        options: dict[str, Any] = {"first": 1, "label": 3, "nfe": 6, "out": tmp_path / "out"} | settings
+        with pytest.raises(ValueError) as raised:  # noqa: PT011  # the caller looks at what it says
+            fs.restore(denoiser, images, task, **options)
+        assert not (tmp_path / "out").exists()
+        return str(raised.value)
+
+    assert "labels of this model are 0 to 9" in error(label=10)
+    assert "one for each of 1 images; got 2" in error(label=[1, 2])
+    assert "several channels" in error("colorization", preset="balanced")
+    assert "no preset is published" in error("jpeg")
+    assert "sigma_y must be positive" in error(sigma_y=0)
+    assert "samples must be at least 1" in error(samples=0)
+    assert "first must be at least 1" in error(first=0)
+    assert "nfe must be at least 1" in error(nfe=0)
+    assert "weight must be positive" in error(solver="diffpir", weight=-1)
+    assert "positive and finite; got inf" in error(solver="dps", weight=float("inf"))
+    assert "weight has no effect" in error(weight=2)
+    assert "kernel has no effect" in error(kernel="k.npy")
+    assert "fewer than one draw" in error(nfe=2)
+    assert "give these to the Solver itself" in error(solver=Solver(), nfe=3)
+    assert "beta, ema_sigma: options of pnp_gd, which have no effect on dps" in error(
+        solver="dps", beta=1e-3, ema_sigma=1
+    )
+    assert "rho has no effect on the preset balanced" in error(preset="balanced", rho=2)
+    assert "beta must be positive" in error(beta=0)
+    assert "rho must be positive" in error(rho=-1)
+    assert "sigma_min must be less than sigma_max" in error(sigma_min=90)
+    assert "decay in [0, 1); got 100, 1" in error(ema_decay=1)
+    assert "images must be uint8 (N, C, H, W)" in error(images=np.zeros((1, 1, 8, 8)))
+    assert "restores images of shape (1, 8, 8)" in error(images=np.zeros((1, 3, 8, 8), np.uint8))
+    for name, picture, message in [
+        ("mask.png", Image.new("L", (9, 8), 255), "a mask for images"),
+        ("black.png", Image.new("L", (8, 8)), "black.png: every pixel of this mask is black"),
+        ("clear.png", Image.new("LA", (8, 8), (255, 0)), "it has transparent pixels"),
+    ]:
+        picture.save(tmp_path / name)
+        assert message in error(mask=tmp_path / name)
+    (tmp_path / "empty.png").touch()
+    assert "empty.png is empty (0 bytes)" in error(mask=tmp_path / "empty.png")
+    np.save(tmp_path / "complex.npy", np.ones((8, 8)) * 1j)
+    assert "expected an npy file of real" in error(mask=tmp_path / "complex.npy")
+    assert "larger than the images" in error("motion_deblur", kernel=np.ones((9, 9)) / 81)
+    for kernel in (np.array([["a"]]), np.ones((3, 3)) * 1j):
+        np.save(tmp_path / "words.npy", kernel)
+        assert "words.npy: expected an npy file of real" in error("motion_deblur", kernel=tmp_path / "words.npy")
+    flat = error(lambda x: x.reshape(1, -1), preset="balanced")
+    assert "one for each; this one returned" in flat
+    nan = np.full((1, 1, 8, 8), np.nan, np.float32)
+    assert "with 64 NaN or infinite values" in error(images=nan, measured=True)
+    (tmp_path / "given").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "given/a.png")
+    given: dict[str, Any] = {"images": tmp_path / "given", "measured": True}
+    assert "given/a.png: this task's measurements are finite floats of shape (1, 8, 8)" in error(**given)
+    assert "an image cannot hold the moduli" in error("phase_retrieval", **given)
 
 
 def test_ncvsds_names_and_options(model, tmp_path, capsys) -> None:
@@ -409,14 +420,15 @@ def test_ncvsds_names_and_options(model, tmp_path, capsys) -> None:
     assert all(a[name] != c[name] for name in a if name.startswith("samples"))
 
 
-@pytest.mark.parametrize("option", ["--beta", "--rho", "--sigma-min", "--sigma-max", "--ema-sigma", "--ema-decay"])
-def test_each_option_of_pnp_gd_counts(model, tmp_path, option: str) -> None:
-    base = ["restore", model, "digits", "--task", "box_inpainting", "--runs", "1", *FAST, "--first", "1", "--out"]
-    value = {"--beta": "0.1", "--rho": "5", "--sigma-min": "1", "--sigma-max": "20"}.get(option, "0.9")
-    assert main([*base, str(tmp_path / "a")]) == 0
-    assert main([*base, str(tmp_path / "b"), option, value]) == 0
-    name = "samples/0/000000.png"
-    assert files(tmp_path / "a")[name] != files(tmp_path / "b")[name]
+@pytest.mark.parametrize("option", ["beta", "rho", "sigma_min", "sigma_max", "ema_sigma", "ema_decay"])
+def test_each_option_of_pnp_gd_counts(denoiser, option: str) -> None:
+    value = {"beta": 0.1, "rho": 5, "sigma_min": 1, "sigma_max": 20}.get(option, 0.9)
+    settings: dict[str, Any] = {"samples": 1, "nfe": 6, "first": 1, "label": "data"}
+    a, b = (
+        fs.restore(denoiser, "digits", "box_inpainting", **settings, **changes).images[0].samples
+        for changes in ({}, {option: value})
+    )
+    assert not torch.equal(Pixels().decode(a), Pixels().decode(b))
 
 
 def test_measurements_of_ncvsds_code_can_be_given(model, tmp_path) -> None:

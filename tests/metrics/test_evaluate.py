@@ -234,7 +234,9 @@ def test_references_survive_their_file(tmp_path):
 def test_a_reference_says_what_it_serves(tmp_path):
     save_reference(make_reference(REAL, options(metrics=("fd_tiny",))), tmp_path / "real.npz")
     found = load_reference(tmp_path / "real.npz")
-    with pytest.raises(ValueError, match="does not serve kd_tiny, pr_tiny, dc_tiny: it has moments of tiny/features"):
+    with pytest.raises(
+        ValueError, match="lacks the statistics for kd_tiny, pr_tiny, dc_tiny: it has moments of tiny/features"
+    ):
         evaluate(list(FAKE), found, options())
     wide = {("tiny", "features"): (torch.zeros(7).double(), torch.eye(7).double())}
     with pytest.raises(ValueError, match="have 5 numbers, those of the reference wide 7"):
@@ -315,7 +317,7 @@ def test_figures_say_the_precision_of_their_features(fid):
     assert full.protocol["extractor"] == extractor
     assert low.protocol == full.protocol | {"extractor": extractor | {"dtype": "bfloat16"}}
     assert differences(full, full) == [] and len(differences(full, low)) == 1
-    with pytest.warns(UserWarning, match="fid cannot be compared, they differ in extractor: .*dtype bfloat16"):
+    with pytest.warns(UserWarning, match="fid cannot be compared; they differ in extractor: .*dtype bfloat16"):
         check_comparable([full, low])
 
 

@@ -21,8 +21,9 @@ from fewstep.metrics.distribution import (
     kernel_distance,
     moments_of,
 )
-from fewstep.metrics.image import evaluate_pairs, measures, psnr, ssim
+from fewstep.metrics.image import measures, psnr, ssim
 from fewstep.metrics.neighbours import overlap, radii
+from fewstep.metrics.pairs import evaluate_pairs
 
 
 def gaussian(seed: int, dim: int, rank: int):
@@ -250,7 +251,7 @@ def test_evaluate_pairs():
     assert results[0].value == pytest.approx(float(psnr(a, b).mean()))
     assert results[1].n == 2 and "piq" in results[1].protocol["settings"]["convention"]
     assert results[0].protocol["task"] == "blur"
-    with pytest.raises(ValueError, match="no measure of pairs is called 'fid'"):
+    with pytest.raises(ValueError, match="no metric of pairs is called 'fid'"):
         measures(["fid"])
     with pytest.raises(ValueError, match="no pairs"):
         evaluate_pairs([], measures(["psnr"]))

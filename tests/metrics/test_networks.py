@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -43,11 +44,16 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.interpolate(coarse, shape[2:], mode="bilinear").to(torch.uint8)
 
 
-@pytest.fixture(scope="module")
-def inception():
+@cache
+def random_inception() -> Inception:
     network = randomise(Inception())
     assert isinstance(network, Inception)
     return network
+
+
+@pytest.fixture(scope="module")
+def inception():
+    return random_inception()
 
 
 # Features 0, 500, 1000, 2047 and logits 0, 1007 of two images: torch-fidelity 0.4.0 with these weights and pictures.
@@ -75,9 +81,8 @@ def test_inception_is_the_published_network(inception, size):
 def test_inception_with_folded_norms_is_the_same_function(inception):
     images = picture(2, 1, 32, 32)
     plain = inception(images.float().expand(-1, 3, -1, -1))
-    twin = Inception()
-    twin.load_state_dict(inception.state_dict())
-    extractor = FeatureNetwork("inception", fast(twin.eval()), torch.Tensor.float, resize="", sha256=None)
+    twin = deepcopy(inception)
+    extractor = FeatureNetwork("inception", fast(twin), torch.Tensor.float, resize="", sha256=None)
     folded = extractor(images)
     assert len(list(twin.parameters())) == 2 * 94 + 2
     for part, values in plain.items():
@@ -165,7 +170,7 @@ def test_lpips_is_the_published_network(backbone, expected):
 
 
 SMALL = {
-    "inception": (lambda: fast(randomise(Inception())), torch.Tensor.float),  # pyright: ignore[reportArgumentType]
+    "inception": (lambda: fast(deepcopy(random_inception())), torch.Tensor.float),
     "clip": (
         lambda: randomise(CLIP(size=64, patch=16, width=128, heads=2, depth=3, out=20)),
         partial(cubic_pixels, size=64),

@@ -280,7 +280,7 @@ def test_evaluations_are_due_when_a_multiple_is_crossed():
         ({"every": 0}, "at least 1; got 0"),
         ({"every": 8, "n": 1}, "fd_pixels needs at least 2 generated images; got 1"),
         ({"every": 8, "metrics": ("colour",)}, "no metric is called 'colour'"),
-        ({"every": 8, "metrics": ()}, "no metric is asked for"),
+        ({"every": 8, "metrics": ()}, "no metric was given"),
     ],
 )
 def test_impossible_evaluations_are_refused(options, message):

@@ -1,11 +1,7 @@
-"""`fewstep eval` and `fewstep assets`: figures with their protocols, references, pairs of images, weights of networks."""
+"""`fewstep eval`: metrics with their protocols, references, pairs of images, comparisons."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,17 +10,17 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from fewstep.cli.arguments import parse_seeds
 from fewstep.cli.sampling import Sampling
 from fewstep.runtime import outputs
-from fewstep.runtime.foreign import visible
 
 if TYPE_CHECKING:
     from fewstep.metrics.evaluate import Options
+    from fewstep.metrics.protocol import MetricResult
     from fewstep.metrics.references import ReferenceData
     from fewstep.metrics.sources import ImageSource
 
 Json = Annotated[Path | None, arg(name="json")]
 Dtype = Literal["float32", "auto", "bfloat16", "float16"]
 USUAL = 50_000
-"""Images that figures are reported of."""
+"""The number of images for which FID is reported."""
 
 
 def evaluate(
@@ -44,7 +40,7 @@ def evaluate(
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
-    """Measure a model or images against a reference; every figure carries its protocol.
+    """Measure a model or images against a reference; every value comes with its protocol.
 
     Args:
         source: model or run folder; or images from any source of data pack, such as a folder, zip or npz, or digits.
@@ -52,16 +48,16 @@ def evaluate(
         metrics: separated by commas: fid, sfid, kid, is, pr, dc (3 and 5 neighbours; pr5, dc3), clip_fid, and fd_, kd_,
             pr_, dc_ with an extractor, such as fd_dinov2 or fd_pixels; each with @ and a number of images, such as
             fid@50k; also fid50k_full, is50k, pr50k3_full.
-        num: images to measure, the first of them; of a model 50,000 if left out, or as many as the metrics' names ask
-            for, or as the reference has if it is fewer images; of a folder all.
+        num: measure only the first so many images. Default: of a model 50,000, or as many as the metrics' names ask for, or
+            as the reference has if that is less; of a folder all.
         seeds: of the images of a model, such as 0-49999; from 0 on if left out.
-        repeats: measure so often, each time with the next seeds; the table has mean, spread and minimum.
+        repeats: number of measurements, each with the next seeds; the table has mean, spread and minimum.
         extractor: features of your own, mine.py:features, for metrics such as fd_features; several by commas.
         extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
         feature_dtype: in which Inception, CLIP and DINOv2 compute; auto is bfloat16 where the hardware has it, twice as
-            fast on CPUs. Figures of different precision cannot be compared.
+            fast on CPUs. Values of different precision cannot be compared.
         batch: images at a time; 64 if left out, of a model on GPUs as many as fit.
-        json_file: file for all figures, each with its protocol.
+        json_file: file for all values, each with its protocol.
         markdown: file for the table.
         overwrite: replace existing files.
         sampling: how a model makes images.
@@ -69,10 +65,8 @@ def evaluate(
     from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluate import BATCH, Options
     from fewstep.metrics.evaluate import evaluate as measure
-    from fewstep.metrics.protocol import markdown as table
-    from fewstep.metrics.protocol import write_results
     from fewstep.metrics.sources import first, from_path
-    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.distributed import process_group
     from fewstep.runtime.precision import chosen_dtype
 
     at_least_one(batch=batch, num=num, repeats=repeats)
@@ -91,13 +85,25 @@ def evaluate(
                     f"{source} holds images, not a model: --seeds, --repeats and the sampler's options do not apply"
                 )
             sources = [from_path(source) if num is None else first(from_path(source), num)]
-        runs = [measure(images, real, options) for images in sources]
-        if rank() == 0:
-            text = table(runs)
-            if json_file is not None:
-                write_results(json_file, [result for results in runs for result in results])
-            write_text(markdown, text)
-            print(text, end="")
+        deliver([measure(images, real, options) for images in sources], json_file, markdown)
+
+
+def deliver(runs: list[list[MetricResult]], json_file: Path | None, markdown: Path | None) -> None:
+    """Print the table of results, and write it and the results to the files asked for; on the first rank."""
+    from fewstep.metrics.protocol import markdown as table
+    from fewstep.metrics.protocol import write_results
+    from fewstep.runtime.distributed import rank
+    from fewstep.runtime.files import new_file
+
+    if rank() != 0:
+        return
+    text = table(runs)
+    if json_file is not None:
+        write_results(json_file, [result for results in runs for result in results])
+    if markdown is not None:
+        with new_file(markdown) as partial:
+            partial.write_text(text, encoding="utf-8")
+    print(text, end="")
 
 
 def at_least_one(**options: int | None) -> None:
@@ -165,14 +171,6 @@ def model_sources(
     return [replace(source, protocol={**about, **source.protocol}) for source in found]
 
 
-def write_text(path: Path | None, text: str) -> None:
-    from fewstep.runtime.files import new_file
-
-    if path is not None:
-        with new_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
 def reference(
     data: Positional[str],
     out: Positional[Path],
@@ -188,7 +186,7 @@ def reference(
     Args:
         data: images from any source of data pack, such as a folder, zip or npz, or the built-in digits.
         out: npz file to write.
-        metrics: that the reference is to serve; see fewstep eval.
+        metrics: that the reference will be used for; see fewstep eval.
         extractor: features of your own, mine.py:features; several by commas.
         feature_dtype: in which Inception, CLIP and DINOv2 compute; see fewstep eval, which needs the same.
         batch: images at a time.
@@ -227,61 +225,28 @@ def pairs(
     markdown: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Measure how close images are to the ones they should be, pair by pair; the mean of each measure.
+    """Measure how close images are to their targets, pair by pair, and print the mean of each metric.
 
     Args:
         a: images from any source of data pack, such as a folder, zip or npz.
-        b: the ones they should be, under the same names.
+        b: their targets, under the same names.
         metrics: separated by commas: psnr, ssim, ssim_7 (of images below 11x11), lpips (lpips_vgg), lpips_alex.
         batch: pairs at a time.
-        json_file: file for all figures, each with its protocol.
+        json_file: file for all values, each with its protocol.
         markdown: file for the table.
         overwrite: replace existing files.
     """
-    from importlib.metadata import version
-
-    from fewstep.metrics.image import evaluate_pairs, measures
-    from fewstep.metrics.protocol import markdown as table
-    from fewstep.metrics.protocol import write_results
-    from fewstep.metrics.sources import batches, open_pairs
-    from fewstep.runtime.distributed import process_group, rank, world_size
-    from fewstep.runtime.progress import track
+    from fewstep.metrics.pairs import evaluate_sets
+    from fewstep.runtime.distributed import process_group
 
     at_least_one(batch=batch)
     destinations(json_file, markdown, apart=[a, b], overwrite=overwrite)
-    ours, theirs = open_pairs(a, b)
-    named = measures(metrics.split(","))
-    n = len(ours)
-    protocol = {"images": ours.name, "sha256": ours.fingerprint}
-    protocol |= {
-        "reference": {"name": theirs.name, "n": n, "sha256": theirs.fingerprint},
-        "fewstep": version("fewstep"),
-    }
     with process_group():
-        mine = range(rank(), n, world_size())
-        both = zip(*(batches(map(images.__getitem__, mine), batch) for images in (ours, theirs)), strict=True)
-        shown = track(both, total=-(-len(mine) // batch), description="eval pairs", unit="batches")
-        results = evaluate_pairs(((x, y) for x, y in shown), named, protocol=protocol)
-        if rank() == 0:
-            text = table([results])
-            if json_file is not None:
-                write_results(json_file, results)
-            write_text(markdown, text)
-            print(text, end="")
-
-
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Warnings as lines for a reader, without the place in the source."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        print(f"warning: {visible(warning.message)}", file=sys.stderr)
+        deliver([evaluate_sets(a, b, metrics.split(","), batch_size=batch)], json_file, markdown)
 
 
 def compare(files: Positional[tuple[Path, ...]]) -> None:
-    """One table of the results of several evaluations; warns of figures that were not measured in the same way.
+    """One table of the results of several evaluations; warns about values that were not measured in the same way.
 
     Args:
         files: as fewstep eval --json writes them.
@@ -291,54 +256,4 @@ def compare(files: Positional[tuple[Path, ...]]) -> None:
 
     if len(files) < 2:
         raise ValueError("a comparison needs at least two files of results")
-    with plain_warnings():
-        print(compare_results({str(path): read_results(path) for path in files}), end="")
-
-
-def assets_list() -> None:
-    """List the weights of feature networks: what needs them, their licence, where they lie or come from."""
-    from fewstep.metrics.weights import ASSETS, assets_folder
-
-    folder = assets_folder()
-    print(f"in {folder}:")
-    for asset in ASSETS.values():
-        there = (folder / asset.file).is_file()
-        place = asset.file if there else f"missing; {asset.sources[0].address}"
-        print(f"{asset.name:31} {asset.purpose:26} {asset.license:23} {place}")
-
-
-def assets_fetch(
-    name: Positional[str],
-    *,
-    source: str | None = None,
-    sha256: str | None = None,
-) -> None:
-    """Download or read the published weights of one network, check them, and keep them as safetensors.
-
-    Args:
-        name: as fewstep assets list has it.
-        source: file or address, if not the usual one.
-        sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
-    """
-    from fewstep.io.feature_networks import fetch_asset
-    from fewstep.metrics.weights import ASSETS, read_weights
-
-    path = fetch_asset(name, source=source, sha256_prefix=sha256)
-    about = read_weights(ASSETS[name])[1]
-    print(f"{path}: weights {about['sha256']}, from a file {about['source_sha256']}")
-
-
-def assets_check(name: Positional[str | None] = None) -> None:
-    """Check the weights of one network, or of all that are there, against their hashes.
-
-    Args:
-        name: as fewstep assets list has it; all that are there if left out.
-    """
-    from fewstep.io.feature_networks import find_asset
-    from fewstep.metrics.weights import ASSETS, assets_folder, read_weights
-
-    there = [asset for asset in ASSETS.values() if (assets_folder() / asset.file).is_file()]
-    for asset in there if name is None else [find_asset(name)]:
-        print(f"{asset.name}: weights {read_weights(asset)[1]['sha256']}, as they should be")
-    if name is None and not there:
-        print(f"there are no weights in {assets_folder()}; fewstep assets fetch gets them")
+    print(compare_results({str(path): read_results(path) for path in files}), end="")

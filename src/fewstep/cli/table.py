@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from fewstep.cli import commands, data, evaluation, models, restoration, training
+from fewstep.cli import assets, commands, data, evaluation, models, restoration, training
 from fewstep.cli.arguments import placed, shown, with_config
 from fewstep.cli.parsing import call
 from fewstep.runtime.files import OFFLINE
@@ -52,9 +52,9 @@ COMMANDS = {
     "eval reference": Command(evaluation.reference, "compute once what metrics need of real images", True, True),
     "eval pairs": Command(evaluation.pairs, "measure how close images are to their references", True, True),
     "eval compare": Command(evaluation.compare, "one table of several results, with warnings"),
-    "assets list": Command(evaluation.assets_list, "list the weights of feature networks"),
-    "assets fetch": Command(evaluation.assets_fetch, "get the weights of a feature network"),
-    "assets check": Command(evaluation.assets_check, "check the weights that are there"),
+    "assets list": Command(assets.assets_list, "list the weights of feature networks"),
+    "assets fetch": Command(assets.assets_fetch, "get the weights of a feature network"),
+    "assets check": Command(assets.assets_check, "check the weights that are there"),
     "report": Command(commands.report, "one HTML page from a folder of runs"),
     "recipes": Command(training.list_recipes, "list the recipes"),
 }

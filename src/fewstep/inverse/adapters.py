@@ -1,4 +1,4 @@
-"""Operators made of what a user has: functions of images, physics objects of deepinv, decoders of latents."""
+"""Operators from functions of images and from deepinv's physics objects."""
 
 # ruff: noqa: N802 - A is the name of the field
 
@@ -15,7 +15,7 @@ from fewstep.inverse.operator import LinearOperator, Operator
 
 
 def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) of random images; raises ValueError unless it is one real and finite measurement for each."""
+    """f(x) for random images; raises ValueError unless it returns one real and finite measurement for each."""
     try:
         with torch.no_grad():
             y, alone = function(given := x.clone()), function(x[:1].clone())
@@ -35,7 +35,7 @@ def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             f"returned {y.dtype} {tuple(y.shape)}{hint}"
         )
     if not y.isfinite().all():
-        raise ValueError("this operator is not finite for random images, whose values may be any; define it everywhere")
+        raise ValueError("this operator returned NaN or inf for random images; it must be defined for all values")
     if not torch.equal(given, x):
         raise ValueError("this operator changes its images in place; let it return new tensors, x * 2 for x.mul_(2)")
     if alone.shape != y[:1].shape or not torch.allclose(y[:1], alone, atol=1e-4 * y.abs().max().item(), rtol=1e-3):
@@ -51,7 +51,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_differentiable(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the function of images of this shape has a gradient, which its draws follow."""
+    """Raise ValueError unless the function is differentiable; proximal draws follow its gradient."""
     try:
         with torch.enable_grad():
             x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -71,7 +71,7 @@ def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool
 
 
 class Function(Operator):
-    """Any differentiable function of images as operator. Linear ones are better made a `LinearFunction`."""
+    """Any differentiable function of images as operator. Use `LinearFunction` for linear ones."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -91,7 +91,9 @@ class LinearFunction(LinearOperator):
         super().__init__(shape)
         self.function = function
         if not linear(function, shape):
-            raise ValueError("this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); make it a Function")
+            raise ValueError(
+                "this function is not linear: A(a + 2 b) is not A(a) + 2 A(b); use fewstep.inverse.Function"
+            )
         if type(self).A_adjoint is LinearOperator.A_adjoint:  # derived by differentiation
             check_differentiable(function, shape)
 
@@ -116,7 +118,7 @@ class Physics(LinearOperator):
         a, b = (y * v).sum().item(), (x * pulled).sum().item() if pulled.shape == x.shape else math.nan
         if not math.isclose(a, b, abs_tol=1e-3 * (y.norm() * v.norm()).item()):
             raise ValueError(
-                f"A_adjoint of {type(physics).__name__} is not the adjoint of its A: <A x, v> = {a:.6g}, <x, A_adjoint v> = "
+                f"the A_adjoint of this physics object is not the adjoint of its A: <A x, v> = {a:.6g}, <x, A_adjoint v> = "
                 f"{b:.6g}, of shape {tuple(pulled.shape)}. Give its A alone, as a function, and the adjoint is derived"
             )
 
@@ -130,17 +132,15 @@ class Physics(LinearOperator):
 def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
     """A deepinv physics object as operator: `Physics` if it is linear and has an adjoint, else a `Function` of its A.
 
-    It is tried on random images, on the CPU; `.to` moves it afterwards. Noise that the object adds is left out: a
-    `Likelihood` says its level. deepinv itself is not imported.
+    It is tested on random images on the CPU; `.to` moves it afterwards. The object's own noise is not used; give its level
+    to the `Likelihood`. deepinv itself is not imported.
 
     Raises:
         ValueError: the object has no A, fails for real images of this shape, returns complex measurements or none for
             each image, has no gradient though it is not linear, or a wrong adjoint.
     """
     if not callable(getattr(physics, "A", None)):
-        raise ValueError(
-            f"expected an object with the method A, as deepinv's physics have; got {type(physics).__name__}"
-        )
+        raise ValueError(f"expected an object with the method A, as deepinv's physics have; got {physics!r}")
     if linear(physics.A, shape) and callable(getattr(physics, "A_adjoint", None)):  # phase retrieval also has one
         return Physics(physics, shape)
     return tried_function(physics.A, shape)
@@ -152,8 +152,9 @@ def tried_function(function: Callable[[Tensor], Tensor], shape: tuple[int, ...])
 
 
 def operator_of(value: Any, shape: tuple[int, ...]) -> Operator:
-    """The operator that an object of a user's means: an `Operator`, a deepinv physics object, or A itself, a function of
-    images (B, C, H, W). Whether a function is linear is tried; a linear one gets exact proximal steps.
+    """The operator of an object: an `Operator`, a deepinv physics object, or a function of images (B, C, H, W).
+
+    A function is tested for linearity on random images; a linear one gets exact proximal steps.
     """
     if isinstance(value, Operator):
         if value.shape != shape:

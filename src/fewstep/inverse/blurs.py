@@ -65,17 +65,17 @@ def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
     image = image.filter(ImageFilter.GaussianBlur(radius=int(diagonal * 0.01)))
     grey = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS).convert("L"), dtype=np.float64)
     if grey.sum() == 0:
-        raise ValueError(f"the path of seed {seed} leaves no trace at size {size}; take another seed")
+        raise ValueError(f"the path of seed {seed} leaves no trace at size {size}; use another seed")
     return torch.from_numpy(grey / grey.sum())
 
 
 def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse what is no kernel; say it of one that does not keep the brightness."""
+    """Raise ValueError for an invalid kernel; warn about one that changes the brightness."""
     if kernel.ndim != 2 or not kernel.isfinite().all() or not kernel.any():
         raise ValueError(f"a kernel is a finite matrix that is not zero; got the shape {tuple(kernel.shape)}")
     if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2]:
         raise ValueError(
-            f"the kernel {tuple(kernel.shape)} is larger than the images {shape[1]}x{shape[2]}; take a smaller one"
+            f"the kernel {tuple(kernel.shape)} is larger than the images {shape[1]}x{shape[2]}; use a smaller one"
         )
     if abs(total := float(kernel.double().sum()) - 1) > 1e-3:
         warnings.warn(f"the kernel sums to {total + 1:.4g}, not to one: it changes the brightness", stacklevel=3)

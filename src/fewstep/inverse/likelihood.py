@@ -1,4 +1,4 @@
-"""What a measurement says of an image: p(y | x0) = N(y; A(x0), sigma_y^2 I)."""
+"""The likelihood of an image given a measurement: p(y | x0) = N(y; A(x0), sigma_y^2 I)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from fewstep.inverse.operator import Coupling, Decomposed, Operator
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A batch of measurements `y` (B, ...) by one operator, with noise of deviation `sigma_y` in the unit of y.
+    """A batch of measurements by one operator.
 
-    coupling: how proximal draws are tied to the measurement, where the operator's decomposition is known;
-    see `fewstep.inverse.operator.Decomposed.shrinkage`.
+    Args:
+        operator: A.
+        y: measurements (B, ...).
+        sigma_y: standard deviation of their noise, in the unit of y.
+        coupling: how proximal draws are tied to the measurement if the operator's decomposition is known; see
+            `fewstep.inverse.operator.Decomposed.shrinkage`.
+
+    Raises:
+        ValueError: the operator cannot have made `y`, or `y` or `sigma_y` is not finite.
     """
 
     operator: Operator
@@ -28,7 +35,7 @@ class Likelihood:
         if not 0 < self.sigma_y < float("inf"):
             raise ValueError(
                 f"the noise level of a measurement must be positive and finite; got sigma_y={self.sigma_y}. For an exact "
-                "measurement take a small one, such as 0.001"
+                "measurement use a small value, such as 0.001"
             )
         with torch.no_grad():
             expected = self.operator.A(self.y.new_zeros(1, *self.operator.shape)).shape[1:]
@@ -43,11 +50,11 @@ class Likelihood:
         if self.coupling == "tight" and not isinstance(self.operator, Decomposed):
             raise ValueError(
                 "a tight coupling needs an operator whose singular value decomposition is known (masks, circular and "
-                f"separable blurs, super-resolution, colorization); {type(self.operator).__name__} is none; take split"
+                "separable blurs, super-resolution, colorization), and this operator has none; use split"
             )
 
     def gap(self, x0: Tensor) -> Tensor:
-        """|A(x0) - y|, (B, 1, ...), differentiable, at 0 with the gradient 0; only what the operator has seen counts."""
+        """|A(x0) - y|, (B, 1, ...), over the observed part; differentiable, with gradient 0 at 0."""
         norm = torch.linalg.vector_norm(self.operator.seen(self.operator.A(x0) - self.y).flatten(1), dim=1)
         return norm.view(-1, *[1] * (x0.ndim - 1))
 
@@ -59,7 +66,7 @@ class Likelihood:
         return operator.prox_sample(x, self.y, self.sigma_y, rho, noise)
 
     def shrink(self, v: Tensor, rho: float | Tensor) -> Tensor:
-        """How much of white noise `v` such a draw contains; see `fewstep.inverse.operator.Decomposed.shrink`."""
+        """The part of white noise `v` that such a draw contains; see `fewstep.inverse.operator.Decomposed.shrink`."""
         if not isinstance(self.operator, Decomposed):
             raise ValueError(
                 "persistent noise needs an operator whose singular value decomposition is known; set persistence=0"
@@ -71,5 +78,5 @@ class Likelihood:
         return self.operator.prox_l2(x, self.y, gamma)
 
     def measured(self, beta: float | None) -> Likelihood:
-        """The same with the noise level that NCVSD's tuned beta stands for, sqrt(beta / 2); None changes nothing."""
+        """The same with the noise level of NCVSD's tuned beta, sqrt(beta / 2); unchanged for None."""
         return self if beta is None else replace(self, sigma_y=(beta / 2) ** 0.5)

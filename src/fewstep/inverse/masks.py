@@ -1,4 +1,4 @@
-"""Operators that see some of the pixels, or some mixture of the channels."""
+"""Inpainting: operators that observe some of the pixels."""
 
 # ruff: noqa: N802 - A, U, V are the names of the field
 
@@ -32,9 +32,11 @@ def random_mask(height: int, width: int, missing: float = 0.7, seed: int = 0) ->
 
 
 class Inpainting(Decomposed):
-    """y = mask x. The measurement has the image's shape; what it holds where the mask is 0 does not count.
+    """y = mask x. The measurement has the image's shape; its values where the mask is 0 are ignored.
 
-    mask: (H, W) or (C, H, W), numbers from 0 (missing) up; 1 is seen as it is.
+    Args:
+        mask: (H, W) or (C, H, W), non-negative weights; 0 is missing, 1 is observed as it is.
+        shape: of the images, (C, H, W).
     """
 
     def __init__(self, mask: Tensor, shape: tuple[int, int, int]) -> None:

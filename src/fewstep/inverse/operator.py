@@ -1,4 +1,4 @@
-"""Measurement operators y = A(x) + sigma_y eps, and draws of what they leave open.
+"""Measurement operators y = A(x) + sigma_y eps, and proximal draws given a measurement.
 
 Every operator can draw from N(u; x, rho^2 I) p(y | u), up to a constant, the step that split Gibbs sampling needs:
 exactly from a known singular value decomposition (`Decomposed`), exactly up to the tolerance of conjugate gradients for
@@ -22,10 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.core.noise import Noise
 
 Coupling = Literal["split", "tight"]
-"""How strongly u is tied to the measurement; see `Decomposed.shrinkage`."""
+"""How strongly proximal draws are tied to the measurement; see `Decomposed.shrinkage`."""
 
 LANGEVIN_STEPS = 25
-"""More of them gain nothing measurable (docs/results.md): as the levels fall, each draw starts where the last one ended."""
+"""More gain nothing measurable (docs/results.md), because each draw starts where the previous one ended."""
 STEP = 1.0
 """Of the Langevin step, in units of 1 / curvature; steps below 2 are stable."""
 HALVINGS = 12
@@ -34,7 +34,7 @@ CG_STEPS, CG_TOLERANCE, DRAW_TOLERANCE = 500, 1e-6, 1e-4
 
 
 class LangevinDiverged(UserWarning):
-    """Of which `images` of a batch the Langevin steps diverged, and whether smaller ones `mended` them."""
+    """Langevin steps diverged for `images` of a batch; `mended` if smaller steps succeeded."""
 
     def __init__(self, images: list[int], *, mended: bool) -> None:
         self.images, self.mended = images, mended
@@ -51,14 +51,14 @@ def check_levels(sigma_y: float, rho: float) -> None:
     if not sigma_y > 0 or not rho > 0:
         raise ValueError(
             f"the noise of a measurement and the radius of a proximal step must be positive; got sigma_y={sigma_y}, "
-            f"rho={rho}. For an exact measurement take a small sigma_y, such as 0.001"
+            f"rho={rho}. For an exact measurement use a small sigma_y, such as 0.001"
         )
 
 
 def streams(eps: Tensor) -> Callable[[], Noise]:
-    """Noise that can be drawn again: every image's is a function of its own part of the draw `eps` (B, ...).
+    """Noise that can be drawn again: a function of each image's part of the draw `eps` (B, ...).
 
-    One image can so be repeated while the random streams of the others stay where they are.
+    One image can then be repeated without touching the random streams of the others.
     """
     # PyTorch's CPU generator reads 32 bits of a seed: they must depend on every bit of the draw
     seeds = [zlib.crc32(part.numpy().tobytes()) for part in eps.detach().double().cpu()]
@@ -76,7 +76,7 @@ def streams(eps: Tensor) -> Callable[[], Noise]:
 
 
 class Operator(nn.Module, ABC):
-    """y = A(x) for images x (B, *shape), differentiable; subclasses say `A`. `linear` ones are `LinearOperator`."""
+    """y = A(x) for images x (B, *shape), differentiable. Subclasses define `A`; linear ones derive from `LinearOperator`."""
 
     shape: tuple[int, ...]
 
@@ -94,11 +94,11 @@ class Operator(nn.Module, ABC):
         return self.A(x)
 
     def view(self, y: Tensor) -> Tensor:
-        """An image in [-1, 1] that shows a measurement, of any size; the measurement itself where it is one."""
+        """The measurement as an image in [-1, 1], of any size, for display."""
         return y
 
     def seen(self, y: Tensor) -> Tensor:
-        """A measurement without the part that does not depend on the image."""
+        """The observed part of a measurement; zero where it does not depend on the image."""
         return y
 
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Operator(nn.Module, ABC):
             return torch.autograd.grad(self.A(x), x, v)[0]
 
     def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """u -> J^T (A(u) - y), (B, *shape): of |A(u) - y|^2 / 2. What depends on y alone is computed once."""
+        """The gradient of |A(u) - y|^2 / 2 as a function u -> J^T (A(u) - y), (B, *shape)."""
 
         def gradient(u: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -120,7 +120,7 @@ class Operator(nn.Module, ABC):
     def curvature(self, x: Tensor) -> Tensor:
         """An upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
 
-        The iteration approaches from below; the margin of 1.3 covers what its steps leave.
+        The iteration converges from below; a margin of 1.3 covers the remaining error.
         """
         drawn = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
         v = drawn.to(x).expand(x.shape)
@@ -148,8 +148,8 @@ class Operator(nn.Module, ABC):
         """A draw of exp(-|A(u) - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)), by Langevin steps from `x`.
 
         The step is `STEP` over the curvature |J|^2 / sigma_y^2 + 1 / rho^2 at `x`, hence stable where J varies little.
-        An image that diverges all the same is drawn again with half the step, and so on, and reported by the warning
-        `LangevinDiverged`; the others are not touched.
+        An image that still diverges is drawn again with half the step, and so on, with the warning `LangevinDiverged`;
+        the others are not touched.
         """
         check_levels(sigma_y, rho)
         return self.descend(x, y, sigma_y, rho, x, streams(noise(x)))
@@ -197,7 +197,7 @@ class Operator(nn.Module, ABC):
 
 
 class LinearOperator(Operator):
-    """A linear operator; its adjoint is derived from `A` unless a subclass knows a faster one."""
+    """A linear operator. Its adjoint is derived from `A` by differentiation unless a subclass defines a faster one."""
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y, (B, *shape)."""
@@ -207,7 +207,7 @@ class LinearOperator(Operator):
         return self.A_adjoint(v)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """The image of least norm among those that fit `y` best."""
+        """The least-squares solution of least norm."""
         return self.solve(self.A_adjoint(y), lambda u: self.A_adjoint(self.A(u)), y.new_zeros(len(y), *self.shape))
 
     def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -230,8 +230,8 @@ class LinearOperator(Operator):
 
     @staticmethod
     def solve(b: Tensor, normal: Callable[[Tensor], Tensor], u: Tensor, tolerance: float | None = None) -> Tensor:
-        """Conjugate gradients for normal(u) = b, each image with its own steps, until the residual is below `tolerance`,
-        or 1e-6 of |b|; warns where they did not converge.
+        """Conjugate gradients for normal(u) = b, separately for each image, until the residual is below `tolerance` or
+        1e-6 of |b|. Warns if they do not converge.
         """
         r = b - normal(u)
         p, rr, goal = r, dots(r, r), CG_TOLERANCE**2 * dots(b, b)
@@ -249,8 +249,8 @@ class LinearOperator(Operator):
         left = (rr / goal.clamp_min(1e-38)).sqrt().max().item()
         if left > 100:
             warnings.warn(
-                f"conjugate gradients stopped after {CG_STEPS} steps, {left:.0f} times as far as asked for; the "
-                "measurement is nearly exact (a larger sigma_y helps), or A and its adjoint do not belong together",
+                f"conjugate gradients did not converge in {CG_STEPS} steps: the residual is {left:.0f} times the tolerance. "
+                "The measurement is nearly exact (use a larger sigma_y), or A_adjoint is not the adjoint of A",
                 stacklevel=3,
             )
         return u
@@ -259,9 +259,11 @@ class LinearOperator(Operator):
 class Decomposed(LinearOperator):
     """A linear operator with a known singular value decomposition A = U diag(s) V^T.
 
-    Subclasses say `V`, `V_adjoint`, `U`, `U_adjoint`, between images or measurements and coefficients; V is a complete
-    orthonormal basis of the images, and where s = 0 what U_adjoint returns does not count. s: `singular`, at most
-    rounding off zero counts as zero.
+    Subclasses define `V`, `V_adjoint`, `U` and `U_adjoint`, which map between coefficients and images or measurements.
+    V is a complete orthonormal basis of the images. Where s = 0 the result of U_adjoint is ignored.
+
+    Attributes:
+        singular: s; values within rounding of zero are set to zero.
     """
 
     singular: Tensor
@@ -310,11 +312,11 @@ class Decomposed(LinearOperator):
     def shrinkage(self, sigma_y: float, rho: float, coupling: Coupling, like: Tensor) -> Tensor:
         """g, of each singular direction: u ~ N(g x + (1 - g) U^T y / s, rho^2 g), with w = (rho s / sigma_y)^2.
 
-        split: g = 1 / (1 + w), the Gaussian proportional to N(u; x, rho^2) p(y | u). A denoiser that then takes u for an
-        observation at level rho samples p(x) with a measurement of noise hypot(sigma_y, rho s).
-        tight: g = max(1 - w, 0). Now the noise is max(sigma_y, rho s), exact as soon as rho s <= sigma_y, as the
-        measurement's information and u together are what an observation at level rho tells. No other coupling by a
-        Gaussian u does better above.
+        split: g = 1 / (1 + w), the Gaussian proportional to N(u; x, rho^2) p(y | u). A denoiser that interprets u as an
+        observation at level rho then samples p(x) given a measurement with noise hypot(sigma_y, rho s).
+        tight: g = max(1 - w, 0). The noise is then max(sigma_y, rho s), which is exact if rho s <= sigma_y: y and u
+        together carry the information of one observation at level rho. For rho s > sigma_y no coupling by a Gaussian u
+        is better.
         """
         w = (rho * self.s(like) / sigma_y) ** 2
         return 1 / (1 + w) if coupling == "split" else (1 - w).clamp_min(0)
@@ -335,5 +337,5 @@ class Decomposed(LinearOperator):
         return self.V(g * self.V_adjoint(x) + known + rho * g.sqrt() * self.V_adjoint(noise(x)))
 
     def shrink(self, v: Tensor, sigma_y: float, rho: float, coupling: Coupling) -> Tensor:
-        """g^(1/2) v: how much of white noise `v` a proximal draw at `rho` contains."""
+        """g^(1/2) v: the part of white noise `v` that a proximal draw at `rho` contains."""
         return self.V(self.shrinkage(sigma_y, rho, coupling, v).sqrt() * self.V_adjoint(v))

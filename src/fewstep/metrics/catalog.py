@@ -27,7 +27,7 @@ HELP = (
 
 
 class Need(NamedTuple):
-    """What a set of images is to be reduced to: `of` the first `limit` images (None: all), in a part of the features."""
+    """A statistic of a set of images: `of` the first `limit` images (None: all), in one part of the features."""
 
     extractor: str
     part: Part
@@ -66,7 +66,7 @@ class Metric:
         return {"frechet": 2, "kernel": 2, "score": SPLITS}.get(self.kind, self.k + 1)
 
     def check(self, n: int, what: str = "generated") -> None:
-        """Refuse `n` images of a set if that is too few."""
+        """Raise ValueError if `n` images of a set are too few."""
         needed = max(self.minimum, self.limit or 0) if what == "generated" else self.minimum
         if n < needed:
             name = key(self.name, self.limit) if self.limit else self.name
@@ -95,11 +95,11 @@ def parse(text: str) -> Metric:
     limit = count(number) if at else None
     found = NAME.fullmatch(SHORT.get(word, word))
     if found is None or (found[3] is None and found[1] in ("fd", "kd", "is")):
-        raise ValueError(f"no metric is called {text!r}; there are {HELP}")
+        raise ValueError(f"no metric is called {text!r}; choose from {HELP}")
     short, k, extractor, part = found.groups()
     kind = KINDS[short]
     if (k and kind not in NEIGHBOURS) or (kind == "score") != (part == "logits"):
-        raise ValueError(f"no metric is called {text!r}; there are {HELP}")
+        raise ValueError(f"no metric is called {text!r}; choose from {HELP}")
     neighbours = int(k) if k else NEIGHBOURS.get(kind, 0)
     if kind in NEIGHBOURS and neighbours < 1:
         raise ValueError(f"{text!r} asks for no neighbours; at least 1 is needed")

@@ -1,4 +1,4 @@
-"""Every metric of a set of images against a reference, in one pass over them, each figure with its protocol."""
+"""All metrics of a set of images against a reference in one pass, each value with its protocol."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Options:
 
     def parsed(self) -> list[Metric]:
         if not self.metrics:
-            raise ValueError("no metric is asked for")
+            raise ValueError("no metric was given; name at least one, such as fid")
         return list(dict.fromkeys(parse(name) for name in self.metrics))
 
     def open_extractors(self, metrics: Iterable[Metric]) -> dict[str, Extractor]:
@@ -82,12 +82,26 @@ def evaluate(
     *,
     protocol: Mapping[str, Any] | None = None,
 ) -> list[MetricResult]:
-    """Measure images, uint8 (C, H, W), of all ranks, against a reference: one result for each figure.
+    """Measure images against a reference.
 
-    images: an `ImageSource`, or any iterable of this rank's images (every world-th of all). protocol: how they were made
-    (model, seeds, sampler, NFE, rounding); extractor, reference and settings are added. Raises ValueError before the
-    expensive part for too few images, missing weights, and a reference that lacks what a metric needs or was made with
-    another extractor; and for features that are not finite, naming the image.
+    Args:
+        images: an `ImageSource`, such as `fs.generated(model, seeds)`, or any iterable of this rank's images (every
+            world-th of all), uint8 (C, H, W).
+        reference: real images, or their statistics.
+        options: which metrics, and how they are computed.
+        protocol: how the images were made (model, seeds, sampler, NFE, rounding). Extractor, reference and settings are
+            added.
+
+    Returns:
+        One result for each value.
+
+    Raises:
+        ValueError: before the expensive part for too few images, missing weights, too little memory, or a reference that
+            lacks statistics or was computed with another extractor; later for features that are not finite, with the
+            name of the image.
+
+    Example:
+        >>> fs.evaluate(fs.generated(model, range(2000)), fs.images("digits"))
     """
     metrics = options.parsed()
     source = images if isinstance(images, ImageSource) else from_iterable(images)
@@ -152,7 +166,7 @@ def check_counts(metrics: Iterable[Metric], n: int | None, real: ReferenceData) 
     for metric in metrics:
         if n is None and (metric.kind != "frechet" or metric.limit):
             raise ValueError(
-                f"{metric.name} needs to know the number of images beforehand; give a list or an ImageSource"
+                f"{metric.name} needs to know the number of images beforehand; give a list instead of an iterator"
             )
         if n is not None:
             metric.check(n)
@@ -163,12 +177,12 @@ def check_counts(metrics: Iterable[Metric], n: int | None, real: ReferenceData) 
 
 
 def check_extractor(used: Extractor, real: ReferenceData, name: str) -> None:
-    """Refuse a reference whose arrays were made with other weights, or in another precision, than those in use."""
+    """Raise ValueError if the reference was computed with different weights or in another precision."""
     known, mine = real.extractors.get(name), identity(used)
     if known is not None and known != mine:
         raise ValueError(
             f"the reference {real.name} was made with the {name} extractor {short(known)}, and this one is "
-            f"{short(mine) if mine else 'without a hash'}; make the reference anew, or use the same weights in the same precision"
+            f"{short(mine) if mine else 'without a hash'}; compute the reference again, or use its weights in the same precision"
         )
 
 
@@ -220,7 +234,7 @@ def complete(
     if real.images is None:
         wanted = ", ".join(metric.name for metric in metrics if lacking(metric, real))
         raise ValueError(
-            f"the reference {real.name} does not serve {wanted}: it has {real.contents()}; make one that does with: "
+            f"the reference {real.name} lacks the statistics for {wanted}: it has {real.contents()}; make one with: "
             "fewstep eval reference DATA out.npz"
         )
     source = from_images(real.images)
@@ -248,7 +262,7 @@ def make_reference(images: ImageSet, options: Options) -> ReferenceData:
 
 
 def compute(metric: Metric, fake: Statistics, real: ReferenceData, overlaps: Mapping[int, Overlap]) -> dict[str, float]:
-    """The figures of one metric by name. overlaps: by k, of metrics of nearest neighbours."""
+    """The values of one metric by name. overlaps: by k, for metrics of nearest neighbours."""
     features = (metric.extractor, metric.part)
     match metric.kind:
         case "frechet":

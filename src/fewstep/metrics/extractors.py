@@ -82,19 +82,19 @@ class FeatureNetwork:
 
 
 def precision(extractor: Extractor) -> str:
-    """In which an extractor computes, by name; of all but networks, whose precision cannot be chosen, float32."""
+    """The name of the dtype in which an extractor computes; float32 for all but networks."""
     dtype = extractor.dtype if isinstance(extractor, FeatureNetwork) else torch.float32
     return str(dtype).removeprefix("torch.")
 
 
 def identity(extractor: Extractor) -> str | None:
-    """What features must share to be compared: the hash and, if it is not float32, the precision: "HASH in bfloat16"."""
+    """The hash of an extractor, and its precision if that is not float32: "HASH in bfloat16"."""
     dtype = precision(extractor)
     return extractor.sha256 if dtype == "float32" else f"{extractor.sha256} in {dtype}"
 
 
 class UserExtractor:
-    """A function `(images) -> features` out of a user's file, known by the hash of that file."""
+    """A function `(images) -> features` in a user's file, identified by the hash of the file."""
 
     def __init__(self, function: Callable[[Tensor], Tensor | Features], *, name: str, sha256: str) -> None:
         self.function, self.name, self.sha256 = function, name, sha256
@@ -163,6 +163,6 @@ def extractor(name: str, dtype: torch.dtype = torch.float32) -> Extractor:
         return PixelFeatures()
     if name not in NETWORKS:
         raise ValueError(
-            f"no extractor is called {name!r}; there are pixels, {', '.join(NETWORKS)}, and mine.py:features"
+            f"no extractor is called {name!r}; choose from pixels, {', '.join(NETWORKS)}, and mine.py:features"
         )
     return NETWORKS[name](dtype=dtype)

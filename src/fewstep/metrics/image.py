@@ -1,12 +1,10 @@
-"""How close an image is to the one it should be: PSNR, SSIM, LPIPS, one figure for each pair."""
+"""How close an image is to its target: PSNR, SSIM, LPIPS, one value for each pair."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +12,14 @@ from torch import Tensor
 
 from fewstep.metrics import weights
 from fewstep.metrics.networks.lpips import LPIPS, Backbone
-from fewstep.metrics.protocol import MetricResult
-from fewstep.runtime.distributed import device, rank, sum_over_ranks, world_size
+from fewstep.runtime.distributed import device
 from fewstep.runtime.precision import tf32
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 CONVENTIONS: dict[str, str] = {
     "psnr": "range 1, mean square + 1e-8 (piq), so at most 80 dB",
     "ssim": "range 1, Gaussian window 11 and deviation 1.5 without padding, images above 256 averaged down (piq)",
-    "ssim_7": "range 1, Gaussian window 7 and deviation 1.5 without padding, for images too small for ssim; no figure of others",
+    "ssim_7": "range 1, Gaussian window 7 and deviation 1.5 without padding, for images below 11x11; not comparable with ssim",
     "lpips_vgg": "LPIPS 0.1, VGG-16",
     "lpips_alex": "LPIPS 0.1, AlexNet",
 }
@@ -106,34 +103,9 @@ def measures(names: Iterable[str], folder: Path | None = None) -> dict[str, Pair
     for name in names:
         name = "lpips_vgg" if name == "lpips" else name
         if name not in CONVENTIONS:
-            raise ValueError(f"no measure of pairs is called {name!r}; there are {', '.join(CONVENTIONS)}")
+            raise ValueError(f"no metric of pairs is called {name!r}; choose from {', '.join(CONVENTIONS)}")
         if name.startswith("lpips_"):
             found[name] = PerceptualDistance("vgg" if name == "lpips_vgg" else "alex", folder)
         else:
             found[name] = {"psnr": psnr, "ssim": ssim, "ssim_7": partial(ssim, window=7)}[name]
     return found
-
-
-def evaluate_pairs(
-    pairs: Iterable[tuple[Tensor, Tensor]], named: dict[str, Pair], *, protocol: dict[str, Any] | None = None
-) -> list[MetricResult]:
-    """The mean of each measure over the pairs of all ranks, in batches of (image, target), both (B, C, H, W)."""
-    n, sums = 0, dict.fromkeys(named, 0.0)
-    for image, target in pairs:
-        for name, measure in named.items():
-            values = measure(image, target)
-            if bad := [n + i for i in range(len(values)) if not math.isfinite(values[i])]:
-                raise ValueError(f"{name} of pair {bad[0] * world_size() + rank()} is not finite; check the images")
-            sums[name] += float(values.double().sum())
-        n += len(image)
-    total = torch.tensor([n, *sums.values()], dtype=torch.float64, device=device())
-    sum_over_ranks([total])
-    n, sums = int(total[0]), dict(zip(named, total[1:].tolist(), strict=True))
-    if n == 0:
-        raise ValueError("there are no pairs of images to measure")
-
-    def settings(name: str) -> dict[str, Any]:
-        hashes = getattr(named[name], "sha256", None)
-        return {"convention": CONVENTIONS[name], **({"sha256": hashes} if hashes else {})}
-
-    return [MetricResult(name, sums[name] / n, n, {**(protocol or {}), "settings": settings(name)}) for name in named]

@@ -24,7 +24,14 @@ MEASURE = ("extractor", "reference", "settings", "rounding")
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A figure and how it was measured. protocol: all that another measurement must share to be compared."""
+    """The value of a metric, and how it was measured.
+
+    Attributes:
+        metric: its name, as `fid`.
+        value: of the metric.
+        n: number of images.
+        protocol: what another measurement must share to be compared, and whose images they are.
+    """
 
     metric: str
     value: float
@@ -63,7 +70,7 @@ def differences(a: MetricResult, b: MetricResult) -> list[str]:
 
 
 def bare(value: Any) -> Any:
-    """What counts in a comparison: a file may have been renamed."""
+    """An entry as it is compared: without the name of a file, which may have been renamed."""
     return {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) else value
 
 
@@ -94,7 +101,7 @@ def check_comparable(results: Sequence[MetricResult]) -> None:
         if (found := differences(known, result)) and result.metric not in warned:
             warned.add(result.metric)
             warnings.warn(
-                f"these figures of {result.metric} cannot be compared, they differ in {'; '.join(found)}", stacklevel=2
+                f"these values of {result.metric} cannot be compared; they differ in {'; '.join(found)}", stacklevel=2
             )
 
 
@@ -132,7 +139,7 @@ def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(runs: Sequence[Sequence[MetricResult]]) -> str:
-    """The figures of one evaluation, or of repeated ones their mean, spread and minimum; below it their protocols."""
+    """A table of one evaluation, or of repeated ones their mean, spread and minimum; below it their protocols."""
     if len(runs) == 1:
         found = table(["metric", "value"], [[r.key, f"{r.value:.6g}"] for r in runs[0]])
     else:
@@ -147,7 +154,7 @@ def markdown(runs: Sequence[Sequence[MetricResult]]) -> str:
 
 
 def protocols(results: Sequence[MetricResult]) -> str:
-    """A line for each thing that the protocols say, with the metrics that it is said of where it is not of all."""
+    """A line for each entry of the protocols, with the metrics that it applies to unless it applies to all."""
     everything = list(dict.fromkeys(r.key for r in results))
     lines = []
     for name in dict.fromkeys(name for r in results for name in r.protocol):
