@@ -293,8 +293,8 @@ def test_user_functions_and_deepinv_objects() -> None:
     unfit = {
         r"fails for real images \(2, 2, 8, 6\) torch.float32 on the CPU: RuntimeError: .*two channels": Scanner(),
         r"returned torch.complex64 \(2, 2, 8, 6\). Return complex ones as torch.view_as_real": Moire(),
-        r"A_adjoint of Other is not the adjoint of its A: <A x, v> = .* the adjoint is derived": Other(),
-        r"A_adjoint of Unfolded is not the adjoint of its A: .* nan, of shape \(1, 2, 8\)": Unfolded(),
+        r"A_adjoint of this physics object is not the adjoint of its A: <A x, v> = .* the adjoint is derived": Other(),
+        r"A_adjoint of this physics object is not the adjoint of its A: .* nan, of shape \(1, 2, 8\)": Unfolded(),
         "has no gradient": Stairs(),
     }
     for match, unfitting in unfit.items():
