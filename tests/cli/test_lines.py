@@ -23,6 +23,7 @@ from fewstep.cli import main, parsing
 from fewstep.cli.table import COMMANDS
 from fewstep.io import model_folder
 from fewstep.io.card import Card
+from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.runtime import progress
 from fewstep.runtime.files import cache_folder
 from fewstep.runtime.launch import launched
@@ -355,14 +356,15 @@ def test_a_lack_of_memory_is_known():
 
 
 def test_without_a_home_the_cache_is_asked_for(model, line, monkeypatch):
-    for name in ("HOME", "FEWSTEP_CACHE", "XDG_CACHE_HOME"):
+    for name in ("HOME", "FEWSTEP_CACHE", "XDG_CACHE_HOME", "FEWSTEP_ASSETS"):
         monkeypatch.delenv(name, raising=False)
+    torch.save({f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(WIDTHS["alex"])}, "copy.pth")
 
     def unknown(number):
         raise KeyError(number)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    command = ("eval", model, "--num", "20", "--reference", "digits", "--metrics", "fd_pixels")
+    command = ("assets", "fetch", "lpips-alex", "--source", "copy.pth")
     assert "this user has no home folder for the cache; set FEWSTEP_CACHE to a folder" in line(*command)
     assert main(["sample", model, "--seeds", "0", "--grid", "g.png", "--steps", "1"]) == 0  # which needs none
     monkeypatch.setenv("HOME", "/dev/null")

@@ -11,7 +11,7 @@ from fewstep.io.convert.download import fetch
 from fewstep.io.convert.feature_weights import NETWORKS, read_published
 from fewstep.metrics.weights import ASSETS, Asset, assets_folder, fill, how_to_get, read_weights, save_weights
 from fewstep.runtime import outputs
-from fewstep.runtime.files import read_tensors, sha256
+from fewstep.runtime.files import read_tensors, sha256, writable
 from fewstep.runtime.foreign import public
 
 
@@ -50,7 +50,7 @@ def fetch_asset(
     asset = find_asset(name)
     chosen = asset.sources[0].address if source is None else source
     expected = (sha256_prefix or known_hash(asset, chosen) or "").lower()
-    outputs.file((folder or assets_folder()) / asset.file, apart=[chosen], overwrite=True)
+    outputs.file(writable((folder or assets_folder()) / asset.file), apart=[chosen], overwrite=True)
     path = fetch(chosen, offline=offline)
     digest = sha256(path)
     if not digest.startswith(expected):
