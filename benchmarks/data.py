@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> Iterator[Table]:
     # here, as the processes that decode import this file
     from benchmarks.measure import Table, clock
     from fewstep.data import ImageStream, images
-    from fewstep.data.prepare import pack
+    from fewstep.data.pack import pack
     from fewstep.runtime.files import sha256
 
     with tempfile.TemporaryDirectory() as folder:

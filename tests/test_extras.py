@@ -17,7 +17,7 @@ from PIL import Image
 from fewstep.data import images
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.lmdb import items
-from fewstep.data.prepare import pack
+from fewstep.data.pack import pack
 from fewstep.data.sources import open_source
 from fewstep.io import model_folder
 from fewstep.io.card import Card

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fewstep.data.prepare
+import fewstep.data.pack
 from fewstep.cli import main
 from fewstep.data import images
-from fewstep.data.prepare import check, pack
+from fewstep.data.check import check
+from fewstep.data.pack import pack
 from fewstep.inverse.tasks import read_mask
 from fewstep.metrics.sources import open_set
-from tests.data.test_prepare import dest, folder, pixels, refused, tar
+from tests.data.test_pack import dest, folder, pixels, refused, tar
 
 __all__ = ["dest"]
 
@@ -194,7 +195,7 @@ def test_sets_of_grey_images_stay_grey_and_mixed_ones_are_named(tmp_path, dest):
 
 
 def test_workers_convert_alike(tmp_path, dest, monkeypatch):
-    monkeypatch.setattr(fewstep.data.prepare, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(fewstep.data.pack, "CHUNK_IMAGES", 2)
     source = folder(tmp_path / "in", IMAGENET)
     size: Any = {"resolution": "8x8", "transform": "center-crop"}
     one = pack(source, dest, workers=1, **size), dest.read_bytes()

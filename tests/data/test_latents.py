@@ -12,9 +12,10 @@ import torch
 
 from fewstep.cli import main
 from fewstep.data import ImageData
+from fewstep.data.check import check
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.latents import LatentData, LatentStream, encode_images
-from fewstep.data.prepare import check, pack
+from fewstep.data.pack import pack
 
 
 def pack_latents(path, shape, n=6, classes=3, **changed):

@@ -26,9 +26,11 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.core.precondition import IDDPM, VE, VP
 from fewstep.data import ImageData, ImageStream, images
+from fewstep.data.check import check
 from fewstep.data.latents import LatentData
-from fewstep.data.prepare import check, pack, stats
+from fewstep.data.pack import pack
 from fewstep.data.sources import open_source
+from fewstep.data.stats import stats
 from fewstep.inverse.problem import check_measurements
 from fewstep.inverse.tasks import TASKS, read_array, task_operator
 from fewstep.io import model_folder

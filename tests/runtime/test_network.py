@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.cli import main
 from fewstep.cli.table import NO_NETWORK
-from fewstep.data.prepare import pack
+from fewstep.data.pack import pack
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from tests.train.test_ranks import few

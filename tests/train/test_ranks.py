@@ -15,7 +15,7 @@ from PIL import Image
 from fewstep.cli import main
 from fewstep.data import digits
 from fewstep.data.codec import StabilityVAE
-from fewstep.data.prepare import pack
+from fewstep.data.pack import pack
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 
@@ -83,7 +83,7 @@ def world(denoiser, tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)
     monkeypatch.setattr(StabilityVAE, "moments", moments)
-    monkeypatch.setattr("fewstep.data.prepare.CHUNK_IMAGES", 2)
+    monkeypatch.setattr("fewstep.data.pack.CHUNK_IMAGES", 2)
     monkeypatch.setattr("fewstep.compare.TEACHER_STEPS", (2,))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").mkdir()

@@ -48,8 +48,8 @@ def pack(
         strict: refuse images that are not 8-bit grey or RGB, instead of converting them.
         overwrite: replace an existing zip.
     """
-    from fewstep.data.prepare import pack as run_pack
-    from fewstep.data.prepare import ranks
+    from fewstep.data.pack import pack as run_pack
+    from fewstep.data.ranks import ranks
     from fewstep.report.wording import plural
     from fewstep.runtime.files import listed
 
@@ -126,8 +126,8 @@ def stats(data: Positional[str]) -> None:
     import json
 
     from fewstep.data import images as open_images
-    from fewstep.data.prepare import ranks
-    from fewstep.data.prepare import stats as measure
+    from fewstep.data.ranks import ranks
+    from fewstep.data.stats import stats as measure
 
     with group():
         found = json.dumps(measure(open_images(data)), indent=2)
@@ -141,8 +141,8 @@ def check(data: Positional[Path]) -> None:
     Args:
         data: any source of data pack, such as a folder or zip, or a zip of latents.
     """
-    from fewstep.data.prepare import check as find_problems
-    from fewstep.data.prepare import ranks
+    from fewstep.data.check import check as find_problems
+    from fewstep.data.ranks import ranks
     from fewstep.report.wording import plural
 
     with group():

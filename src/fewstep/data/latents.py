@@ -22,7 +22,7 @@ from fewstep.data.classes import parse_labels
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.files import Zip, array_header
 from fewstep.data.images import ImageData
-from fewstep.data.prepare import fixed
+from fewstep.data.pack import fixed
 from fewstep.data.stream import locate
 from fewstep.runtime.archives import check_json
 from fewstep.runtime.distributed import gather, rank, world_size

@@ -35,7 +35,7 @@ class Small(Teacher):
 
         from fewstep.core.precondition import EDM
         from fewstep.data.augment import AugmentPipe
-        from fewstep.data.prepare import stats
+        from fewstep.data.stats import stats
         from fewstep.nets.song import SongConfig, SongUNet
 
         images = fs.images(self.data)

@@ -7,10 +7,8 @@ Images of other than one or three channels are `.npy` files there, as EDM2 reads
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import sys
 import threading
 import zipfile
 from collections import deque
@@ -21,21 +19,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from fewstep.data.classes import LabelError
-from fewstep.data.convert import Entry, Rule, decode, fits
-from fewstep.data.files import Zip, read_header
-from fewstep.data.images import ImageData
+from fewstep.data.convert import Entry, Rule
+from fewstep.data.ranks import from_first, gather, ranks
 from fewstep.data.sources import open_source
 from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all
 from fewstep.runtime import outputs
 from fewstep.runtime.files import new_file
 from fewstep.runtime.progress import track
 
-T = TypeVar("T")
 CHUNK_IMAGES = 128
 CHUNK_BYTES = 2**18
 IN_FLIGHT = 3
@@ -187,33 +180,6 @@ def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def ranks() -> tuple[int, int]:
-    """This rank, and how many there are; a process without torch, as this tool's own, is alone."""
-    if "torch" not in sys.modules:
-        return 0, 1
-    from fewstep.runtime.distributed import rank, world_size
-
-    return rank(), world_size()
-
-
-def gather(value: T) -> list[T]:
-    """As `distributed.gather`, which a process without torch does without."""
-    if ranks()[1] == 1:
-        return [value]
-    from fewstep.runtime import distributed
-
-    return distributed.gather(value)
-
-
-def from_first(value: T) -> T:
-    """Likewise `distributed.from_first`."""
-    if ranks()[1] == 1:
-        return value
-    from fewstep.runtime import distributed
-
-    return distributed.from_first(value)
-
-
 def encoded(
     transform: Transform, entries: Iterable[Entry], workers: int
 ) -> Iterator[tuple[Entry, Encoded | ValueError]]:
@@ -264,106 +230,3 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def is_latents(path: Path) -> bool:
-    """Whether a path is a zip of latents rather than of images: its first array is of floats."""
-    if path.suffix.lower() != ".zip" or not path.is_file():
-        return False
-    files = Zip(path)
-    if not files.names or not files.names[0].endswith(".npy"):
-        return False
-    with files.zip.open(files.names[0]) as file:
-        return read_header(file, f"{path}/{files.names[0]}").dtype == np.float32
-
-
-def check(path: str | os.PathLike[str], *, report: Callable[[str], object] | None = None) -> list[tuple[str, str]]:
-    """Every image of a source, or latents of a zip, that cannot be trained on, with the reason.
-
-    Empty if there is none, and on ranks other than the first, which share the work. report: is called before the work with
-    a line about what was found.
-
-    Raises ValueError if it is no such thing. The first intact image decides on the shape.
-    """
-    if is_latents(Path(path)):
-        from fewstep.data.latents import check_latents  # it needs torch
-
-        return check_latents(Path(path)) if ranks()[0] == 0 else []
-    wrong = None
-    try:
-        source = open_source(path)
-    except LabelError as error:
-        source, wrong = open_source(path, labels=False), str(error)
-    if report is not None:
-        report(f"{path}: {source.total:,} images, {source.classes if wrong is None else 'classes that cannot be used'}")
-    me, world = ranks()
-    mine = islice(source.entries(), me, None, world)
-    found: list[tuple[str, tuple[int, ...] | str]] = []  # its name, and its shape or what is wrong with it
-    total = len(range(me, source.total, world))
-    for entry in track(mine, total=total, description=f"checking {Path(path).name}"):
-        try:
-            found.append((entry.where, decode(entry).shape))
-        except ValueError as error:
-            found.append((entry.where, str(error)))
-    parts = gather(found)
-    if me != 0:
-        return []
-    problems: list[tuple[str, str]] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    for i in range(source.total):
-        name, shape = parts[i % world][i // world]
-        if isinstance(shape, str):
-            problems.append((name, shape))
-            continue
-        first = first or (name, shape)
-        if not fits(shape, first[1]):
-            problems.append((name, f"expected (channels, height, width) {first[1]} as in {first[0]}; got {shape}"))
-    if wrong is not None:
-        problems.append(("dataset.json", wrong))
-    return [(name.removeprefix(f"{path}/"), why) for name, why in problems]
-
-
-PIECE = 2**23
-"""Pixels that are counted at a time."""
-
-
-def stats(data: ImageData) -> dict[str, Any]:
-    """Counts and moments of a set, and what they suggest for training. Pixels are in [-1, 1].
-
-    sigma_data is the standard deviation over all pixels. The proposed ln(sigma) ~ N(mean, std^2) is EDM's (-1.2, 1.2),
-    made for sigma_data = 0.5 and 32 to 64 pixels (Karras et al., 2022, Table 1), shifted by ln(sigma_data / 0.5), since
-    sigma matters relative to the data, and outside of that range by the ln of the ratio of resolutions, since averaging
-    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4). recipe: None where no recipe for pixels fits.
-    """
-    counts = np.zeros(256, dtype=np.int64)
-    me, world = ranks()
-    size = max(1, min(256, PIECE // math.prod(data.shape)))
-    starts = range(size * me, len(data), size * world)
-    for start in track(starts, total=len(starts), description=f"reading {data.name}", unit="batches"):
-        batch = data.gather(np.arange(start, min(start + size, len(data)))).reshape(-1)
-        for i in range(0, batch.size, PIECE):
-            counts += np.bincount(batch[i : i + PIECE], minlength=256)  # which makes int64 of them
-    counts = from_first(np.sum(gather(counts), axis=0))
-    values = np.arange(256) / 127.5 - 1
-    mean = float(counts @ values / counts.sum())
-    sigma_data = math.sqrt(float(counts @ (values - mean) ** 2 / counts.sum()))
-    if sigma_data == 0:
-        raise ValueError(f"{data.name}: all pixels are {mean}; there is nothing to learn")
-    classes = None
-    if data.labels is not None:
-        names = data.class_names or [str(i) for i in range(data.num_classes)]
-        classes = dict(zip(names, np.bincount(data.labels, minlength=data.num_classes).tolist(), strict=True))
-    width = data.shape[-1]
-    shift = math.log(sigma_data / 0.5) + math.log(width / min(max(width, 32), 64))
-    return {
-        "n": len(data),
-        "shape": list(data.shape),
-        "classes": classes,
-        "mean": mean,
-        "sigma_data": sigma_data,
-        "proposal": {
-            "sigma_data": round(sigma_data, 3),
-            "noise": {"mean": round(-1.2 + shift, 2), "std": 1.2},
-            "recipe": "small:teacher" if width <= 128 else None,
-        },
-    }

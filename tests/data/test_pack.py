@@ -22,12 +22,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fewstep.data.prepare
+import fewstep.data.pack
 from fewstep.data import ImageData, images
+from fewstep.data.check import check
 from fewstep.data.convert import convert
 from fewstep.data.files import Loaded
-from fewstep.data.prepare import check, pack, stats
+from fewstep.data.pack import pack
 from fewstep.data.sources import open_source
+from fewstep.data.stats import stats
 from fewstep.data.transform import Transform, chunk, png
 from fewstep.metrics.sources import open_set
 
@@ -113,7 +115,7 @@ def test_format_of_the_zip(tmp_path, dest):
 
 
 def test_bytes_are_the_same_on_every_run_and_from_every_container(tmp_path, dest, monkeypatch):
-    monkeypatch.setattr(fewstep.data.prepare, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(fewstep.data.pack, "CHUNK_IMAGES", 2)
     sources = [folder(tmp_path / "in", ENTRIES), tar(tmp_path / "in.tar.gz", ENTRIES, "w:gz"), tmp_path / "in.zip"]
     with zipfile.ZipFile(sources[2], "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in reversed(ENTRIES.items()):
