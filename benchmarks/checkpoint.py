@@ -26,7 +26,7 @@ from benchmarks.teacher import pretraining
 from fewstep.distill import SiD
 from fewstep.runtime.distributed import barrier, process_group, rank
 from fewstep.train.checkpoint import Checkpoints
-from fewstep.train.shard import STRATEGIES
+from fewstep.train.sharding import STRATEGIES
 
 EVERY = 600.0
 """Seconds between two checkpoints of the published recipes."""

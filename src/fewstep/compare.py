@@ -109,18 +109,18 @@ def planned(
     known = {field.name for field in dataclasses.fields(recipe)}
     if "teacher" not in known:
         raise ValueError(f"{name} distils no teacher; fewstep recipes lists what does")
-    given: dict[str, Any] = {"teacher": teacher, "data": data, "seed": seed}
+    settings: dict[str, Any] = {"teacher": teacher, "data": data, "seed": seed}
     default: Any = getattr(recipe, "until", None)
     if until is not None or default is not None:
-        given["until"] = round(share * default) if until is None else until
+        settings["until"] = round(share * default) if until is None else until
     elif share != 1:
         raise ValueError(f"how long {name} trains depends on its teacher, so there is no share of it; give --until")
     if "student" in required(recipe):
         start = next((folder for other, folder in folders.items() if other.endswith(":sid")), None)
         if start is None or list(folders.values()).index(start) > list(folders).index(name):
             raise ValueError(f"{name} starts from a student of SiD; put {name.rpartition(':')[0]}:sid before it")
-        given["student"] = start
-    return dataclasses.replace(recipe, **{key: value for key, value in given.items() if key in known})
+        settings["student"] = start
+    return dataclasses.replace(recipe, **{key: value for key, value in settings.items() if key in known})
 
 
 def count(real: ImageData) -> int:
@@ -134,14 +134,14 @@ def measure(
     same model and metrics.
     """
     known = known_rows(out)
-    figures = {name for metric in Options(metrics).parsed() for name in metric.figures}
+    values = {name for metric in Options(metrics).parsed() for name in metric.figures}
     rows = []
     for name, folder in folders.items():
         model = load(folder, device=device())
         weights = sha256(find_model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
             plan = model.plan(steps)
-            same = (name, weights, count_evaluations(plan), figures)
+            same = (name, weights, count_evaluations(plan), values)
             old = [
                 r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
             ]
@@ -222,11 +222,11 @@ def show(rows: Sequence[dict[str, Any]], out: Path) -> None:
         table.add_column(heading, justify="right")
     for r in rows:
         seconds = r["training_seconds"]
-        figures = [
+        values = [
             *(f"{r[name]:.3f}" for name in metrics),
             f"{r['images_per_second']:,.0f}",
             f"{r['training_images']:,}",
         ]
         names = [visible(r[name]) for name in ("model", "method", "sampler")]
-        table.add_row(*names, str(r["nfe"]), *figures, "" if seconds is None else f"{seconds:.0f}")
+        table.add_row(*names, str(r["nfe"]), *values, "" if seconds is None else f"{seconds:.0f}")
     Console(markup=False, emoji=False, highlight=False, color_system=None).print(table)

@@ -323,7 +323,9 @@ def test_players_of_another_shape_or_number_of_classes_are_refused(denoiser):
 
 @pytest.mark.parametrize("options", [{"gamma": 1.4}, {"sigma_init": 20.0}, {"levels": (10.0, 5.0)}, {"centred": True}])
 def test_options_of_a_generator_that_is_given_are_its_own(options, denoiser):
-    with pytest.raises(ValueError, match=f"that is given has its own {next(iter(options))}; leave the option out"):
+    with pytest.raises(
+        ValueError, match=f"the given generator has its own {next(iter(options))}; leave the option out"
+    ):
         NCVSD(denoiser, generator=generative(denoiser), **options)
     with pytest.raises(ValueError, match="is not fused; leave fused out"):
         NCVSD(denoiser, fake_score=conditional(denoiser), fused=True)

@@ -15,7 +15,7 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
 from fewstep.io.convert import convert, fetch, load_snapshot, to_denoiser, weights_license
-from fewstep.io.convert.snapshot import Snapshot, parse_snapshot
+from fewstep.io.convert.snapshot import UpstreamSnapshot, parse_snapshot
 from fewstep.io.export import upstream_state_dict
 from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
@@ -33,7 +33,7 @@ NETWORKS = [
 
 
 @cache
-def loaded(name: str) -> Snapshot:
+def loaded(name: str) -> UpstreamSnapshot:
     """The snapshot in a golden file, read once for all tests, which do not change it."""
     return load_snapshot(GOLDEN / f"{name}.pkl")
 

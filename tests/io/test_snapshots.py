@@ -23,7 +23,7 @@ from fewstep.data.codec import StabilityVAE
 from fewstep.distill.adversarial import encoder_logits
 from fewstep.io import model_folder
 from fewstep.io.convert import convert, load_snapshot, to_denoiser
-from fewstep.io.convert.snapshot import Kind, Snapshot, parse_snapshot
+from fewstep.io.convert.snapshot import Kind, UpstreamSnapshot, parse_snapshot
 from fewstep.io.export import upstream_state_dict
 from fewstep.io.unpickle import Record, read
 from tests import GOLDEN
@@ -43,7 +43,7 @@ def content(name: str) -> object:
     return read(GOLDEN / name)
 
 
-def loaded(name: str, network: str | None = None) -> Snapshot:
+def loaded(name: str, network: str | None = None) -> UpstreamSnapshot:
     return parse_snapshot(content(name), network=network, where=name)
 
 

@@ -35,7 +35,7 @@ from fewstep.train.gradients import summed_over_ranks
 from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.settings import Run
-from fewstep.train.shard import Replicate, Shard, Strategy, full, local, shardable
+from fewstep.train.sharding import Replicate, Shard, Strategy, full, local, shardable
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 

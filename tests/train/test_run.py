@@ -248,7 +248,7 @@ def test_a_save_writes_and_reads_every_byte_once(tmp_path):
     saves.close()
 
 
-def test_shards_that_are_none_are_named(tmp_path):
+def test_missing_shards_are_named(tmp_path):
     """Of the hash that is recorded, so that nothing was damaged by accident."""
     fit(teacher_run(until=8), tmp_path / "run")
     newest = saved(tmp_path / "run")[-1]

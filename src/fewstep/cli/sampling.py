@@ -37,7 +37,7 @@ class Sampling:
         scaling: its s(t).
         kappa: stochasticity of ito_taylor; 0 is the ODE, 1 the reverse SDE.
         randn_like: noise of ito_taylor and second_order_sde; ddb draws the exact pair, db the simplified one.
-        guidance: scale of guidance; 1 is none.
+        guidance: scale of guidance; 1 means no guidance.
         guide: model folder of a weaker model to steer away from; the model without its class if left out.
         guidance_min: lowest noise level that is guided.
         guidance_max: highest noise level that is guided.
@@ -120,15 +120,15 @@ class Sampling:
             "schedule": self.schedule,
             "scaling": self.scaling,
         }
-        given = {name: value for name, value in choices.items() if value is not None}
-        if given:
+        chosen = {name: value for name, value in choices.items() if value is not None}
+        if chosen:
             if self.sampler is not None or self.levels is not None:
                 raise ValueError(
                     "--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out"
                 )
             from fewstep.samplers import Ablation
 
-            return Ablation(**given)
+            return Ablation(**chosen)
         file, _, name = (self.sampler or "").rpartition(":")
         if not file:
             return self.sampler

@@ -132,12 +132,12 @@ def signature(name: str) -> Callable[..., Any]:
 
 def unknown(words: list[str], group: Sequence[str]) -> str:
     """The message about a command that does not exist: similar ones, otherwise all."""
-    given = " ".join(words)
+    command = " ".join(words)
     if group:
-        return f"expected one of {', '.join(f'fewstep {name}' for name in group)}; got {given!r}"
-    near = [*get_close_matches(given, COMMANDS, n=3), *get_close_matches(words[0], COMMANDS, n=3)]
+        return f"expected one of {', '.join(f'fewstep {name}' for name in group)}; got {command!r}"
+    near = [*get_close_matches(command, COMMANDS, n=3), *get_close_matches(words[0], COMMANDS, n=3)]
     there = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"there are {', '.join(COMMANDS)}"
-    return f"there is no command {(words[0] if near else given)!r}; {there}"
+    return f"there is no command {(words[0] if near else command)!r}; {there}"
 
 
 NO_NETWORK = {

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak into what is generated: random transforms, told to the network as labels.
+"""Augmentation that does not leak into what is generated: random transforms, passed to the network as labels.
 
 The pipe of StyleGAN2-ADA (Karras et al., 2020, App. B) with the labels of EDM (Karras et al., 2022, App. F.2): the
 network learns the images as they are under the label zero, and uses the transformed ones to learn from less data.
@@ -45,7 +45,7 @@ learned what its labels mean from images that were moved about this point.
 class AugmentPipe:
     """Each operation is applied to each image with probability `p` times its own number, in the order below.
 
-    The label has, for each operation whose number is positive, the columns given here, all zero where it was not applied.
+    The label has, for each operation whose number is positive, the columns listed here, all zero where it was not applied.
     The numbers are EDM's; the default label has 9 columns.
 
     Exact on pixels. xflip, yflip: mirror left to right, top to bottom, by a fair coin (1: the coin). rotate_int: quarter

@@ -77,7 +77,7 @@ class NCVSD(Method):
 
     Args:
         teacher: a denoiser of all noise levels.
-        generator: what the generator starts from; None for a new one, made from the teacher. Players that are given are copied.
+        generator: what the generator starts from; None for a new one, made from the teacher. Given players are copied.
         fake_score: likewise.
         discriminator: likewise.
         gamma: of a new generator, the share by which it raises the noise level of its input.
@@ -126,9 +126,9 @@ class NCVSD(Method):
         options: dict[str, Any] = {"gamma": gamma, "sigma_init": sigma_init, "levels": levels, "centred": centred}
         usual = inspect.signature(NCVSD).parameters
         if generator is not None and (mine := [k for k, v in options.items() if v != usual[k].default]):
-            raise ValueError(f"the generator that is given has its own {', '.join(mine)}; leave the option out")
+            raise ValueError(f"the given generator has its own {', '.join(mine)}; leave the option out")
         if fake_score is not None and fused and not fake_score.fused:
-            raise ValueError("the fake score that is given is not fused; leave fused out")
+            raise ValueError("the given fake score is not fused; leave fused out")
         if hasattr(observed, "sigma_min"):
             options["sigma_end"] = observed.sigma_min
         self.teacher = frozen(teacher)
@@ -136,12 +136,12 @@ class NCVSD(Method):
         if gan_weight:
             self.discriminator = pair_discriminator(teacher) if discriminator is None else copy.deepcopy(discriminator)
         self.generator = generative(teacher, **options) if generator is None else trainable(generator)
-        given = {
+        initial = {
             "fake_score": fake_score,
             "discriminator": discriminator if gan_weight else None,
             "generator": generator,
         }
-        self.warm_started = tuple(name for name, player in given.items() if player is not None)
+        self.warm_started = tuple(name for name, player in initial.items() if player is not None)
         for name, player in self.named_children():
             player.requires_grad_(name != "teacher")
             master(player)
@@ -195,7 +195,7 @@ class NCVSD(Method):
         return self.loss_scale * loss, {**metrics, "vsd": vsd.detach().mean(), "gan": gan.detach().mean()}
 
     def distil(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor], Observation, dict[str, Tensor]]:
-        """The VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; figures."""
+        """The VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; metrics."""
         given = self.observe(batch)
         x0 = self.generator(*given, batch.label)
         t = self.noise(x0)

@@ -102,8 +102,8 @@ class EDM2(Teacher):
             img_channels=images.shape[0],
             label_dim=images.num_classes if self.cond else 0,
         )
-        given = {"model_channels": self.channels, "dropout": self.dropout}
-        net = EDM2UNet(dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None}))
+        changes = {"model_channels": self.channels, "dropout": self.dropout}
+        net = EDM2UNet(dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None}))
         target, about = self.target(stream)
         codec = stream.codec if isinstance(stream, LatentStream) else Pixels()
         denoiser = fs.Denoiser(net, dtype=self.torch_dtype(), uncertainty=Uncertainty(), codec=codec)

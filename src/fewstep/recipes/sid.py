@@ -77,7 +77,7 @@ class SiD(Distillation):
         pipe = AugmentPipe(self.augment) if self.augment else None
         if pipe is not None and not getattr(denoiser.net.config, "augment_dim", 0):
             raise ValueError(
-                f"{self.teacher} was trained without augmentation, so its copies cannot be told of any: --augment 0"
+                f"{self.teacher} was trained without augmentation, so its copies cannot take augmentation labels: use --augment 0"
             )
         method = self.method(
             denoiser,

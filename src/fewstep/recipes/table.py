@@ -287,7 +287,7 @@ IMAGENET_512 = {
         SiDOfEDM2(name="imagenet512-sid-{size}", **IMAGENET512),
         "SiD from EDM2 on latents of ImageNet at 512x512 (Zhou et al., 2025).",
         "The released models saw 249, 192, 227, 204, 234 million images (xs to xl); their FID is not among the published "
-        "figures known here. Teachers have FID 3.53 (xs) to 1.91 (xxl) without guidance; by --size they are post-hoc averages "
+        "numbers known here. Teachers have FID 3.53 (xs) to 1.91 (xxl) without guidance; by --size they are post-hoc averages "
         "of std 0.135 (xs), 0.130 (s), 0.100 (m), 0.085 (l, xl), 0.070 (xxl), as for SiDA and SiD2A.",
     ),
     "imagenet512:sida": Row(

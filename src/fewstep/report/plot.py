@@ -74,11 +74,11 @@ class Frame(NamedTuple):
 
 def element(tag: str, content: str = "", **attributes: object) -> str:
     """An SVG element. Attributes are escaped, `content` is SVG; x_y stands for x-y, class_ for class, numbers are rounded."""
-    given = "".join(
+    text = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{f"{value:.1f}" if isinstance(value, float) else escape(value)}"'
         for name, value in attributes.items()
     )
-    return f"<{tag}{given}>{content}</{tag}>" if content else f"<{tag}{given}/>"
+    return f"<{tag}{text}>{content}</{tag}>" if content else f"<{tag}{text}/>"
 
 
 def escape(value: object) -> str:

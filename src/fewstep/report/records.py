@@ -36,9 +36,9 @@ class Result:
     @property
     def protocol(self) -> dict[str, Any]:
         """How it was measured: the row's `protocol` and every other entry, without what the row itself says."""
-        said = {*DESCRIPTION, *EFFORT, *self.metrics}
+        described = {*DESCRIPTION, *EFFORT, *self.metrics}
         protocol = {k: v for k, v in self.row.get("protocol", {}).items() if k not in self.row or self.row[k] != v}
-        return flat({k: v for k, v in self.row.items() if k not in said} | protocol)
+        return flat({k: v for k, v in self.row.items() if k not in described} | protocol)
 
 
 class Curve(NamedTuple):
@@ -112,7 +112,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def logged_number(value: object) -> float | None:
-    """The value of a log as a number, None if it is none; strict JSON writes infinite and undefined numbers as words."""
+    """The value of a log as a number, else None; strict JSON writes infinite and undefined numbers as words."""
     if value in ("inf", "-inf", "nan"):
         return float(value)
     return float(value) if is_number(value) else None

@@ -26,7 +26,7 @@ from fewstep.runtime.distributed import rank, world_size
 from fewstep.runtime.files import numbered, remove, sync
 from fewstep.train import checkpoint_files
 from fewstep.train.checkpoint_files import reason, signature
-from fewstep.train.shard import local
+from fewstep.train.sharding import local
 
 KEPT = 3
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint import save as save_shards
 
 from fewstep.runtime.files import read_json, sha256
-from fewstep.train.shards import Reader, Writer
+from fewstep.train.shard_files import Reader, Writer
 
 COUNTERS = ("nimg", "steps", "position")
 MISSING = (FileNotFoundError, NotADirectoryError)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fewstep.train.shard import full, local
+from fewstep.train.sharding import full, local
 
 
 class Profile(Protocol):

@@ -38,7 +38,7 @@ from fewstep.train.folder import RECORD, check_until, claimed, open_folder
 from fewstep.train.log import Log
 from fewstep.train.preemption import Preempted, Watch, stop_signals
 from fewstep.train.settings import Run
-from fewstep.train.shard import STRATEGIES, shardable
+from fewstep.train.sharding import STRATEGIES, shardable
 from fewstep.train.snapshots import images_of_grid, places, record_of, take_snapshot
 from fewstep.train.trackers import Tracker, open_trackers
 from fewstep.train.trainer import Trainer

@@ -65,7 +65,7 @@ def coefficients(nimg: ArrayLike, std: ArrayLike, out_nimg: ArrayLike, out_std: 
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class AverageSnapshot:
     """An averaged network on disk, a model folder or one of EDM2's pickles."""
 
     path: Path
@@ -86,7 +86,7 @@ def whole_nimg(kimg: int) -> int:
     return nimg
 
 
-def snapshots(folder: Path) -> list[Snapshot]:
+def snapshots(folder: Path) -> list[AverageSnapshot]:
     """The averages by power functions in a run folder, or in a folder of EDM2's `PREFIX-KIMG-STD.pkl`, sorted.
 
     Raises:
@@ -99,10 +99,10 @@ def snapshots(folder: Path) -> list[Snapshot]:
     for path in [file.parent for file in models]:
         card = model_folder.card(path)
         if card.ema.get("kind") == "PowerFunction":
-            found.append(Snapshot(path, card.nimg, card.ema["std"]))
+            found.append(AverageSnapshot(path, card.nimg, card.ema["std"]))
     for path in folder.glob("*.pkl"):
         if match := FOREIGN.fullmatch(path.name):
-            found.append(Snapshot(path, whole_nimg(int(match[1])), float(match[2])))
+            found.append(AverageSnapshot(path, whole_nimg(int(match[1])), float(match[2])))
     if not found:
         raise ValueError(
             f"{folder} holds no averages by power functions: neither a run with ema=PowerFunction(...) nor EDM2's "

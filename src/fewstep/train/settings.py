@@ -23,7 +23,7 @@ from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.identity import describe, digest
 from fewstep.train.optim import Adam
-from fewstep.train.shard import STRATEGIES
+from fewstep.train.sharding import STRATEGIES
 from fewstep.train.trackers import check_trackers
 from fewstep.train.transfer import Transfer
 
@@ -50,7 +50,7 @@ class Run:
         keep: How many checkpoints to keep.
         evaluation: How the product is measured during training; None for not at all.
         track: Where metrics are sent besides the folder, of `trackers.TRACKERS`.
-        strategy: How large networks are stored on the ranks, of `shard.STRATEGIES`; others are replicated.
+        strategy: How large networks are stored on the ranks, of `sharding.STRATEGIES`; others are replicated.
         compile: Whether blocks are compiled (`nets.execution.compile_blocks`).
         recompute: What backward passes compute again to save memory (`nets.execution.recompute_blocks`); None for nothing.
         tf32: See `precision.tf32`.

@@ -19,7 +19,7 @@ from fewstep.train.ema import Average, HalfLife, Profile, profiles
 from fewstep.train.gradients import summed_over_ranks
 from fewstep.train.optim import Optimizer, constrained_layers, loss_scaler, start_moments
 from fewstep.train.read_ahead import ReadAhead, Stream
-from fewstep.train.shard import Strategy, as_optimized, full, move_gradients, shard_like
+from fewstep.train.sharding import Strategy, as_optimized, full, move_gradients, shard_like
 
 
 def reseed(*key: int) -> None:

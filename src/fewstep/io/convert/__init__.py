@@ -8,10 +8,10 @@ which license they are.
 from fewstep.io.convert.download import fetch
 from fewstep.io.convert.networks import convert, to_denoiser, to_discriminator
 from fewstep.io.convert.provenance import clean, file_name, weights_license
-from fewstep.io.convert.snapshot import Snapshot, load_snapshot
+from fewstep.io.convert.snapshot import UpstreamSnapshot, load_snapshot
 
 __all__ = [
-    "Snapshot",
+    "UpstreamSnapshot",
     "clean",
     "convert",
     "fetch",

@@ -13,7 +13,7 @@ from fewstep.nets.edm2 import EDM2Config, EDM2UNet
 from fewstep.nets.song import SongConfig, SongUNet
 
 if TYPE_CHECKING:
-    from fewstep.io.convert.snapshot import Snapshot
+    from fewstep.io.convert.snapshot import UpstreamSnapshot
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Preconditioner:
         levels: noise levels from which the students of this class generate; None for classes of teachers.
     """
 
-    precondition: Callable[[Snapshot], Any]
+    precondition: Callable[[UpstreamSnapshot], Any]
     prefixes: Prefixes = EDM
     levels: tuple[float, ...] | None = None
 

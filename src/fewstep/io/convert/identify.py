@@ -94,7 +94,7 @@ def describe_text(head: bytes) -> str | None:
 
 
 def describe_folder(folder: Path) -> str:
-    """What a folder is that was given in place of a file, and what to do."""
+    """Describe a folder that was named in place of a file, and say what to do."""
     if (folder / "model_index.json").is_file() or list(folder.glob("*/diffusion_pytorch_model*")):
         return "a pipeline of diffusers, whose networks have other architectures; convert reads the authors' pickles"
     config = folder / "config.json"

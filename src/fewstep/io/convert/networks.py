@@ -1,4 +1,4 @@
-"""Networks of the EDM family as their authors publish them: from a file, or a `Snapshot`, to a `Denoiser`."""
+"""Networks of the EDM family as their authors publish them: from a file, or an `UpstreamSnapshot`, to a `Denoiser`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewstep.io.convert.classes import PRECONDITIONERS, UNETS, is_on_edm2
 from fewstep.io.convert.options import parse_config
 from fewstep.io.convert.preconditions import edm2, number
 from fewstep.io.convert.provenance import Provenance, clean, name_hint, published_teacher, weights_license
-from fewstep.io.convert.snapshot import Kind, Snapshot, load_snapshot
+from fewstep.io.convert.snapshot import Kind, UpstreamSnapshot, load_snapshot
 from fewstep.io.model_folder import check_state_dict
 from fewstep.nets.controlled import Controlled
 from fewstep.nets.discriminators import PairDiscriminator
@@ -31,7 +31,7 @@ TRAINED_WITH = ("force_normalization", "use_gan")
 
 
 def student_levels(
-    snapshot: Snapshot, kind: Kind | None, levels: tuple[float, ...] | None, where: str
+    snapshot: UpstreamSnapshot, kind: Kind | None, levels: tuple[float, ...] | None, where: str
 ) -> tuple[float, ...] | None:
     """The noise levels of a student, or None for a teacher, by what the caller says and else by what the file says.
 
@@ -60,7 +60,7 @@ def student_levels(
 
 
 def to_denoiser(
-    snapshot: Snapshot,
+    snapshot: UpstreamSnapshot,
     *,
     levels: tuple[float, ...] | None = None,
     kind: Kind | None = None,
@@ -111,13 +111,13 @@ def to_denoiser(
     return denoiser.eval()
 
 
-def renamed_state(snapshot: Snapshot) -> dict[str, Tensor]:
+def renamed_state(snapshot: UpstreamSnapshot) -> dict[str, Tensor]:
     """The tensors of a snapshot under our names."""
     prefixes = PRECONDITIONERS[snapshot.class_name].prefixes
     return {prefixes.ours(name): tensor.contiguous() for name, tensor in snapshot.state.items()}
 
 
-def build_network(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
+def build_network(snapshot: UpstreamSnapshot, state: dict[str, Tensor]) -> Any:
     """The U-Net of a snapshot with new weights."""
     config, network = UNETS[snapshot.network]
     options = snapshot.options
@@ -130,7 +130,7 @@ def build_network(snapshot: Snapshot, state: dict[str, Tensor]) -> Any:
     return network(parse_config(config, options, state))
 
 
-def to_discriminator(snapshot: Snapshot, *, where: str = "the file") -> ConditionalDiscriminator:
+def to_discriminator(snapshot: UpstreamSnapshot, *, where: str = "the file") -> ConditionalDiscriminator:
     """NCVSD's discriminator in a snapshot, in evaluation mode.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from fewstep.core.precondition import EDM, IDDPM, VE, VP, Boundary
 
 if TYPE_CHECKING:
-    from fewstep.io.convert.snapshot import Snapshot
+    from fewstep.io.convert.snapshot import UpstreamSnapshot
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -34,20 +34,20 @@ def count(attributes: dict[str, object], name: str) -> int:
     return int(value)
 
 
-def edm(snapshot: Snapshot) -> EDM:
+def edm(snapshot: UpstreamSnapshot) -> EDM:
     return EDM(**{name: number(snapshot.attributes, name) for name in ("sigma_data", "sigma_min", "sigma_max")})
 
 
-def vp(snapshot: Snapshot) -> VP:
+def vp(snapshot: UpstreamSnapshot) -> VP:
     a = snapshot.attributes
     return VP(number(a, "beta_d"), number(a, "beta_min"), count(a, "M"), number(a, "epsilon_t"))
 
 
-def ve(snapshot: Snapshot) -> VE:
+def ve(snapshot: UpstreamSnapshot) -> VE:
     return VE(number(snapshot.attributes, "sigma_min"), number(snapshot.attributes, "sigma_max"))
 
 
-def iddpm(snapshot: Snapshot) -> IDDPM:
+def iddpm(snapshot: UpstreamSnapshot) -> IDDPM:
     """The noise levels in the file must be those of the formula, since export computes them again."""
     a, u = snapshot.attributes, snapshot.state.get("u")
     steps = count(a, "M")
@@ -60,9 +60,9 @@ def iddpm(snapshot: Snapshot) -> IDDPM:
     return precondition
 
 
-def edm2(snapshot: Snapshot) -> EDM:
+def edm2(snapshot: UpstreamSnapshot) -> EDM:
     return EDM(number(snapshot.attributes, "sigma_data"))
 
 
-def gdd(snapshot: Snapshot) -> Boundary:
+def gdd(snapshot: UpstreamSnapshot) -> Boundary:
     return Boundary(number(snapshot.attributes, "sigma_data"), number(snapshot.attributes, "eps"))

@@ -12,7 +12,7 @@ from fewstep.io.card import Card
 from fewstep.runtime.foreign import public
 
 if TYPE_CHECKING:
-    from fewstep.io.convert.snapshot import Snapshot
+    from fewstep.io.convert.snapshot import UpstreamSnapshot
 
 NVIDIA_LICENSE = "CC BY-NC-SA 4.0 (NVIDIA): no commercial use; keep the attribution and the license"
 INHERITED_LICENSE = (
@@ -81,7 +81,7 @@ def file_name(source: str) -> str:
     return re.sub(r"( \(\d+\))?(\.\w+)( \(\d+\))?$", r"\2", name)
 
 
-def published_teacher(source: str, found: Snapshot) -> bool:
+def published_teacher(source: str, found: UpstreamSnapshot) -> bool:
     """Whether a bare network is one of EDM's teachers: it is from NVIDIA's server, or its published name fits the network."""
     if urlsplit(source).hostname == HOST:
         return True

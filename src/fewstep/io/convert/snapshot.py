@@ -37,7 +37,7 @@ LATENTS = ((4, 64, 64), (8, 64, 64))
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class UpstreamSnapshot:
     """A network as it is stored in an upstream file.
 
     Attributes:
@@ -65,7 +65,7 @@ class Snapshot:
     notes: tuple[str, ...] = ()
 
 
-def load_snapshot(path: str | Path, network: str | None = None) -> Snapshot:
+def load_snapshot(path: str | Path, network: str | None = None) -> UpstreamSnapshot:
     """The network in an upstream file. Nothing in the file is executed.
 
     Args:
@@ -91,7 +91,7 @@ def load_snapshot(path: str | Path, network: str | None = None) -> Snapshot:
     return parse_snapshot(content, network=network, where=str(path))
 
 
-def parse_snapshot(content: object, *, network: str | None = None, where: str = "the file") -> Snapshot:
+def parse_snapshot(content: object, *, network: str | None = None, where: str = "the file") -> UpstreamSnapshot:
     """The network in the content of a file, as `unpickle.read` returns it. Arguments and errors as of `load_snapshot`."""
     outer = content if isinstance(content, dict) else {"ema": content}
     entry, record = choose_network(outer, network, where)
@@ -124,7 +124,7 @@ def parse_snapshot(content: object, *, network: str | None = None, where: str = 
     hooked = is_on_edm2(record.class_name) and has_normalizing_hook(record)
     if hooked:
         notes.append("weights are normalised twice at each use, as the hooks in the file do")
-    return Snapshot(
+    return UpstreamSnapshot(
         class_name=record.class_name,
         attributes={k: v for k, v in attributes.items() if isinstance(k, str) and not k.startswith("_")},
         network=unet.class_name,
