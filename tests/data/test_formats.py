@@ -15,6 +15,8 @@ import fewstep.data.pack
 from fewstep.cli import main
 from fewstep.data import images
 from fewstep.data.check import check
+from fewstep.data.convert import convert
+from fewstep.data.files import load_image
 from fewstep.data.pack import pack
 from fewstep.inverse.tasks import read_mask
 from fewstep.metrics.sources import open_set
@@ -183,15 +185,125 @@ def test_plain_images_are_upright_and_lose_nothing(tmp_path, dest):
         assert says in check(bad)[0][1]
 
 
+def deep_grey(format, **options):
+    values = np.random.default_rng(8).integers(0, 2**16, (30, 40)).astype(np.uint16)
+    values[0] = 7
+    return values, saved(Image.fromarray(values), format, **options)
+
+
+def composed(image):
+    """Colours and alpha on white, by its definition."""
+    *colours, alpha = np.moveaxis(np.asarray(image.convert("RGBA")).astype(float), -1, 0)
+    return np.stack(colours, -1) * (alpha / 255)[..., None] + 255 * (1 - alpha / 255)[..., None]
+
+
+def test_rgb_makes_every_photograph_upright_and_rgb(tmp_path, dest):
+    """What a viewer shows: upright, on white, and of 16 bits the upper 8."""
+    values, png = deep_grey("PNG", transparency=7)
+    grey = np.dstack([values >> 8] * 3)
+    hole = np.where((values == 7)[..., None], 255, grey)
+    cases = {
+        "a.png": (saved(photo(0), "PNG"), np.asarray(photo(0))),
+        "b.jpg": (IMAGENET["n01/c.JPEG"], rgb(IMAGENET["n01/c.JPEG"])),
+        "c.jpg": (saved(photo(1, (30, 40)), "PNG", exif=EXIF), np.rot90(np.asarray(photo(1, (30, 40))), -1)),
+        "d.png": (IMAGENET["n02/h.png"], composed(clear(photo(7)))),
+        "e.png": (IMAGENET["n02/g.png"], composed(Image.open(io.BytesIO(IMAGENET["n02/g.png"])))),
+        "f.png": (saved(clear(photo(3)).convert("LA"), "PNG"), composed(clear(photo(3)).convert("LA"))),
+        "g.png": (png, hole),
+        "h.tif": (deep_grey("TIFF")[1], grey),
+        "i.pgm": (deep_grey("PPM")[1], grey),
+        "j.png": (deep_png(40, 30), rgb(deep_png(40, 30))),
+        "k.png": (saved(photo(4, mode="L"), "PNG"), np.dstack([np.asarray(photo(4, mode="L"))] * 3)),
+    }
+    source = folder(tmp_path / "in", {name: data for name, (data, _) in cases.items()})
+    packed = pack(source, dest, convert="rgb", resolution="40x40", transform="center-crop")
+    assert packed.images == len(cases)
+    assert {how: n for how, (n, _) in packed.converted.items()} == {
+        "CMYK to RGB": 1,
+        "turned upright as EXIF says": 1,
+        "transparent pixels put on white": 4,
+        "palette to RGB": 1,
+        "grey to RGB": 5,
+        "16 bits per channel reduced to 8": 4,
+    }
+    for name, (data, expected) in cases.items():
+        found = np.asarray(convert(load_image(data, name), "rgb")[0]).astype(float)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= (1 if name in ("d.png", "e.png", "f.png") else 0)  # which are rounded
+    float32 = folder(tmp_path / "float", {"a.tif": saved(Image.new("F", (4, 4)), "TIFF")})
+    refused(float32, tmp_path / "b" / "b.zip", "a.tif: its mode is F", "reduce it to 8 bits first", convert="rgb")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("n01/c.JPEG", "makes it RGB"), ("n02/h.png", "on white"), ("n02/l.png", "upper 8")]
+)
+def test_what_plain_refuses_names_the_rule_that_accepts_it(tmp_path, dest, name, says):
+    source = folder(tmp_path / "in", {"a.png": IMAGENET[name]})
+    refused(source, dest, "--convert rgb ", says)
+
+
+def test_check_applies_the_rule_and_the_crop_of_pack(tmp_path, capsys):
+    """The one command finds what the other refuses."""
+    source = folder(tmp_path / "in", IMAGENET | BAD)
+    crop: Any = {"resolution": "33x16", "transform": "center-crop-wide"}
+    for rule in ("rgb", "edm2"):
+        packed = pack(source, tmp_path / f"{rule}.zip", convert=rule, skip_bad=True, **crop)
+        refused_by_pack = [text.partition(": ")[0] for text in packed.skipped]
+        assert len(refused_by_pack) > 1
+        assert [f"{source}/{name}" for name, _ in check(source, convert=rule, **crop)] == refused_by_pack
+    assert check(source, resolution="8x8", transform="center-crop", convert="rgb")[0][0] == "n01/broken.JPEG"
+    good = folder(tmp_path / "good", {"a.png": IMAGENET["n02/h.png"], "b.png": saved(photo(1, (50, 20)), "PNG")})
+    given = ["data", "check", str(good), "--resolution", "8x8", "--transform", "center-crop"]
+    assert main([*given, "--convert", "rgb"]) == 0
+    assert main([*given, "--convert", "plain"]) == 2
+    assert "a.png: it has transparent pixels" in capsys.readouterr().err
+    assert "expected a square; got 8x4" in check(good, resolution="8x4", convert="rgb")[0][1]
+
+
+def test_check_expects_what_most_images_have(tmp_path):
+    image, grey = saved(photo(0, (8, 8)), "PNG"), saved(photo(0, (8, 8), "L"), "PNG")
+    source = folder(
+        tmp_path / "in", {"a.png": saved(photo(0, (9, 8)), "PNG"), **{f"b{i}.png": image for i in range(3)}}
+    )
+    reason = "expected (channels, height, width) (3, 8, 8), as 3 of 4 images are; got (3, 8, 9)"
+    assert check(source) == [("a.png", reason)]
+    folder(source, {"a.png": grey})
+    ((name, reason),) = check(source)
+    assert name == "a.png" and reason.startswith("it is grey and comes first") and "3 others are RGB" in reason
+    assert check(source, convert="rgb") == []
+    folder(source, {"a.png": image, "b1.png": grey})
+    assert check(source) == []
+
+
+def test_pack_that_stops_names_what_goes_on_and_what_lists_all(tmp_path, dest):
+    source = folder(tmp_path / "i n", {"a.png": saved(photo(0, (8, 8)), "PNG"), "b.png": b""})
+    refused(
+        source,
+        dest,
+        "b.png is empty (0 bytes); fetch it again or remove it; --skip-bad leaves out such files, and they are listed by: "
+        f"fewstep data check '{source}' --resolution 4x4 --convert rgb",
+        resolution="4x4",
+        convert="rgb",
+    )
+
+
+def test_leaving_out_most_files_is_a_warning(tmp_path, dest):
+    source = folder(tmp_path / "in", {f"{i}.png": saved(photo(i, (8, 8 if i < 2 else 9)), "PNG") for i in range(5)})
+    with pytest.warns(UserWarning, match=r"3 of 5 images were left out; all had to be \(3, 8, 8\) .* first, .*0\.png"):
+        assert pack(source, dest, skip_bad=True).images == 2
+    pack(source, dest, skip_bad=True, max_images=4)  # as many as are packed
+
+
 def test_sets_of_grey_images_stay_grey_and_mixed_ones_are_named(tmp_path, dest):
     grey, colour = saved(photo(0, (8, 8), "L"), "PNG"), saved(photo(1, (8, 8)), "PNG")
     assert pack(folder(tmp_path / "grey", {"a.png": grey}), dest).shape == (1, 8, 8)
     assert pack(folder(tmp_path / "grey", {"a.png": grey}), dest, convert="edm2").shape == (3, 8, 8)
     mixed = folder(tmp_path / "mixed", {"a.png": grey, "b.png": colour})
-    refused(mixed, tmp_path / "b" / "b.zip", "b.png: expected", "got (3, 8, 8); --convert edm2 makes every image RGB")
+    refused(mixed, tmp_path / "b" / "b.zip", "b.png: expected", "got (3, 8, 8); --convert rgb makes every image RGB")
     assert pack(mixed, dest, convert="edm2").images == 2
-    with pytest.raises(ValueError, match="convert must be one of plain, edm2; got 'rgb'"):
-        pack(mixed, dest, convert="rgb")  # type: ignore[arg-type]
+    assert pack(mixed, dest, convert="rgb").images == 2
+    with pytest.raises(ValueError, match="convert must be one of plain, rgb, edm2; got 'cmyk'"):
+        pack(mixed, dest, convert="cmyk")  # type: ignore[arg-type]
 
 
 def test_workers_convert_alike(tmp_path, dest, monkeypatch):
@@ -210,7 +322,7 @@ def test_the_command_counts(tmp_path, capsys):
     assert text.startswith(f"{source}: 16 images, 2 classes: n01, n02\n")
     assert f"converted: 3 x grey to RGB, the first: {source}/n01/b.JPEG\n" in text
     assert "ignored: 1 other file: n02/notes.txt\n" in text
-    assert main([*command, "--strict"]) == 2
+    assert main([*command, "--strict", "--overwrite"]) == 2
     assert "n01/b.JPEG: --strict refuses to convert it (grey to RGB)" in capsys.readouterr().err
 
 

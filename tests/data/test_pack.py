@@ -768,7 +768,7 @@ def test_check_finds_every_bad_file(tmp_path):
     }
     problems = check(folder(tmp_path / "in", ENTRIES | bad))
     assert [name for name, _ in problems] == ["dog/1x.png", "dog/2x.png", "dog/3x.png", "dataset.json"]
-    messages = ("intact", "got (3, 5, 5)", "transparent pixels (mode RGBA)", "has no label")
+    messages = ("empty (0 bytes)", "got (3, 5, 5)", "transparent pixels (mode RGBA)", "has no label")
     assert all(message in problem for (_, problem), message in zip(problems, messages, strict=True))
     with pytest.raises(ValueError, match="no such path"):
         check(tmp_path / "none")

@@ -15,7 +15,7 @@ from fewstep.runtime.foreign import visible
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
-Rule = Literal["plain", "edm2"]
+Rule = Literal["plain", "rgb", "edm2"]
 
 
 def pack(
@@ -40,11 +40,12 @@ def pack(
         resolution: width x height of the result, such as 64x64.
         transform: how images of other shapes are cropped.
         resize: the filter.
-        convert: plain keeps grey, turns images upright as EXIF says, and refuses what would lose something (CMYK,
-            transparent pixels); edm2 makes every image RGB as EDM2's tool does: CMYK is converted, alpha and EXIF are
-            ignored. The default is edm2 with --transform, else plain.
+        convert: rgb is for photographs: every image becomes RGB, upright as EXIF says, transparent pixels on white, CMYK
+            converted, of 16 bits the upper 8; plain keeps grey, turns images upright, and refuses what would lose something;
+            edm2 makes every image RGB as EDM2's tool does, which ignores alpha and EXIF. The default is edm2 with
+            --transform, else plain.
         max_images: stop after so many.
-        skip_bad: leave out what cannot be read, and list it at the end.
+        skip_bad: leave out what cannot be used, and list it at the end.
         strict: refuse images that are not 8-bit grey or RGB, instead of converting them.
         overwrite: replace an existing zip.
     """
@@ -135,18 +136,33 @@ def stats(data: Positional[str]) -> None:
             print(found)
 
 
-def check(data: Positional[Path]) -> None:
-    """Find every file of a data set that cannot be used.
+def check(
+    data: Positional[Path],
+    *,
+    resolution: str | None = None,
+    transform: Transform | None = None,
+    convert: Rule | None = None,
+) -> None:
+    """Find every file of a data set that cannot be used for training or, with the options of data pack, be packed.
 
     Args:
         data: any source of data pack, such as a folder or zip, or a zip of latents.
+        resolution: of data pack, such as 64x64.
+        transform: of data pack.
+        convert: of data pack.
     """
     from fewstep.data.check import check as find_problems
     from fewstep.data.ranks import ranks
     from fewstep.report.wording import plural
 
     with group():
-        problems = find_problems(data, report=print if ranks()[0] == 0 else None)
+        problems = find_problems(
+            data,
+            resolution=resolution,
+            transform=transform,
+            convert=convert,
+            report=print if ranks()[0] == 0 else None,
+        )
         if problems:
             raise ValueError(
                 "\n".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.data.classes import LabelError
-from fewstep.data.convert import decode, fits
+from fewstep.data.convert import Rule, fits
 from fewstep.data.files import Zip, read_header
 from fewstep.data.ranks import gather, ranks
 from fewstep.data.sources import open_source
+from fewstep.data.transform import Crop, Transform, encode, parse_resolution
 from fewstep.runtime.progress import track
+
+Shape = tuple[int, int, int]
+"""(channels, height, width)"""
 
 
 def is_latents(path: Path) -> bool:
@@ -28,17 +33,38 @@ def is_latents(path: Path) -> bool:
         return read_header(file, f"{path}/{files.names[0]}").dtype == np.float32
 
 
-def check(path: str | os.PathLike[str], *, report: Callable[[str], object] | None = None) -> list[tuple[str, str]]:
-    """Every image of a source, or latents of a zip, that cannot be trained on, with the reason.
+def check(
+    path: str | os.PathLike[str],
+    *,
+    resolution: str | None = None,
+    transform: Crop | None = None,
+    convert: Rule | None = None,
+    report: Callable[[str], object] | None = None,
+) -> list[tuple[str, str]]:
+    """Every image of a source, or latents of a zip, that cannot be used, with the reason.
 
-    Empty if there is none, and on ranks other than the first, which share the work. report: is called before the work with
-    a line about what was found.
+    Args:
+        path: any source that `pack` reads, or a zip of latents.
+        resolution: as of `pack`. With this, transform or convert, the images are checked as `pack` would store them; without,
+            as they are trained on.
+        transform: as of `pack`.
+        convert: as of `pack`.
+        report: called before the work with a line about what was found.
 
-    Raises ValueError if it is no such thing. The first intact image decides on the shape.
+    Returns:
+        Names and reasons. The shape that most images have is the one expected of all. Empty on ranks other than the first,
+        which share the work.
+
+    Raises:
+        ValueError: the source is missing, damaged as a whole, or of no known kind.
     """
+    work = Transform(parse_resolution(resolution), transform, rule=convert)
+    as_packed = (resolution, transform, convert) != (None, None, None)
     if is_latents(Path(path)):
         from fewstep.data.latents import check_latents  # it needs torch
 
+        if as_packed:
+            raise ValueError(f"{path} holds latents; resolution, transform and convert are for images")
         return check_latents(Path(path)) if ranks()[0] == 0 else []
     wrong = None
     try:
@@ -49,26 +75,49 @@ def check(path: str | os.PathLike[str], *, report: Callable[[str], object] | Non
         report(f"{path}: {source.total:,} images, {source.classes if wrong is None else 'classes that cannot be used'}")
     me, world = ranks()
     mine = islice(source.entries(), me, None, world)
-    found: list[tuple[str, tuple[int, ...] | str]] = []  # its name, and its shape or what is wrong with it
+    found: list[tuple[str, Shape | str]] = []  # its name, and its shape or what is wrong with it
     total = len(range(me, source.total, world))
     for entry in track(mine, total=total, description=f"checking {Path(path).name}"):
-        try:
-            found.append((entry.where, decode(entry).shape))
-        except ValueError as error:
-            found.append((entry.where, str(error)))
+        result = encode(work, entry)
+        found.append((entry.where, str(result) if isinstance(result, ValueError) else result.shape))
     parts = gather(found)
     if me != 0:
         return []
-    problems: list[tuple[str, str]] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    for i in range(source.total):
-        name, shape = parts[i % world][i // world]
-        if isinstance(shape, str):
-            problems.append((name, shape))
-            continue
-        first = first or (name, shape)
-        if not fits(shape, first[1]):
-            problems.append((name, f"expected (channels, height, width) {first[1]} as in {first[0]}; got {shape}"))
+    problems = problems_of([parts[i % world][i // world] for i in range(source.total)], square=as_packed)
     if wrong is not None:
         problems.append(("dataset.json", wrong))
     return [(name.removeprefix(f"{path}/"), why) for name, why in problems]
+
+
+def problems_of(images: list[tuple[str, Shape | str]], *, square: bool) -> list[tuple[str, str]]:
+    """What is wrong with images of these shapes, or with these problems of their own, as members of one set."""
+    shapes = [(name, shape) for name, shape in images if not isinstance(shape, str)]
+    if not shapes:
+        return [(name, str(reason)) for name, reason in images]
+    counts = Counter(shape for _, shape in shapes)
+    grey = {shape: counts[1, *shape[1:]] if shape[0] == 3 else 0 for shape in counts}
+    usual = max(counts, key=lambda shape: counts[shape] + grey[shape])  # the first of several
+    first = shapes[0][0]
+    problems: list[tuple[str, str]] = []
+    for name, shape in images:
+        if isinstance(shape, str):
+            problems.append((name, shape))
+        elif not fits(shape, usual):
+            problems.append(
+                (
+                    name,
+                    f"expected (channels, height, width) {usual}, as {counts[usual] + grey[usual]:,} of {len(shapes):,} images "
+                    f"are; got {shape}",
+                )
+            )
+        elif square and shape[1] != shape[2]:
+            problems.append((name, f"expected a square; got {shape[2]}x{shape[1]} pixels"))
+        elif name == first and shape != usual:
+            problems.append(
+                (
+                    name,
+                    f"it is grey and comes first, which makes grey the kind of all, but {counts[usual]:,} others are RGB; "
+                    "data pack --convert rgb makes every image RGB",
+                )
+            )
+    return problems

@@ -1,8 +1,9 @@
-"""How an image of any mode becomes 8-bit grey or RGB: two rules, and notes of what they changed.
+"""How an image of any mode becomes 8-bit grey or RGB: three rules, and notes of what they changed.
 
 "plain" loses nothing: grey stays grey, images are upright as their EXIF orientation says, and what does not fit into 8
-bits of grey or RGB is refused. "edm2" is the rule of EDM2's dataset tool: every image becomes RGB as it is stored, that
-is, the EXIF orientation is ignored, CMYK is converted, and alpha is dropped.
+bits of grey or RGB is refused. "rgb" makes every image RGB as a viewer shows it: upright, transparent pixels on white, CMYK
+converted, of 16 bits per channel the upper 8. "edm2" is the rule of EDM2's dataset tool: every image becomes RGB as it is
+stored, that is, the EXIF orientation is ignored, CMYK is converted, and alpha is dropped.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from PIL import Image, ImageOps
 
 from fewstep.data.files import Files, Loaded, load_image, orientation, read_array
 
-Rule = Literal["plain", "edm2"]
-RULES = ("plain", "edm2")
+Rule = Literal["plain", "rgb", "edm2"]
+RULES = ("plain", "rgb", "edm2")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 PACK = "fewstep data pack SOURCE OUT.zip"
 GREY = ("1", "L", "LA", "La", *DEEP)
@@ -25,25 +26,26 @@ GREY = ("1", "L", "LA", "La", *DEEP)
 def convert(loaded: Loaded, rule: Rule) -> tuple[Image.Image, tuple[str, ...]]:
     """The image as grey (L) or RGB, and what was done to it; ValueError if the rule refuses it."""
     image, notes = loaded.image, []
-    mode = image.mode
+    mode, deep = image.mode, loaded.deep or sixteen_bits(image)
     if orientation(image) != 1:
         notes.append("EXIF orientation ignored" if rule == "edm2" else "turned upright as EXIF says")
         image = image if rule == "edm2" else ImageOps.exif_transpose(image)
-    if loaded.deep and rule == "plain":
-        raise ValueError("expected one intact image of 8 bits per channel; it has 16")
-    if mode in DEEP or (rule == "plain" and mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA")):
-        deep = "EDM2's tool clips its values to 255; reduce it to 8 bits first"
-        raise ValueError(
-            f"its mode is {mode}, which cannot be stored in 8 bits of grey or RGB without loss; "
-            + (deep if mode in DEEP else f"{PACK} --convert edm2 makes it RGB")
-        )
-    if loaded.deep:
+    if reason := refusal(mode, rule, deep=deep):
+        raise ValueError(reason)
+    if deep:
         notes.append("16 bits per channel reduced to 8")
+        image = upper_bits(image)
     if has_alpha(image):
         transparent = image.convert("LA" if mode in GREY else "RGBA").getextrema()[-1] != (255, 255)
         if transparent and rule == "plain":
-            raise ValueError(f"it has transparent pixels (mode {mode}); put it on a background first")
-        notes.append("alpha of transparent pixels dropped" if transparent else "opaque alpha dropped")
+            raise ValueError(
+                f"it has transparent pixels (mode {mode}); put it on a background first: {PACK} --convert rgb puts it on white"
+            )
+        if transparent and rule == "rgb":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            notes.append("transparent pixels put on white")
+        else:
+            notes.append("alpha of transparent pixels dropped" if transparent else "opaque alpha dropped")
         image.info.pop("transparency", None)  # Pillow warns of it when it drops it
     target = "L" if rule == "plain" and mode in GREY else "RGB"
     if mode in GREY and target == "RGB":
@@ -53,6 +55,41 @@ def convert(loaded: Loaded, rule: Rule) -> tuple[Image.Image, tuple[str, ...]]:
     elif mode not in ("L", "RGB", "LA", "RGBA"):
         notes.append(f"{'palette' if mode in ('P', 'PA') else mode} to RGB")
     return image if image.mode == target else image.convert(target), tuple(notes)
+
+
+def refusal(mode: str, rule: Rule, *, deep: bool) -> str | None:
+    """Why a rule does not accept images of a mode, and what does; None if it accepts them."""
+    if mode in DEEP and not (deep and rule == "rgb"):
+        lossy = f"its mode is {mode}, which cannot be stored in 8 bits of grey or RGB without loss; "
+        lossy += "EDM2's tool clips its values to 255; " if rule == "edm2" else ""
+        return lossy + (f"{PACK} --convert rgb keeps the upper 8 bits" if deep else "reduce it to 8 bits first")
+    if deep and rule == "plain":
+        return f"expected one intact image of 8 bits per channel; it has 16; {PACK} --convert rgb keeps the upper 8"
+    if rule == "plain" and mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        return (
+            f"its mode is {mode}, which cannot be stored in 8 bits of grey or RGB without loss; {PACK} --convert rgb makes it "
+            "RGB"
+        )
+    return None
+
+
+def sixteen_bits(image: Image.Image) -> bool:
+    """Whether grey values go from 0 to 65,535, which the mode says, or the format where the mode is 32 bits wide."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def upper_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 bits of 16, which Pillow keeps itself of RGB; `transparency`, the value of pixels that do not show, too."""
+    clear = image.info.get("transparency")
+    if image.mode not in DEEP:
+        if isinstance(clear, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+        return image
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def has_alpha(image: Image.Image) -> bool:

@@ -203,8 +203,14 @@ class Loaded(NamedTuple):
     deep: bool
 
 
+def check_not_empty(data: bytes, where: str) -> None:
+    if not data:
+        raise ValueError(f"{where} is empty (0 bytes); fetch it again or remove it")
+
+
 def load_image(data: bytes, where: str) -> Loaded:
     """Decode one image as it is stored. `where` names it in errors."""
+    check_not_empty(data, where)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         most = min(MAX_PIXELS, max(MAX_PIXELS // 2, PIXELS_PER_BYTE * len(data)))
@@ -276,6 +282,7 @@ def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype
 
 def parse_array(data: bytes, where: str) -> NDArray[Any]:
     """The array of a `.npy`, whose data must be as long as its header says."""
+    check_not_empty(data, where)
     file = io.BytesIO(data)
     shape, dtype, order = read_header(file, where)
     start = file.tell()

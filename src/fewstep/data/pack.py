@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fewstep.data.convert import Entry, Rule
 from fewstep.data.ranks import from_first, gather, ranks
 from fewstep.data.sources import open_source
-from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all
+from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all, parse_resolution
 from fewstep.runtime import outputs
 from fewstep.runtime.files import new_file
 from fewstep.runtime.progress import track
@@ -47,15 +48,6 @@ class Packed:
     skipped: tuple[str, ...]
     converted: dict[str, tuple[int, str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-
-
-def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
-    if resolution is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", resolution)
-    if match is None:
-        raise ValueError(f"the resolution is width x height, such as 64x64; got {resolution!r}")
-    return int(match[1]), int(match[2])
 
 
 def pack(
@@ -117,7 +109,10 @@ def pack(
                 result = fitting(entry, result, first, strict=strict)
             if isinstance(result, ValueError):
                 if not skip_bad:
-                    raise result
+                    all_of_them = check_command(source, resolution, transform, convert)
+                    raise ValueError(
+                        f"{result}; --skip-bad leaves out such files, and they are listed by: {all_of_them}"
+                    )
                 skipped.append(str(result))
                 continue
             first = first or (entry.where, result.shape)
@@ -136,7 +131,22 @@ def pack(
         if images.class_names is not None:
             content["class_names"] = images.class_names
         archive.writestr(fixed("dataset.json"), json.dumps(content))
+    if len(skipped) > len(labels):
+        warnings.warn(
+            f"{source}: {len(skipped):,} of {total:,} images were left out; all had to be {first[1]} (channels, height, width) "
+            f"as the first, {first[0]}; choose a resolution and a transform if many have another size",
+            stacklevel=2,
+        )
     return from_first(Packed(len(labels), first[1], tuple(skipped), converted, tuple(images.ignored)))
+
+
+def check_command(
+    source: str | os.PathLike[str], resolution: str | None, transform: str | None, convert: str | None
+) -> str:
+    """The command that lists what `pack` refuses."""
+    options = {"--resolution": resolution, "--transform": transform, "--convert": convert}
+    chosen = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    return f"fewstep data check {quote(os.fspath(source))}{chosen}"
 
 
 def fixed(name: str) -> zipfile.ZipInfo:
@@ -158,7 +168,7 @@ def fitting(
         if first[1] != (3, height, width) or result.shape[0] != 1:
             return ValueError(
                 f"{entry.where}: expected (channels, height, width) {first[1]} as in {first[0]}; got {result.shape}; "
-                + ("--convert edm2 makes every image RGB" if result.shape[1:] == first[1][1:] else advice)
+                + ("--convert rgb makes every image RGB" if result.shape[1:] == first[1][1:] else advice)
             )
         result = result.as_rgb()
     if strict and result.notes:

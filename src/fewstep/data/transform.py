@@ -6,6 +6,7 @@ Worker processes import this module, hence no torch here.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -27,6 +28,16 @@ FILTERS = {
     "box": Image.Resampling.BOX,
 }
 CROPS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
+
+
+def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
+    """(width, height) of a text such as "64x64"."""
+    if resolution is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", resolution)
+    if match is None:
+        raise ValueError(f"the resolution is width x height, such as 64x64; got {resolution!r}")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)

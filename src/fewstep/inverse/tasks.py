@@ -130,10 +130,7 @@ def read_mask(path: str | Path) -> NDArray[Any]:
 
 def read_image(path: Path) -> Image.Image:
     """An image as grey or RGB of 8 bits; raises ValueError if the conversion would lose anything, such as transparency."""
-    content = regular(path).read_bytes()
-    if not content:
-        raise ValueError(f"{path} is empty (0 bytes); expected an image")
-    loaded = load_image(content, str(path))
+    loaded = load_image(regular(path).read_bytes(), str(path))
     try:
         return convert(loaded, "plain")[0]
     except ValueError as error:
