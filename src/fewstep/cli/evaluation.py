@@ -131,9 +131,12 @@ def user_extractors(names: str | None) -> dict[str, Any]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path means a model or a run rather than images."""
+    """Whether a path means a model or a run rather than images. `digits` alone means the data set."""
     from fewstep.io.hub import is_address
+    from fewstep.io.model_folder import is_shipped
 
+    if is_shipped(path) and str(path) != "digits":
+        return True
     return is_address(path) or (path / "config.json").is_file() or (path / "run.json").is_file()
 
 

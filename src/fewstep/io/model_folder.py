@@ -46,6 +46,10 @@ MAX_CONFIG = 2**20
 """Bytes of `config.json`. Its card is written as YAML again, which is slow."""
 MAX_LEVELS = 1000
 """Noise levels of a generator; each costs an evaluation."""
+SHIPPED = Path(__file__).parent / "shipped"
+"""Models that come with the package, a folder each."""
+SHORT = {"digits": "digits-student"}
+"""Shorter names of them."""
 DEFAULT_OPTIONS = {"fused": False, "means": 0}
 """Options that older folders do not state."""
 
@@ -149,7 +153,8 @@ def find_model_folder(path: str | Path) -> Path:
     """The folder of the model that `path` names.
 
     Args:
-        path: a model folder, a run folder for its newest snapshot, or the address of a model on the hub, which is fetched.
+        path: a model folder, a run folder for its newest snapshot, the address of a model on the hub, which is fetched, or,
+            where there is no such folder, the name of a model that comes with the package (`shipped_models`).
 
     Returns:
         A folder with `config.json`. Its weights are not read.
@@ -164,9 +169,12 @@ def find_model_folder(path: str | Path) -> Path:
         raise ValueError(
             f"{path} is a pickle, which can run code when it is loaded; convert it first: fewstep convert {path} FOLDER"
         )
+    if is_shipped(path):
+        return SHIPPED / SHORT.get(str(path), path)
     if not path.is_dir():
         raise ValueError(
-            f"expected a model folder or a run folder; {path} is {'a file' if path.exists() else 'missing'}"
+            f"expected a model folder, a run folder, hf://owner/name or one of {', '.join(shipped_models())}; {path} is "
+            f"{'a file' if path.exists() else 'missing'}"
         )
     if (path / "config.json").is_file():
         return path
@@ -174,6 +182,16 @@ def find_model_folder(path: str | Path) -> Path:
     if snapshots:
         return snapshots[-1]
     raise ValueError(f"{path} holds neither a model (config.json, model.safetensors) nor a run with snapshots yet")
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package: `fs.load(name)` needs no download."""
+    return sorted([*SHORT, *(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())])
+
+
+def is_shipped(path: str | Path) -> bool:
+    """Whether `path` names a model that comes with the package. A file or folder of that name goes before it."""
+    return str(path) in shipped_models() and not Path(path).exists()
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -223,7 +241,8 @@ def load(
     """Load a model: from a model folder, from the newest snapshot of a run folder, or from the hub.
 
     Args:
-        path: the folder, or hf://owner/name, optionally with @ and a branch, tag or commit.
+        path: the folder; hf://owner/name, optionally with @ and a branch, tag or commit; or the name of a model that comes
+            with the package: `digits` (one-step generator, also called `digits-student`) or `digits-teacher`.
         device: where to compute: cpu, cuda, cuda:1, ..., mps.
         dtype: in which the network computes: one of `precision.DTYPES`, or auto for bfloat16 where the hardware has it.
             Weights keep the precision of the file; results have the precision of the input.
