@@ -14,6 +14,7 @@ import sys
 import tarfile
 import types
 import zipfile
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -326,6 +327,13 @@ def test_arguments(tmp_path, dest):
     pack(source, dest)
     with pytest.raises(ValueError, match="is an input of this command"):
         pack(dest, dest)
+
+
+def test_a_failure_ends_the_worker_processes(tmp_path, dest):
+    source = folder(tmp_path / "in", ENTRIES | {"cat/0.png": b"no image"})
+    with pytest.raises(ValueError, match="0.png") as caught:
+        pack(source, dest, workers=2)
+    assert caught.tb is not None and active_children() == []  # also while the traceback keeps the frames
 
 
 # Tars

@@ -12,9 +12,10 @@ import threading
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -102,8 +103,11 @@ def pack(
     if ranks()[0] != 0:
         deque(encoded(work, islice(images.entries(), total), workers), maxlen=0)
         return from_first(Packed(0, (0, 0, 0), ()))
-    with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
-        results = encoded(work, islice(images.entries(), total), workers)
+    with (
+        new_file(dest) as partial,
+        zipfile.ZipFile(partial, "w") as archive,
+        closing(encoded(work, islice(images.entries(), total), workers)) as results,
+    ):
         for entry, result in track(results, total=total, description=f"packing {dest.name}"):
             if isinstance(result, Encoded):
                 result = fitting(entry, result, first, strict=strict)
@@ -192,16 +196,17 @@ def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def encoded(
     transform: Transform, entries: Iterable[Entry], workers: int
-) -> Iterator[tuple[Entry, Encoded | ValueError]]:
+) -> Generator[tuple[Entry, Encoded | ValueError]]:
     """Every entry with its PNG or its error, in order, on the first rank; nothing on others, which do their share."""
-    for group, mine in worked(transform, chunks(entries), workers):
-        for chunk, results in zip(group, gather(mine), strict=False):
-            yield from zip(chunk, results, strict=True)
+    with closing(worked(transform, chunks(entries), workers)) as done:
+        for group, mine in done:
+            for chunk, results in zip(group, gather(mine), strict=False):
+                yield from zip(chunk, results, strict=True)
 
 
 def worked(
     transform: Transform, chunks: Iterator[list[Entry]], workers: int
-) -> Iterator[tuple[list[list[Entry]], list[Encoded | ValueError]]]:
+) -> Generator[tuple[list[list[Entry]], list[Encoded | ValueError]]]:
     """A chunk for each rank at a time, with the results of this rank's."""
     me, world = ranks()
     groups = iter(lambda: list(islice(chunks, world)), [])
