@@ -289,6 +289,25 @@ def test_damaged_images(write, damage):
     refused(write({"a.png": DAMAGED[damage]}), f"a.png{says}")
 
 
+def test_an_image_of_a_folder_that_is_replaced_is_noticed(tmp_path):
+    """By another of the same shape, whether it is written over or renamed."""
+    source = tmp_path / "set"
+    source.mkdir()
+    for i in range(3):
+        (source / f"{i}.png").write_bytes(encoded(pixels(i)))
+    data = pickle.loads(pickle.dumps(images(source, memory=0)))
+    (tmp_path / "new.png").write_bytes(encoded(pixels(1)))
+    os.utime(tmp_path / "new.png", ns=(1, 1))
+    (tmp_path / "new.png").replace(source / "1.png")
+    (source / "2.png").write_bytes(encoded(pixels(2)) + b"more")
+    assert np.array_equal(data[0], pixels(0))
+    for i in (1, 2):
+        refused_read = f"{source}/{i}.png: the file has changed since the data set was opened; start again"
+        with pytest.raises(ValueError, match=re.escape(refused_read)):
+            data[i]
+    assert np.array_equal(images(source)[2], pixels(2))
+
+
 def test_no_other_program_is_started(write, monkeypatch):
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(True))

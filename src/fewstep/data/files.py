@@ -10,6 +10,7 @@ import io
 import math
 import os
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,14 +111,31 @@ def walked(path: Path) -> Iterator[str]:
         yield from (os.path.join(root, file) for file in files)
 
 
+def size_and_time(file: Path) -> tuple[int, int]:
+    """What changes when a file is written to or replaced: its size and its time of modification in nanoseconds."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def changed(file: Path) -> ValueError:
+    return ValueError(
+        f"{file}: the file has changed since the data set was opened; start again with the data as they are now"
+    )
+
+
 class Folder:
-    """The files below a folder. Links are followed; one to a folder that it lies in is refused."""
+    """The files below a folder. Links are followed; one to a folder that it lies in is refused.
+
+    An image that is replaced or written to after the folder was opened is an error when it is read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         found = [os.path.relpath(file, path) for file in walked(path)]
         found = [file.replace(os.sep, "/") for file in found]
         self.names = image_names(found)
+        # An array, as a set may have millions of files. A broken link is an error when it is read, and has zeros here.
+        self._opened = np.array([self._state(name) for name in self.names], np.int64).reshape(-1, 2)
         self.others = other_names(found, self.names)
         self.folders = top_folders(f"{entry.name}/" for entry in os.scandir(path) if entry.is_dir())
 
@@ -129,7 +147,17 @@ class Folder:
         if not file.is_file():
             raise ValueError(f"{file}: expected a regular file; it is gone, or a device, or a broken link")
         check_bytes(file.stat().st_size, str(file))
-        return file.read_bytes()
+        content = file.read_bytes()
+        i = bisect_left(self.names, name)  # which are sorted
+        if self.names[i : i + 1] == [name] and tuple(self._opened[i]) != self._state(name):
+            raise changed(file)
+        return content
+
+    def _state(self, name: str) -> tuple[int, int]:
+        try:
+            return size_and_time(self.path / name)
+        except OSError:
+            return 0, 0
 
     def signature(self, name: str) -> tuple[int, ...]:
         return ((self.path / name).stat().st_size,)

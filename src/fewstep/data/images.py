@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import read_labels
 from fewstep.data.convert import PACK, decode, fits, read_pixels
-from fewstep.data.files import Files, open_files
+from fewstep.data.files import Files, changed, open_files, size_and_time
 from fewstep.data.sources import Source, open_source
 from fewstep.runtime.files import sha256
 
@@ -50,7 +50,7 @@ class ImageData:
     ) -> None:
         self.name, self._file = name, file
         # Where an array is a part of its file's map, the end of the file is the end of the process.
-        self._stat = None if file is None or not isinstance(images, np.memmap) else changes(file)
+        self._stat = None if file is None or not isinstance(images, np.memmap) else size_and_time(file)
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
                 raise ValueError(f"{name}: expected images uint8 (N, C, H, W); got {images.dtype} {images.shape}")
@@ -114,7 +114,7 @@ class ImageData:
         return self.gather(np.array([i % self._n]))[0]
 
     def gather(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """The images at `index` (n,), uint8 (n, C, H, W). Raises ValueError, too, if the file of an array has changed."""
+        """The images at `index` (n,), uint8 (n, C, H, W). Raises ValueError, too, if a file has changed."""
         self._check_unchanged()
         if self._cache is None:
             return np.stack([self._pixels(int(i)) for i in index])
@@ -131,8 +131,8 @@ class ImageData:
         return view
 
     def _check_unchanged(self) -> None:
-        if self._file is not None and self._stat is not None and changes(self._file) != self._stat:
-            raise ValueError(f"{self._file}: the file has changed since it was opened; begin again with what it is now")
+        if self._file is not None and self._stat is not None and size_and_time(self._file) != self._stat:
+            raise changed(self._file)
 
     def _keep(self, cache: NDArray[np.uint8], index: NDArray[np.integer]) -> NDArray[np.uint8]:
         for i in index[~self._known[index]]:
@@ -168,12 +168,6 @@ class ImageData:
                 f"{pixels.shape}; {EQUAL}"
             )
         return pixels if i == 0 else np.broadcast_to(pixels, self.shape)
-
-
-def changes(file: Path) -> tuple[int, int]:
-    """What becomes another if a file is written to."""
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
