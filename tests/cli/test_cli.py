@@ -237,11 +237,11 @@ def test_settings_that_make_no_run_leave_no_folder(model, tmp_path, capsys):
     wrong = {"--until=0": "until must be at least 1; got 0", "--batch-size=0": "batch_size must be at least 1; got 0"}
     wrong |= {"--batch-size=-4": "got -4", "--keep=0": "keep must be at least 1", "--recompute=0": "recompute must be"}
     wrong |= {
-        "--lr=nan": "a learning rate is a number from 0 on; got nan",
+        "--lr=nan": "the learning rate must be a finite number of at least 0; got nan",
         "--lr=-1": "got -1.0",
         "--lr=inf": "got inf",
     }
-    wrong |= {"--track=foo": "no tracker foo; there are tensorboard", "--seed=-1": "must not be negative; got -1"}
+    wrong |= {"--track=foo": "unknown tracker foo; expected tensorboard", "--seed=-1": "must not be negative; got -1"}
     for option, message in wrong.items():
         assert message in fails(capsys, "train", "digits:teacher", "--out", str(tmp_path / "run"), option), option
         assert not (tmp_path / "run").exists(), option

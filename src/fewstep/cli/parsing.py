@@ -20,6 +20,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from fewstep.cli.arguments import POSITIONAL, metadata, paragraphs
 from fewstep.recipes.base import FIXED, REQUIRED
+from fewstep.train.options import SEPARATED
 
 KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
 """What tyro's names of values mean."""
@@ -77,11 +78,22 @@ def form(settings: Any) -> Any:
         if FIXED in metadata(hints[field.name]):
             continue
         value = getattr(settings, field.name)
-        hint = arg(help=docs.get(field.name), help_behavior_hint="" if value is None else None)
+        hint = arg(help=docs.get(field.name), help_behavior_hint="" if value in (None, ()) else None)
         default = dataclasses.field(default_factory=lambda v=value: tyro.MISSING if v is REQUIRED else v)
-        options.append((value is not REQUIRED, (field.name, Annotated[hints[field.name], hint], default)))
+        parsed = Annotated[hints[field.name], COMMAS] if SEPARATED in metadata(hints[field.name]) else hints[field.name]
+        options.append((value is not REQUIRED, (field.name, Annotated[parsed, hint], default)))
     fields = [option for _, option in sorted(options, key=lambda pair: pair[0])]
     return dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": paragraphs(kind.__doc__ or "")})()
+
+
+COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[str, ...]](
+    nargs=1,
+    metavar="STR,...",
+    instance_from_str=lambda words: tuple(words[0].split(",")),
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda value: [",".join(value) or "unset"],
+)
+"""Several words in one, as `--track tensorboard,wandb`."""
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -17,14 +17,15 @@ from fewstep.recipes.base import REQUIRED
 from fewstep.runtime import outputs
 from fewstep.runtime.foreign import visible_output
 from fewstep.runtime.launch import command_line
+from fewstep.train.options import RunOptions
 
 if TYPE_CHECKING:
     from fewstep.train.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `train` and `distill` take beside the settings of a recipe."""
+class Options(RunOptions):
+    """What `train` and `distill` take beside the settings of a recipe: the options of every run, and those of the command."""
 
     out: Path = REQUIRED
     """Folder of the run; the same command again resumes it."""
@@ -35,19 +36,6 @@ class Options:
     transfer: str | None = None
     """Start from the weights of another network: a model or run folder, hf://owner/name, an upstream .pkl or .pt, or its
     address; tensors are matched by name. A training starts its network so, a distillation its generator."""
-    keep: int = 3
-    """How many checkpoints, each the whole state of training, stay on disk."""
-    strategy: Literal["replicate", "shard"] = "replicate"
-    """Under torchrun, whether each process holds the networks whole or in parts, for those that do not fit."""
-    compile: bool = False
-    """Compile the blocks of the denoisers first (torch.compile): slow to start, then faster on GPUs."""
-    recompute: int | Literal["light"] | None = None
-    """Less memory for more time: light computes norms and activations again for gradients, a number all of the blocks on
-    images of at least so many pixels a side (1 means all blocks); nothing if unset."""
-    tf32: bool = False
-    """Let GPUs round the factors of float32 products to 10 bits."""
-    track: str | None = None
-    """Also log metrics to tensorboard, wandb, trackio, or several of them, separated by commas."""
     eval_every: int | None = None
     """Measure the averaged model every so many training images and keep the best; never if unset."""
     eval_metrics: str = "fd_pixels"
@@ -59,15 +47,8 @@ class Options:
 
     def of_run(self) -> dict[str, Any]:
         """These options as arguments of `Run`."""
-        from fewstep.train.settings import Run
-
-        own = {f.name for f in dataclasses.fields(self)}
-        same = [f.name for f in dataclasses.fields(Run) if f.name in own and f.name not in ("track", "transfer")]
-        return {
-            **{name: getattr(self, name) for name in same},
-            "track": () if self.track is None else tuple(self.track.split(",")),
-            "evaluation": self.evaluation(),
-        }
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(RunOptions)}
+        return {**shared, "evaluation": self.evaluation()}
 
     def evaluation(self) -> Evaluation | None:
         from fewstep.io.reference_files import open_reference

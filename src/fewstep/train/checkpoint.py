@@ -26,9 +26,8 @@ from fewstep.runtime.distributed import rank, world_size
 from fewstep.runtime.files import numbered, remove, sync
 from fewstep.train import checkpoint_files
 from fewstep.train.checkpoint_files import reason, signature
+from fewstep.train.options import RunOptions
 from fewstep.train.sharding import local
-
-KEPT = 3
 
 
 class Checkpoints:
@@ -39,7 +38,7 @@ class Checkpoints:
         keep: How many to keep. An older one is removed once this many newer ones have been verified.
     """
 
-    def __init__(self, folder: Path, *, keep: int = KEPT) -> None:
+    def __init__(self, folder: Path, *, keep: int = RunOptions.keep) -> None:
         if keep < 1:
             raise ValueError(f"at least one checkpoint must be kept; got keep={keep}")
         self.folder, self.keep = folder, keep

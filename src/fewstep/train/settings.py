@@ -16,13 +16,12 @@ from fewstep.data.latents import LatentStream
 from fewstep.data.stream import ImageStream
 from fewstep.io.card import Card
 from fewstep.io.configuration import to_dict
-from fewstep.nets.execution import Recomputation
 from fewstep.runtime.distributed import world_size
-from fewstep.train.checkpoint import KEPT
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.identity import describe, digest
 from fewstep.train.optim import Adam
+from fewstep.train.options import RunOptions
 from fewstep.train.sharding import STRATEGIES
 from fewstep.train.trackers import check_trackers
 from fewstep.train.transfer import Transfer
@@ -31,10 +30,11 @@ Stream = ImageStream | LatentStream | LabelStream
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunOptions):
     """A method, its data and all settings of a training, except the folder; what `fit` trains.
 
-    `dataclasses.replace` makes another one of it.
+    The options of every run (`keep`, `strategy`, `compile`, `recompute`, `tf32`, `track`) are those of `RunOptions`.
+    `dataclasses.replace` makes another run of this one.
 
     Args:
         method: The networks and their losses.
@@ -47,13 +47,7 @@ class Run:
         seed: Seed of everything that training draws.
         snapshots: How many snapshots to take, evenly spaced.
         checkpoint_seconds: Least time between two checkpoints.
-        keep: How many checkpoints to keep.
         evaluation: How the product is measured during training; None for not at all.
-        track: Where metrics are sent besides the folder, of `trackers.TRACKERS`.
-        strategy: How large networks are stored on the ranks, of `sharding.STRATEGIES`; others are replicated.
-        compile: Whether blocks are compiled (`nets.execution.compile_blocks`).
-        recompute: What backward passes compute again to save memory (`nets.execution.recompute_blocks`); None for nothing.
-        tf32: See `precision.tf32`.
         name: For the log and the model card.
         card: The model card; data, images and averaging are filled in.
         command: The command line that repeats this run.
@@ -80,13 +74,7 @@ class Run:
     seed: int = 0
     snapshots: int = 10
     checkpoint_seconds: float = 60.0
-    keep: int = KEPT
     evaluation: Evaluation | None = None
-    track: tuple[str, ...] = ()
-    strategy: str = "replicate"
-    compile: bool = False
-    recompute: Recomputation | None = None
-    tf32: bool = False
     name: str = "run"
     card: Card = field(default_factory=Card)
     command: str = ""
