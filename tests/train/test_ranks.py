@@ -81,7 +81,7 @@ def world(denoiser, tmp_path, monkeypatch):
     model_folder.save(denoiser, tmp_path / "model", Card(name="tiny"))
     photographs(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)
+    monkeypatch.setattr(StabilityVAE, "prepare", lambda self, device: None)
     monkeypatch.setattr(StabilityVAE, "moments", moments)
     monkeypatch.setattr("fewstep.data.pack.CHUNK_IMAGES", 2)
     monkeypatch.setattr("fewstep.compare.TEACHER_STEPS", (2,))
@@ -98,7 +98,7 @@ def files(folder):
 def test_two_ranks_write_what_one_writes(world):
     sample = "sample ../model --seeds 0-8 --batch 2 --steps 2 --out out --grid grid.png --npz x.npz"
     restore = (
-        "restore ../model digits --task box_inpainting --first 3 --samples 2 --nfe 3 --preset balanced --class none "
+        "restore ../model digits --task box_inpainting --first 3 --samples 2 --nfe 3 --preset balanced --class data "
         "--out restored --prior-steps 1"
     )
     commands = [
