@@ -77,8 +77,8 @@ def test_draws_have_the_stored_moments(data):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((8, 4, 4)), r"expected float32 \(8, 4, 4\), whole; got float64"),
-        (np.zeros((8, 4, 5), np.float32), r"expected float32 \(8, 4, 4\), whole; got float32 \(8, 4, 5\)"),
+        (np.zeros((8, 4, 4)), r"expected float32 \(8, 4, 4\); got float64"),
+        (np.zeros((8, 4, 5), np.float32), r"expected float32 \(8, 4, 4\); got float32 \(8, 4, 5\)"),
     ],
 )
 def test_what_is_no_latent_is_named(tmp_path, array, message):
@@ -164,7 +164,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", coloured().decoded().transpose(0, 2, 3, 1))
     pack(tmp_path / "a.npy", tmp_path / "a.zip")
     stand = Stand()
-    monkeypatch.setattr("fewstep.data.codec.ready", lambda codec, device: None)
+    monkeypatch.setattr(StabilityVAE, "prepare", lambda self, device: None)
     monkeypatch.setattr(StabilityVAE, "moments", lambda self, image: stand.moments(image))
     out = tmp_path / "latents.zip"
     assert main(["data", "latents", str(tmp_path / "a.zip"), str(out), "--encoder", "folder", "--batch", "4"]) == 0

@@ -70,7 +70,7 @@ def test_files_that_are_cut_off_are_refused_at_once(tmp_path):
     data, path = LSUN.read_bytes(), tmp_path / "data.mdb"
     for size in (0, 10, 4096, 8192, 12288, 20480, 30000, len(data) // 2):
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match=rf"^{path}: (damaged or cut off \(|expected an LMDB)"):
+        with pytest.raises(ValueError, match=rf"^{path}: (damaged or cut off, |expected an LMDB)"):
             count(path)
 
 
@@ -101,7 +101,10 @@ def test_a_value_beyond_the_end_is_found_before_any_is_read(tmp_path):
     data = LSUN.read_bytes()
     spots = [n for n in range(len(data)) if data.startswith(own, n) and n % 4096]  # not the page's own header
     path = changed(tmp_path / "data.mdb", *[(n, struct.pack("<Q", len(data) // 4096 - 1)) for n in spots])
-    with pytest.raises(ValueError, match=rf"^{path}: damaged or cut off \(page {len(data) // 4096 - 1} is missing\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{path}: damaged or cut off, .* \(page {len(data) // 4096 - 1} is missing\)",
+    ):
         count(path)
 
 
@@ -110,5 +113,5 @@ def test_a_value_of_other_pages_is_refused(tmp_path):
     own = own_page()
     path = changed(tmp_path / "data.mdb", (own * 4096 + 10, b"\2"))
     assert count(path) == 39
-    with pytest.raises(ValueError, match=rf"^{path}: damaged or cut off \(page {own} holds no value\)"):
+    with pytest.raises(ValueError, match=rf"^{path}: damaged or cut off, .* \(page {own} holds no value\)"):
         list(items(path))

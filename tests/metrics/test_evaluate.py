@@ -443,7 +443,7 @@ def test_folders_are_looked_through_first(tmp_path):
     for name in ("notes.txt", "more.csv"):
         (path / name).unlink()
     Image.fromarray(FAKE[0, :, :4].transpose(1, 2, 0)).save(path / "small.png")
-    with pytest.raises(ValueError, match=r"small\.png is \(3, 4, 8\), and 000\.png \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"small\.png: expected .* \(3, 8, 8\) as in 000\.png; got \(3, 4, 8\)"):
         open_set(path)
     (path / "small.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"small\.png: expected an image"):
@@ -452,7 +452,7 @@ def test_folders_are_looked_through_first(tmp_path):
     with pytest.raises(ValueError, match=r"expected uint8 \(N, H, W\), \(N, H, W, C\)"):
         open_set(tmp_path / "x.npz")
     (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match="expected an npz file"):
+    with pytest.raises(ValueError, match=r"torn\.npz: damaged"):
         open_set(tmp_path / "torn.npz")
 
 

@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.data.files import Header, parse_array, read_exactly, read_header
+from fewstep.data.files import Header, parse_array, read_exactly, read_header, report_damage
 from fewstep.runtime.archives import DAMAGE, check_bytes, open_member, open_zip, read_member
-from fewstep.runtime.files import regular
+from fewstep.runtime.files import listed, regular
 
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 """Names of the arrays: ours, and those that NumPy gives, as the samples of ADM have them."""
@@ -26,11 +26,17 @@ IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
 
 def array_names(path: Path) -> set[str]:
     """The arrays of an npz file."""
-    try:
-        with open_zip(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-    except DAMAGE as error:
-        raise ValueError(f"{path}: damaged, or not what its name says; expected an npz file; {error}") from error
+    with report_damage(path, *DAMAGE), open_zip(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+
+
+@contextmanager
+def npz_member(path: Path, name: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """An npz file and its member with an array."""
+    with report_damage(path, *DAMAGE), open_zip(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise ValueError(f"{path}: expected an array {name}; it has {listed(archive.namelist()) or 'none'}")
+        yield archive, archive.getinfo(f"{name}.npy")
 
 
 @contextmanager
@@ -40,13 +46,8 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
         with regular(path).open("rb") as file:
             yield file
         return
-    try:
-        with open_zip(path) as archive, open_member(archive, archive.getinfo(f"{name}.npy"), f"{path}[{name}]") as file:
-            yield file
-    except KeyError as error:
-        raise ValueError(f"{path}: expected an array {name}; {error}") from error
-    except DAMAGE as error:
-        raise ValueError(f"{path}: expected an npz file with an intact array {name}; {error}") from error
+    with npz_member(path, name) as (archive, info), open_member(archive, info, f"{path}[{name}]") as file:
+        yield file
 
 
 def member(path: Path, name: str) -> NDArray[Any]:
@@ -55,16 +56,10 @@ def member(path: Path, name: str) -> NDArray[Any]:
     if path.suffix.lower() == ".npy":
         size = regular(path).stat().st_size
     else:
-        try:
-            with open_zip(path) as archive:
-                info = archive.getinfo(f"{name}.npy")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    return parse_array(read_member(archive, info, where), where)
+        with npz_member(path, name) as (archive, info):
+            if info.compress_type != zipfile.ZIP_STORED:
+                return parse_array(read_member(archive, info, where), where)
             size, start = info.file_size, data_offset(path, info)
-        except KeyError as error:
-            raise ValueError(f"{path}: expected an array {name}; {error}") from error
-        except DAMAGE as error:
-            raise ValueError(f"{path}: expected an npz file with an intact array {name}; {error}") from error
     with opened(path, name) as file:
         shape, dtype, order = read_header(file, where)
         offset = file.tell()

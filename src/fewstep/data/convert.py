@@ -8,13 +8,23 @@ stored, that is, the EXIF orientation is ignored, CMYK is converted, and alpha i
 
 from __future__ import annotations
 
+import io
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fewstep.data.files import Files, Loaded, load_image, orientation, read_array
+from fewstep.data.files import (
+    FORMATS,
+    Files,
+    Loaded,
+    check_not_empty,
+    load_image,
+    orientation,
+    read_array,
+    unread,
+)
 
 Rule = Literal["plain", "rgb", "edm2"]
 RULES = ("plain", "rgb", "edm2")
@@ -147,6 +157,19 @@ def decode(entry: Entry) -> NDArray[np.uint8]:
     return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
+def header_shape(content: bytes, where: str) -> tuple[int, ...]:
+    """The shape (C, H, W) of what `decode` returns, from the header alone."""
+    if where.lower().endswith(".npy"):
+        return read_array(content, where).shape
+    check_not_empty(content, where)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+            return (1 if image.mode in GREY else 3, *size)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: expected an image; {unread(error)}; fetch it again or remove it") from error
+
+
 def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:
     """An image of a folder or zip; see `decode`."""
     return decode(Entry(f"{files.path}/{name}", None, files.read(name)))
@@ -155,3 +178,12 @@ def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:
 def fits(shape: tuple[int, ...], first: tuple[int, ...]) -> bool:
     """Whether an image of `shape` (C, H, W) belongs to a set that begins with one of `first`: grey does among RGB."""
     return shape == first or (shape == (1, *first[1:]) and first[0] == 3)
+
+
+def check_fits(where: str, shape: tuple[int, ...], first: str, first_shape: tuple[int, ...]) -> None:
+    """Raise ValueError if the image `where` does not belong to a set that begins with the image `first`."""
+    if not fits(shape, first_shape):
+        raise ValueError(
+            f"{where}: expected (channels, height, width) {first_shape} as in {first}; got {shape}; make them equal with: "
+            f"{PACK} --resolution 64x64 --transform center-crop"
+        )

@@ -12,6 +12,7 @@ import os
 import zipfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol
@@ -231,6 +232,17 @@ class Loaded(NamedTuple):
     deep: bool
 
 
+@contextmanager
+def report_damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Raise what the readers of containers raise on damage, `errors`, as a ValueError that names the file."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(
+            f"{path}: damaged or cut off, or not what its name says ({error}); fetch it again if it was downloaded"
+        ) from error
+
+
 def check_not_empty(data: bytes, where: str) -> None:
     if not data:
         raise ValueError(f"{where} is empty (0 bytes); fetch it again or remove it")
@@ -298,14 +310,6 @@ def read_header(file: IO[bytes], where: str) -> Header:
     if dtype.hasobject or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"{where}: expected an array of numbers; got {dtype} {shape}")
     return Header(shape, dtype, "F" if fortran else "C")
-
-
-def array_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array of a `.npy` that begins here, in C order."""
-    shape, dtype, order = read_header(file, where)
-    if order == "F" and len(shape) > 1:
-        raise ValueError(f"{where}: expected an array in C order; save it with numpy.ascontiguousarray")
-    return shape, dtype
 
 
 def parse_array(data: bytes, where: str) -> NDArray[Any]:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import read_labels
-from fewstep.data.convert import PACK, decode, fits, read_pixels
+from fewstep.data.convert import PACK, check_fits, decode, read_pixels
 from fewstep.data.files import Files, changed, open_files, size_and_time
 from fewstep.data.sources import Source, open_source
 from fewstep.runtime.files import sha256
 
 DECODED, SPARE = 2**30, 6
 """The most bytes of decoded images of a source that is not read piece by piece, beside so many for the one that is decoded."""
-EQUAL = f"make them equal with: {PACK} --resolution 64x64 --transform center-crop"
 
 
 class ImageData:
@@ -162,12 +161,10 @@ class ImageData:
         assert self._files is not None
         first, name = self._files.names[0], self._files.names[i]
         pixels = read_pixels(self._files, name)
-        if i > 0 and not fits(pixels.shape, self.shape):
-            raise ValueError(
-                f"{self._files.path}/{name}: expected (channels, height, width) {self.shape} as in {first}; got "
-                f"{pixels.shape}; {EQUAL}"
-            )
-        return pixels if i == 0 else np.broadcast_to(pixels, self.shape)
+        if i == 0:
+            return pixels
+        check_fits(f"{self._files.path}/{name}", pixels.shape, first, self.shape)
+        return np.broadcast_to(pixels, self.shape)
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
@@ -204,7 +201,7 @@ def is_files(path: Path) -> bool:
 
 def all_decoded(source: Source, name: str) -> ImageData:
     """The images of a source that is read from its beginning to its end."""
-    pixels = np.empty((0, 0, 0, 0), np.uint8)
+    pixels, first = np.empty((0, 0, 0, 0), np.uint8), ""
     labels: list[int | None] = []
     for i, entry in enumerate(source.entries()):
         image = decode(entry)
@@ -214,10 +211,9 @@ def all_decoded(source: Source, name: str) -> ImageData:
                     f"{name}: {source.total} images of {image.shape} do not fit into {DECODED} bytes; sets of this size are "
                     f"packed first: {PACK}"
                 )
-            pixels = np.empty((source.total, *image.shape), np.uint8)
+            pixels, first = np.empty((source.total, *image.shape), np.uint8), entry.where
         shape = pixels.shape[1:]
-        if not fits(image.shape, shape):
-            raise ValueError(f"{entry.where}: expected (channels, height, width) {shape}; got {image.shape}; {EQUAL}")
+        check_fits(entry.where, image.shape, first, shape)
         pixels[i] = image
         labels.append(entry.label)
     if not labels:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,13 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.core.method import Batch
-from fewstep.data.classes import parse_labels
+from fewstep.data.classes import read_labels
 from fewstep.data.codec import StabilityVAE
-from fewstep.data.files import Zip, array_header
+from fewstep.data.files import Zip, parse_array
 from fewstep.data.images import ImageData
-from fewstep.data.pack import fixed
+from fewstep.data.pack import fixed, write_labels
 from fewstep.data.stream import locate
-from fewstep.runtime.archives import check_json
 from fewstep.runtime.distributed import gather, rank, world_size
 from fewstep.runtime.files import new_file
 from fewstep.runtime.progress import track
@@ -40,8 +38,8 @@ class LatentData:
         if path.suffix.lower() != ".zip" or not path.is_file():
             raise ValueError(f"{path}: expected a zip of latents (.npy); it is missing or something else")
         self._zip = Zip(path)
-        self.names = sorted(name for name in self._zip.zip.namelist() if name.endswith(".npy"))
-        if not self.names:
+        self.names = self._zip.names
+        if not self.names or not self.names[0].lower().endswith(".npy"):
             raise ValueError(f"{path}: expected latents (.npy); found none. Images are encoded with the VAE first")
         self.name = path.stem
         self.moments_shape = self._moments(0).shape
@@ -51,11 +49,7 @@ class LatentData:
                 f"{path}/{self.names[0]}: expected means and deviations (2 C, H, W); got {self.moments_shape}"
             )
         self.shape = (channels // 2, *size)
-        found = None
-        if "dataset.json" in self._zip:
-            data = self._zip.read("dataset.json")
-            check_json(len(data), path.stat().st_size, f"{path}/dataset.json")
-            found = parse_labels(data, self.names, f"{path}/dataset.json")
+        found = read_labels(self._zip) if "dataset.json" in self._zip else None  # its folders are no classes
         self.labels = None if found is None else np.array(found.index, dtype=np.int64)
         self.num_classes = 0 if found is None else found.num_classes
 
@@ -76,13 +70,11 @@ class LatentData:
 
     def _moments(self, i: int) -> NDArray[np.float32]:
         where = f"{self._zip.path}/{self.names[i]}"
-        file = io.BytesIO(self._zip.read(self.names[i]))
-        shape, dtype = array_header(file, where)
-        expected = shape if i == 0 else self.moments_shape
-        data = file.read()
-        if dtype != np.float32 or shape != expected or len(data) != 4 * np.prod(shape, dtype=object):
-            raise ValueError(f"{where}: expected float32 {expected}, whole; got {dtype} {shape} in {len(data)} bytes")
-        return np.frombuffer(data, dtype=np.float32).reshape(shape)
+        array = parse_array(self._zip.read(self.names[i]), where)
+        expected = array.shape if i == 0 else self.moments_shape
+        if array.dtype != np.float32 or array.shape != expected:
+            raise ValueError(f"{where}: expected float32 {expected}; got {array.dtype} {array.shape}")
+        return array
 
 
 def check_latents(path: Path) -> list[tuple[str, str]]:
@@ -144,11 +136,8 @@ def encode_images(
         for name, array in zip(names, encoded(), strict=True):
             np.save(buffer := io.BytesIO(), array)
             archive.writestr(fixed(name), buffer.getvalue())
-        labels = None if data.labels is None else [list(pair) for pair in zip(names, data.labels.tolist(), strict=True)]
-        content: dict[str, Any] = {"labels": labels}
-        if data.class_names is not None:
-            content["class_names"] = data.class_names
-        archive.writestr(fixed("dataset.json"), json.dumps(content))
+        labels = [None] * len(data) if data.labels is None else data.labels.tolist()
+        write_labels(archive, names, labels, data.class_names)
     return len(data)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from fewstep.data.files import report_damage
 from fewstep.runtime.archives import check_bytes
 from fewstep.runtime.files import regular
 
@@ -49,14 +49,6 @@ class Tree(NamedTuple):
     root: int
 
 
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (struct.error, DamagedError) as error:
-        raise ValueError(f"{path}: damaged or cut off ({error}); fetch it again") from error
-
-
 def count(path: Path) -> int:
     """The number of entries of a file `data.mdb`; ValueError if it is another's, or damaged so that a value is lost."""
     with path.open("rb") as file:
@@ -70,7 +62,7 @@ def items(path: Path) -> Iterator[tuple[bytes, bytes]]:
             check_bytes(size, f"{path}/{key.decode('ascii', 'backslashreplace')}")
             if page is not None:
                 file.seek(offset - HEADER)
-                with named(path):
+                with report_damage(path, struct.error, DamagedError):
                     if header(file.read(HEADER), page) != OVERFLOW:
                         raise DamagedError(f"page {page} holds no value")
             file.seek(offset)
@@ -82,7 +74,7 @@ def walk(file: IO[bytes], path: Path) -> Iterator[Item]:
     tree = open_tree(file, path)
     found = visited = size = 0
     stack = [(tree.root, 1)] if tree.root != EMPTY else []
-    with named(path):
+    with report_damage(path, struct.error, DamagedError):
         while stack:
             number, level = stack.pop()
             visited += 1

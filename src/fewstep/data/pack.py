@@ -12,7 +12,7 @@ import threading
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -96,7 +96,8 @@ def pack(
         share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks()[1] > 1 else 1
         workers = 1 if total <= 2 * CHUNK_IMAGES else max(1, len(os.sched_getaffinity(0)) // share)
 
-    labels: list[list[str | int | None]] = []
+    names: list[str] = []
+    labels: list[int | None] = []
     skipped: list[str] = []
     converted: dict[str, tuple[int, str]] = {}
     first: tuple[str, tuple[int, int, int]] | None = None
@@ -123,18 +124,14 @@ def pack(
             for note in result.notes:
                 n, example = converted.get(note, (0, entry.where))
                 converted[note] = n + 1, example
-            name = f"{len(labels) // 1000:05d}/img{len(labels):08d}{result.extension}"
-            archive.writestr(fixed(name), result.data)
-            labels.append([name, entry.label])
+            names.append(f"{len(names) // 1000:05d}/img{len(names):08d}{result.extension}")
+            labels.append(entry.label)
+            archive.writestr(fixed(names[-1]), result.data)
         if first is None:
             raise ValueError(
                 f"{source}: none of {total} images can be used" + "".join(f"\n  {s}" for s in skipped[:10])
             )
-        unlabelled = any(label is None for _, label in labels)
-        content: dict[str, Any] = {"labels": None if unlabelled else labels}
-        if images.class_names is not None:
-            content["class_names"] = images.class_names
-        archive.writestr(fixed("dataset.json"), json.dumps(content))
+        write_labels(archive, names, labels, images.class_names)
     if len(skipped) > len(labels):
         warnings.warn(
             f"{source}: {len(skipped):,} of {total:,} images were left out; all had to be {first[1]} (channels, height, width) "
@@ -158,6 +155,17 @@ def fixed(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16
     return info
+
+
+def write_labels(
+    archive: zipfile.ZipFile, names: Sequence[str], labels: Sequence[int | None], class_names: Sequence[str] | None
+) -> None:
+    """Write `dataset.json` with the class of each file; without classes if any has none."""
+    pairs = None if None in labels else list(zip(names, labels, strict=True))
+    content: dict[str, Any] = {"labels": pairs}
+    if class_names is not None:
+        content["class_names"] = class_names
+    archive.writestr(fixed("dataset.json"), json.dumps(content))
 
 
 def fitting(

@@ -33,6 +33,7 @@ from fewstep.data.files import (
     open_files,
     other_names,
     read_exactly,
+    report_damage,
     top_folders,
 )
 from fewstep.data.pickles import read_pickle
@@ -85,15 +86,6 @@ def open_source(source: str | os.PathLike[str], *, labels: bool = True) -> Sourc
     if lower.endswith((".npz", ".npy")):
         return arrays(path)
     raise ValueError(f"{path}: expected {KINDS}")
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """What the readers of containers raise on damage, as a ValueError that names the file."""
-    try:
-        yield
-    except (tarfile.TarError, *DAMAGE) as error:
-        raise ValueError(f"{path}: damaged, or not what its name says; {error}") from error
 
 
 def from_files(files: Files, *, with_labels: bool = True) -> Source:
@@ -153,7 +145,7 @@ def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.Ta
     """A tar and its members by name, in their order; ValueError if it is damaged or hostile."""
     opener = next(opener for end, opener in TARS.items() if path.name.lower().endswith(end))
     with (
-        named(path),
+        report_damage(path, tarfile.TarError, *DAMAGE),
         opener(path) as file,
         tarfile.open(fileobj=(bounded := Bounded(file, path)), mode="r:") as archive,
     ):
@@ -174,7 +166,7 @@ def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, tarfile.Ta
         yield archive, members
 
 
-def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+def read_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     if not member.isreg() or member.issparse():
         raise ValueError(
             f"{where}: expected a regular file; it is a link, a device or sparse; extract the tar and pack the folder"
@@ -196,7 +188,7 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
             labels = None
         elif "dataset.json" in members:
             check_json(members["dataset.json"].size, path.stat().st_size, where)
-            labels = parse_labels(read_member(archive, members["dataset.json"], where), names, where)
+            labels = parse_labels(read_tar_member(archive, members["dataset.json"], where), names, where)
         else:
             folders = top_folders(f"{n}/" if member.isdir() else n for n, member in members.items())
             labels = folder_labels(names, folders, str(path))
@@ -206,7 +198,7 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
         with open_tar(path) as (archive, members):
             for i, name in enumerate(names):
                 try:
-                    content = read_member(archive, members[name], f"{path}/{name}")
+                    content = read_tar_member(archive, members[name], f"{path}/{name}")
                 except ValueError as error:
                     content = error
                 yield Entry(f"{path}/{name}", labels.index[i] if labels else None, content)
@@ -230,7 +222,7 @@ def cifar10(path: Path) -> Source:
                 raise ValueError(f"{path}: expected CIFAR-10; it has no {name}")
             if members[name].size > BATCH:
                 raise ValueError(f"{path}/{name}: expected at most {BATCH} bytes; got {members[name].size}")
-            return read_pickle(read_member(archive, members[name], f"{path}/{name}"), f"{path}/{name}")
+            return read_pickle(read_tar_member(archive, members[name], f"{path}/{name}"), f"{path}/{name}")
 
         batches = [read(f"data_batch_{i}") for i in range(1, 6)]
         meta = read("batches.meta")
@@ -265,9 +257,9 @@ def mnist(path: Path) -> Source:
         return tuple(shape)
 
     unpack: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else lambda file: file.open("rb")
-    with named(regular(labels_path)), unpack(labels_path) as file:
+    with report_damage(regular(labels_path), *DAMAGE), unpack(labels_path) as file:
         (n,) = header(file, labels_path, 1)
-        with named(path), unpack(path) as images:
+        with report_damage(path, *DAMAGE), unpack(path) as images:
             shape = header(images, path, 3)
         if shape != (n, 28, 28):
             raise ValueError(f"{path}: expected {n} images of 28x28 pixels, as there are labels; got {shape}")
@@ -275,7 +267,7 @@ def mnist(path: Path) -> Source:
         labels = np.frombuffer(read_exactly(file, n, str(labels_path)), dtype=np.uint8)
 
     def entries() -> Iterator[Entry]:
-        with named(path), unpack(path) as file:
+        with report_damage(path, *DAMAGE), unpack(path) as file:
             header(file, path, 3)
             for i, label in enumerate(labels):
                 pixels = np.frombuffer(read_exactly(file, 28 * 28, str(path)), dtype=np.uint8).reshape(28, 28)

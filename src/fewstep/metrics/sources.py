@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import queue
 import threading
 from collections import Counter
@@ -17,11 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from fewstep.data.convert import GREY, PACK, fits
-from fewstep.data.files import FORMATS, Files, open_files, orientation, read_array, unread
+from fewstep.data.convert import check_fits, header_shape
+from fewstep.data.files import Files, open_files
 from fewstep.data.images import images as open_images
 from fewstep.data.images import is_files
 from fewstep.runtime.distributed import device, rank, world_size
@@ -92,26 +90,8 @@ def check_headers(files: Files) -> str:
         digest.update(f"{name} {len(content)}\n".encode() + content)
         shape = header_shape(content, where)
         first = first or (name, shape)
-        if not fits(shape, first[1]):
-            raise ValueError(
-                f"{where} is {shape}, and {first[0]} {first[1]} (channels, height, width); images of one set have one size "
-                f"and one kind: {PACK} makes them so"
-            )
+        check_fits(where, shape, *first)
     return digest.hexdigest()
-
-
-def header_shape(content: bytes, where: str) -> tuple[int, ...]:
-    """The shape (C, H, W) of what will be decoded, upright as EXIF says, from the header alone."""
-    if where.lower().endswith(".npy"):
-        return read_array(content, where).shape
-    if not content:
-        raise ValueError(f"{where} is empty (0 bytes); expected an image; fetch or remove it")
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
-            return (1 if image.mode in GREY else 3, *size)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: expected an image; {unread(error)}; fetch or remove it") from error
 
 
 def from_images(images: ImageSet, name: Callable[[int], str] = "image {}".format) -> ImageSource:
