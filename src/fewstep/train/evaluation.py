@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fewstep import metrics
 from fewstep.core.denoiser import Denoiser
 from fewstep.data.images import ImageData
 from fewstep.io import model_folder
-from fewstep.metrics import evaluate as metrics
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.protocol import MetricResult, differences, parse_results
 from fewstep.metrics.references import ReferenceData

@@ -1,0 +1,51 @@
+"""The public names of fewstep. `__init__.py` reads its imports from here."""
+
+from fewstep import distill as distill
+from fewstep import inverse as inverse
+from fewstep import metrics as metrics
+from fewstep import nets as nets
+from fewstep import recipes as recipes
+from fewstep import samplers as samplers
+from fewstep.core import oracle as oracle
+from fewstep.core import precondition as precondition
+from fewstep.core.denoiser import Denoiser as Denoiser
+from fewstep.core.denoiser import score as score
+from fewstep.core.diagnostics import by_sigma as by_sigma
+from fewstep.core.guidance import Guidance as Guidance
+from fewstep.core.guidance import guided as guided
+from fewstep.core.method import Batch as Batch
+from fewstep.core.method import Method as Method
+from fewstep.core.method import Phase as Phase
+from fewstep.core.noise import KarrasUniform as KarrasUniform
+from fewstep.core.noise import LogNormal as LogNormal
+from fewstep.core.noise import LogUniform as LogUniform
+from fewstep.core.noise import add_noise as add_noise
+from fewstep.core.noise import fuse as fuse
+from fewstep.core.noise import karras_sigmas as karras_sigmas
+from fewstep.core.objectives import DenoisingLoss as DenoisingLoss
+from fewstep.core.objectives import Pretraining as Pretraining
+from fewstep.core.objectives import StableTarget as StableTarget
+from fewstep.core.plan import Plan as Plan
+from fewstep.data.images import ImageData as ImageData
+from fewstep.data.images import images as images
+from fewstep.data.stream import ImageStream as ImageStream
+from fewstep.inverse.restore import restore as restore
+from fewstep.io.card import Card as Card
+from fewstep.io.model_folder import card as card
+from fewstep.io.model_folder import load as load
+from fewstep.io.model_folder import save as save
+from fewstep.metrics.evaluate import evaluate as evaluate
+from fewstep.runtime.threads import use_threads as use_threads
+from fewstep.sample import generate as generate
+from fewstep.sample import generated as generated
+from fewstep.sample import make_plan as make_plan
+from fewstep.train.ema import HalfLife as HalfLife
+from fewstep.train.ema import PowerFunction as PowerFunction
+from fewstep.train.loop import fit as fit
+from fewstep.train.optim import Adam as Adam
+from fewstep.train.posthoc import reconstruct as reconstruct
+from fewstep.train.settings import Run as Run
+from fewstep.train.trainer import Trainer as Trainer
+from fewstep.train.transfer import transfer as transfer
+
+__version__: str
