@@ -39,7 +39,8 @@ def test_commands_take_their_names(tmp_path, monkeypatch, capsys):
     assert main(["sample", "digits", "--seeds", "0-3", "--grid", "grid.png"]) == 0
     assert np.asarray(Image.open("grid.png")).std() > 50
     assert main(["eval", "digits-student", "--reference", "digits", "--metrics", "fd_pixels", "--num", "8"]) == 0
-    task = ["--task", "box_inpainting", "--class", "data", "--first", "1", "--nfe", "3", "--preset", "balanced", "--prior-steps", "1"]
+    task = ["--task", "box_inpainting", "--class", "data", "--first", "1", "--nfe", "3"]
+    task += ["--preset", "balanced", "--prior-steps", "1"]
     assert main(["restore", "digits", "digits", *task, "--out", "restored"]) == 0
     assert main(["sample", "digit", "--grid", "x.png"]) == 2
     assert "one of digits, digits-student, digits-teacher" in capsys.readouterr().err
