@@ -42,7 +42,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Hub
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride] - no other server has this handler
 
     def do_GET(self):
         self.server.requests.append(self.path)

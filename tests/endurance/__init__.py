@@ -43,7 +43,7 @@ SPAWN.set_forkserver_preload(["tests.endurance"])  # so that a child is there wi
 def method_of(kind: str) -> Method:
     torch.manual_seed(0)
     net = tiny_net()
-    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType] - grids are not looked at
     teacher = Denoiser(net)
     if kind == "SiD":
         return SiD(teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fewstep as fs
@@ -24,7 +25,7 @@ def test_they_load_by_name_and_have_cards():
 
 def test_the_distance_of_one_step_is_that_of_the_page():
     digits = fs.images("digits")
-    (result,) = fs.evaluate(fs.generated(fs.load("digits"), range(1797), label=digits.labels), digits)
+    (result,) = fs.evaluate(fs.generated(fs.load("digits"), range(1797), label=torch.from_numpy(digits.labels)), digits)
     assert result.value == pytest.approx(DISTANCE, abs=0.005)
 
 

@@ -65,7 +65,7 @@ def test_exchange_is_one_step(tmp_path):
 
 @pytest.mark.parametrize("fault", [0, errno.EIO, errno.ENOSPC])
 def test_a_fault_at_any_moment_loses_no_folder(tmp_path, renames, fault):
-    path = tmp_path / "model"
+    path, number = tmp_path / "model", 0
     write_folder(path, "old")
     for number in count():
         code = with_fault(partial(write_folder, path, "new"), number, fault)
@@ -83,7 +83,7 @@ def test_a_fault_at_any_moment_loses_no_folder(tmp_path, renames, fault):
 
 @pytest.mark.parametrize("fault", [0, errno.EIO, errno.ENOSPC])
 def test_a_fault_at_any_moment_loses_no_file(tmp_path, fault):
-    path = tmp_path / "x.json"
+    path, number = tmp_path / "x.json", 0
     write_file(path, "old")
     for number in count():
         if with_fault(partial(write_file, path, "new"), number, fault) is None:

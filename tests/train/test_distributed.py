@@ -294,7 +294,7 @@ def test_a_parameter_without_a_gradient_stays_without(tmp_path):
 def run_of(until: int, **options: Any) -> Run:
     torch.manual_seed(0)
     net = tiny_net()
-    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType] - grids are not looked at
     method = Pretraining(Denoiser(net), DenoisingLoss())
     settings = {"batch_size": 8, "until": until, "snapshots": 1, "checkpoint_seconds": 1e9} | options
     return Run(method, ImageStream(digits()), {"denoiser": Adam(1e-4)}, **settings)

@@ -85,7 +85,7 @@ STDS = (0.05, 0.1)
 def run(until=64, **options):
     torch.manual_seed(0)
     net = tiny_net()
-    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - grids are not looked at
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType] - grids are not looked at
     method = Pretraining(Denoiser(net), DenoisingLoss())
     ema = tuple(PowerFunction(s) for s in (*STDS, 0.07))
     settings = {"ema": ema, "batch_size": 8, "checkpoint_seconds": 1e9, "snapshots": 1, **options}

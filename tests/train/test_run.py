@@ -49,7 +49,7 @@ def teacher_run(until: int = 64, seed: int = 0, **options) -> Run:
     """Of a network that is sampled in two steps, as its grids are not looked at."""
     torch.manual_seed(seed)
     net = tiny_net()
-    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue] - as EDM2's have it
+    net.sampling = SamplingDefaults(steps=2)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType] - as EDM2's have it
     method = Pretraining(Denoiser(net), DenoisingLoss())
     defaults = {
         "batch_size": 8,
@@ -583,8 +583,8 @@ def overwrite(path: Path) -> None:
         file.write(bytes(path.stat().st_size))
 
 
-def each(change: Callable[[Path], object]) -> Callable[[Path], None]:
-    return lambda path: [change(file) for file in path.iterdir()] and None
+def each(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda path: [change(file) for file in path.iterdir()]
 
 
 CHANGES = {

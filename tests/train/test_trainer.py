@@ -84,8 +84,7 @@ def two_ranks(rank, path, denoiser, stream, queue):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     trainer = sid(denoiser, stream, micro_batch=4)
-    for _ in range(3):
-        logs = trainer.step()
+    logs = [trainer.step() for _ in range(3)][-1]
     if rank == 0:
         queue.put(({k: v.numpy() for k, v in weights(trainer).items()}, logs["fake_score_loss"].item()))
     dist.barrier()
@@ -94,8 +93,7 @@ def two_ranks(rank, path, denoiser, stream, queue):
 
 def test_two_ranks_are_one(denoiser, stream, tmp_path):
     one = sid(denoiser, stream, micro_batch=4)
-    for _ in range(3):
-        logs = one.step()
+    logs = [one.step() for _ in range(3)][-1]
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     jobs = [context.Process(target=two_ranks, args=(r, tmp_path / "store", denoiser, stream, queue)) for r in range(2)]
@@ -250,8 +248,7 @@ def test_scale_grows_and_is_kept_with_the_checkpoint():
     whole, first, second = trainer(), trainer(), trainer()
     for t in (whole, first):
         t.scalers["weight"].set_growth_interval(2)
-    for _ in range(4):
-        logs = whole.step()
+    logs = [whole.step() for _ in range(4)][-1]
     assert logs["loss_scale/weight"] == 2**10  # halved once, doubled once
     for _ in range(2):
         first.step()
@@ -259,8 +256,7 @@ def test_scale_grows_and_is_kept_with_the_checkpoint():
     second.load_state_dict({**copy.deepcopy(state), "scalers": json.loads(json.dumps(state["scalers"]))})
     assert isinstance(second.method, Factor)
     second.method.factors = iter([1.0, 1.0])
-    for _ in range(2):
-        logs = second.step()
+    logs = [second.step() for _ in range(2)][-1]
     assert logs["loss_scale/weight"] == 2**10
     assert second.state_dict()["scalers"] == whole.state_dict()["scalers"]
 

@@ -22,7 +22,7 @@ class LabelError(ValueError):
 class Labels(NamedTuple):
     """The classes of files, in the order of their names."""
 
-    index: list[int]
+    indices: list[int]
     num_classes: int
     class_names: list[str] | None
 

@@ -50,7 +50,7 @@ class LatentData:
             )
         self.shape = (channels // 2, *size)
         found = read_labels(self._zip) if "dataset.json" in self._zip else None  # its folders are no classes
-        self.labels = None if found is None else np.array(found.index, dtype=np.int64)
+        self.labels = None if found is None else np.array(found.indices, dtype=np.int64)
         self.num_classes = 0 if found is None else found.num_classes
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ def read_pickle(data: bytes, where: str) -> Any:
             if code not in (pickle.BYTEARRAY8[0], pickle.ADDITEMS[0], pickle.FROZENSET[0])
         }
 
-        def find_class(self, module: str, name: str, /) -> Any:
+        def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in allowed:
                 raise ValueError(f"it asks for {module}.{name}, which is no image; do not use this file")
             return allowed[module, name]

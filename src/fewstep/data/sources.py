@@ -98,7 +98,7 @@ def from_files(files: Files, *, with_labels: bool = True) -> Source:
                 content = files.read(name)
             except ValueError as error:
                 content = error
-            yield Entry(f"{files.path}/{name}", labels.index[i] if labels else None, content)
+            yield Entry(f"{files.path}/{name}", labels.indices[i] if labels else None, content)
 
     class_names = labels.class_names if labels else None
     return Source(len(files.names), entries, class_names, files.others, described(labels, files.names))
@@ -201,7 +201,7 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
                     content = read_tar_member(archive, members[name], f"{path}/{name}")
                 except ValueError as error:
                     content = error
-                yield Entry(f"{path}/{name}", labels.index[i] if labels else None, content)
+                yield Entry(f"{path}/{name}", labels.indices[i] if labels else None, content)
 
     class_names = labels.class_names if labels else None
     return Source(len(names), entries, class_names, ignored, described(labels, names))

@@ -129,8 +129,8 @@ class NCVSD(Method):
             raise ValueError(f"the given generator has its own {', '.join(mine)}; leave the option out")
         if fake_score is not None and fused and not fake_score.fused:
             raise ValueError("the given fake score is not fused; leave fused out")
-        if hasattr(observed, "sigma_min"):
-            options["sigma_end"] = observed.sigma_min
+        if (lowest := getattr(observed, "sigma_min", None)) is not None:
+            options["sigma_end"] = lowest
         self.teacher = frozen(teacher)
         self.fake_score = conditional(teacher, fused=fused) if fake_score is None else trainable(fake_score)
         if gan_weight:

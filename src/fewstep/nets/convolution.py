@@ -38,7 +38,9 @@ class Convolution(torch.autograd.Function):
             ctx.save_for_forward(x, weight)
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
+    def jvp(  # pyright: ignore[reportIncompatibleMethodOverride] - autograd gives one tangent for each input
+        ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None
+    ) -> Tensor:
         x, weight = ctx.saved_tensors
         terms = [] if dx is None else [Convolution.apply(dx, weight, None, *ctx.options)]
         if dweight is not None:
@@ -48,7 +50,9 @@ class Convolution(torch.autograd.Function):
         return sum(terms[1:], terms[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - autograd gives one gradient for each output
+        ctx: Any, gradient: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if gradient is None:  # nothing depends on the result
             return (None,) * 6
         x, weight = ctx.saved_tensors
