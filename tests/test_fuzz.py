@@ -200,7 +200,7 @@ def test_pictures_are_no_programs(tmp_path):
         (tmp_path / "mask.png", lambda p: task_operator("box_inpainting", (1, 8, 8), mask=p)),
     ]:
         path.write_bytes(postscript)
-        with pytest.raises(ValueError, match="what it holds is no image"):
+        with pytest.raises(ValueError, match="the content is not an image"):
             read(path)
 
 

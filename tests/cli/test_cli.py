@@ -147,7 +147,7 @@ def test_data_commands(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["n"] == 4
     assert main(["data", "check", packed]) == 0
     (folder / "class0" / "bad.png").write_bytes(b"no image")
-    assert "bad.png: expected one intact image of 8 bits per channel; what it holds is no image" in fails(
+    assert "bad.png: expected one intact image of 8 bits per channel; the content is not an image" in fails(
         capsys, "data", "check", str(folder)
     )
 

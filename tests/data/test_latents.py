@@ -88,7 +88,7 @@ def test_what_is_no_latent_is_named(tmp_path, array, message):
 
 
 def test_other_files_are_refused(tmp_path, data):
-    with pytest.raises(ValueError, match="missing or something else"):
+    with pytest.raises(ValueError, match="there is no such zip"):
         LatentData(tmp_path / "nothing.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("a.txt", "")
@@ -156,7 +156,7 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
         encode_images(coloured(side=12), tmp_path / "a.zip", Stand())
     with pytest.raises(ValueError, match="must be a .zip"):
         encode_images(coloured(), tmp_path / "a.tar", Stand())
-    with pytest.raises(ValueError, match="at least 1 image; got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         encode_images(coloured(), tmp_path / "a.zip", Stand(), batch_size=0)
 
 
@@ -184,4 +184,4 @@ def test_check_finds_latents_that_cannot_be_used(tmp_path, capsys):
     says = ("expected finite means", "deviations >= 0", "got float32 (6, 4, 4)", "got float64")
     assert all(text in why for text, (_, why) in zip(says, found, strict=True))
     assert main(["data", "stats", str(bad)]) == 2
-    assert "these seem to be latents, which are no images" in capsys.readouterr().err
+    assert "these seem to be latents, not images" in capsys.readouterr().err

@@ -447,7 +447,7 @@ NESTED = b")" + 16 * b"2\x86"
     ("content", "message"),
     [
         (Hostile(os.mkdir, "executed"), "posix.mkdir"),
-        (Hostile(np.zeros, 3), "zeros, which is no image"),
+        (Hostile(np.zeros, 3), "zeros, which image data do not need"),
         (Hostile(getattr, {}, "items"), "getattr"),
         (Hostile(importlib.import_module, "os"), "import_module"),
         ([], "expected a dictionary"),
@@ -681,7 +681,7 @@ def test_every_source_is_a_set_of_images(tmp_path, dest, monkeypatch):
         assert check(source) == check(dest) == []
         assert np.array_equal(open_set(Path(source))[1], packed[1])
     monkeypatch.setattr(sys.modules["fewstep.data.images"], "DECODED", 100)
-    with pytest.raises(ValueError, match=r"in\.tar: 6 images of \(3, 4, 4\) do not fit .* packed first"):
+    with pytest.raises(ValueError, match=r"in\.tar: 6 images of \(3, 4, 4\) do not fit .* pack them first"):
         images(sources[1])
 
 

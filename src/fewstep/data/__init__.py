@@ -1,4 +1,4 @@
-"""Images in and out: sets of images, endless batches of them, and the tool that makes them."""
+"""Data sets of images, endless streams of batches, and the tool that packs, checks and measures data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageData", "ImageStream", "digits", "images"]
 
-# What needs torch comes when it is asked for: the dataset tool and its worker processes start without.
+# Modules that need torch are imported on first use: the dataset tool and its worker processes start without it.
 LAZY = {"ImageStream": "stream"}
 
 

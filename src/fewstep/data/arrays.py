@@ -1,6 +1,6 @@
-"""Images in a `.npy` or `.npz`: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), read where they lie.
+"""Images in a `.npy` or `.npz`: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), mapped from the file where possible.
 
-Untrusted: no pickle is read, no declared size is believed.
+The files are untrusted: pickles are refused, and declared sizes are checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fewstep.runtime.archives import DAMAGE, check_bytes, open_member, open_zip,
 from fewstep.runtime.files import listed, regular
 
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")
-"""Names of the arrays: ours, and those that NumPy gives, as the samples of ADM have them."""
+"""Names of the arrays: our own, and the default names of NumPy, which ADM's samples have."""
 
 
 def array_names(path: Path) -> set[str]:
@@ -40,8 +40,8 @@ def npz_member(path: Path, name: str) -> Iterator[tuple[zipfile.ZipFile, zipfile
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The bytes of an array, header first; those of the file itself if it is a `.npy`."""
+def open_array(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The file of an array, at its header: a member of an npz, or the `.npy` itself."""
     if path.suffix.lower() == ".npy":
         with regular(path).open("rb") as file:
             yield file
@@ -50,8 +50,8 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def member(path: Path, name: str) -> NDArray[Any]:
-    """An array of an npz or npy file: a view of the file where it is not compressed, as NumPy's own are not."""
+def load_array(path: Path, name: str) -> NDArray[Any]:
+    """An array of an npz or npy file, mapped from the file unless it is compressed."""
     where, start = f"{path}[{name}]", 0
     if path.suffix.lower() == ".npy":
         size = regular(path).stat().st_size
@@ -60,7 +60,7 @@ def member(path: Path, name: str) -> NDArray[Any]:
             if info.compress_type != zipfile.ZIP_STORED:
                 return parse_array(read_member(archive, info, where), where)
             size, start = info.file_size, data_offset(path, info)
-    with opened(path, name) as file:
+    with open_array(path, name) as file:
         shape, dtype, order = read_header(file, where)
         offset = file.tell()
     announced = math.prod(shape) * dtype.itemsize
@@ -92,7 +92,11 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 class ArrayFile:
     """The images of a `.npy`, or of a `.npz` under "images" or "arr_0", and their classes under "labels" or "arr_1".
 
-    labels: integers (N,), None if there are none. Raises ValueError that names the array, its type and its values.
+    Attributes:
+        labels: int64 (N,), None if there are none.
+
+    Raises:
+        ValueError: an array is missing or cut off, or has another type or shape; the message has its range of values.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,11 +110,11 @@ class ArrayFile:
             )
         self.name = found[0]
         self.where = f"{path}[{self.name}]"
-        with opened(path, self.name) as file:
+        with open_array(path, self.name) as file:
             self.header: Header = read_header(file, self.where)
         shape = self.header.shape
         if path.suffix.lower() == ".npy":
-            member(path, self.name)  # which compares the sizes
+            load_array(path, self.name)  # which compares the sizes
         if len(shape) not in (3, 4) or 0 in shape:
             raise ValueError(
                 f"{self.where}: expected uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); got {self.header.dtype} {shape}"
@@ -125,8 +129,8 @@ class ArrayFile:
         self.labels = self.read_labels(names)
 
     def values(self) -> str:
-        """What values of another type than uint8 are, and how they become uint8 in the likely case."""
-        array = member(self.path, self.name)
+        """The range of values of another type than uint8, and how to convert them in the likely case."""
+        array = load_array(self.path, self.name)
         if array.dtype.kind not in "fiub":
             return ""
         parts = np.array_split(array.reshape(-1), max(1, array.size // 2**22))
@@ -142,7 +146,7 @@ class ArrayFile:
         name = LABELS[IMAGES.index(self.name)]
         if name not in names:
             return None
-        labels, n = member(self.path, name), self.header.shape[0]
+        labels, n = load_array(self.path, name), self.header.shape[0]
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             advice = "; of one-hot rows save their argmax(1)" if labels.shape[:1] == (n,) and labels.ndim == 2 else ""
             raise ValueError(
@@ -158,7 +162,7 @@ class ArrayFile:
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """All images, (N, C, H, W): a view of the file where it is not compressed."""
-        return self.pixels_first(member(self.path, self.name))
+        return self.pixels_first(load_array(self.path, self.name))
 
     def pixels_first(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if array.ndim == 3:
@@ -166,12 +170,12 @@ class ArrayFile:
         return array if channels_first(array.shape) else array.transpose(0, 3, 1, 2)
 
     def one_by_one(self) -> Iterator[NDArray[np.uint8]]:
-        """The images (H, W, C), each read when it is asked for, of compressed files as well."""
+        """The images (H, W, C), read one at a time, from compressed files as well."""
         shape, _, order = self.header
         if order == "F":
             yield from (np.ascontiguousarray(image.transpose(1, 2, 0)) for image in self.images)
             return
-        with opened(self.path, self.name) as file:
+        with open_array(self.path, self.name) as file:
             read_header(file, self.where)
             for _ in range(shape[0]):
                 data = read_exactly(file, math.prod(shape[1:]), self.where)

@@ -1,4 +1,4 @@
-"""The data set that ships with the package."""
+"""The data set of digits that ships with the package."""
 
 from __future__ import annotations
 

@@ -83,13 +83,13 @@ def check(
     parts = gather(found)
     if me != 0:
         return []
-    problems = problems_of([parts[i % world][i // world] for i in range(source.total)], square=as_packed)
+    problems = find_problems([parts[i % world][i // world] for i in range(source.total)], square=as_packed)
     if wrong is not None:
         problems.append(("dataset.json", wrong))
     return [(name.removeprefix(f"{path}/"), why) for name, why in problems]
 
 
-def problems_of(images: list[tuple[str, Shape | str]], *, square: bool) -> list[tuple[str, str]]:
+def find_problems(images: list[tuple[str, Shape | str]], *, square: bool) -> list[tuple[str, str]]:
     """What is wrong with images of these shapes, or with these problems of their own, as members of one set."""
     shapes = [(name, shape) for name, shape in images if not isinstance(shape, str)]
     if not shapes:

@@ -12,11 +12,11 @@ from fewstep.runtime.archives import check_json
 MAX_CLASSES = 2**20
 SHOWN = 5
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-"""Names of folders that are parts of a data set, each with the classes in it."""
+"""Names of folders that are splits of a data set rather than classes."""
 
 
 class LabelError(ValueError):
-    """Classes that cannot be used, while the images may be."""
+    """The classes cannot be used, while the images may be fine."""
 
 
 class Labels(NamedTuple):
@@ -27,8 +27,8 @@ class Labels(NamedTuple):
     class_names: list[str] | None
 
 
-def described(labels: Labels | None, names: Sequence[str]) -> str:
-    """The classes of files for a reader, or why there are none."""
+def describe_classes(labels: Labels | None, names: Sequence[str]) -> str:
+    """A description of the classes of files for people, or why there are none."""
     if labels is not None:
         return class_list(labels.num_classes, labels.class_names)
     tops, subfolders = {name.partition("/")[0] for name in names}, {name.rpartition("/")[0] for name in names}
@@ -38,7 +38,7 @@ def described(labels: Labels | None, names: Sequence[str]) -> str:
 
 
 def class_list(n: int, names: Sequence[str] | None) -> str:
-    """So many classes, with their first names."""
+    """The number of classes and the first names."""
     if names is None:
         return f"classes 0 to {n - 1}"
     return f"{n:,} classes: {', '.join(names[:SHOWN])}{', ...' if n > SHOWN else ''}"
@@ -86,7 +86,7 @@ def folder_labels(names: Sequence[str], folders: Sequence[str], where: str) -> L
 
 
 def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None:
-    """The classes that the content of a `dataset.json` gives to the files `names`. Other files in it are no error."""
+    """The classes of the files `names` by the content of a `dataset.json`, which may list more files; None if it has none."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -115,7 +115,7 @@ def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None
     if len(kinds := {type(label).__name__ for label in given.values()}) > 1:
         raise LabelError(f"{where}: labels must be of one kind; got {', '.join(sorted(kinds))}")
     if given and class_names is None and kinds == {"str"}:
-        class_names = named_classes(given, where)
+        class_names = sorted_class_names(given, where)
     width = {len(label) for label in given.values() if isinstance(label, list)}
     known = None if class_names is None else {name: i for i, name in reversed([*enumerate(class_names)])}
     limit = len(class_names) if class_names is not None else width.pop() if len(width) == 1 else MAX_CLASSES
@@ -125,7 +125,7 @@ def parse_labels(data: bytes, names: Sequence[str], where: str) -> Labels | None
     return Labels([labels[name] for name in names], num_classes, class_names)
 
 
-def named_classes(given: dict[str, str], where: str) -> list[str]:
+def sorted_class_names(given: dict[str, str], where: str) -> list[str]:
     """The classes of labels that are text, sorted."""
     found = sorted(set(given.values()))
     if all(name.isdecimal() for name in found):

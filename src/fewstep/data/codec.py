@@ -18,17 +18,23 @@ from fewstep.runtime.files import offline, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 EXPECTED = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
-"""Of Stable Diffusion's VAE. The scale is not used here; another one means other latents."""
+"""Configuration of Stable Diffusion's VAE. The scaling factor is not used here, but another one means other latents."""
 DEFAULTS: dict[str, Any] = EXPECTED | {"block_out_channels": (64,)}
-"""Of diffusers, for what a config.json leaves out."""
+"""Defaults of diffusers for what a config.json leaves out."""
 
 
 @dataclass(frozen=True)
 class StabilityVAE:
     """Latents (B, 4, H / 8, W / 8) of Stable Diffusion's VAE, whitened as in EDM2 (Karras et al., 2024, App. A).
 
-    x = (latent - raw_mean) final_std / raw_std, per channel. vae: a local folder of `diffusers`' AutoencoderKL, or its
-    name on the hub. batch_size: images at a time in the VAE. Needs the package `diffusers`.
+    x = (latent - raw_mean) final_std / raw_std, per channel. Needs the package `diffusers`.
+
+    Args:
+        vae: a local folder of `diffusers`' AutoencoderKL, or its name on the hub.
+        raw_mean: of the latents of each channel.
+        raw_std: of the latents of each channel.
+        final_std: of x.
+        batch_size: images at a time in the VAE.
     """
 
     vae: str = "stabilityai/sd-vae-ft-mse"
@@ -88,12 +94,17 @@ class StabilityVAE:
 
 
 def with_vae(codec: Codec, vae: str | Path) -> Codec:
-    """The codec of a model of latents with another copy of its VAE: a folder, or a name on the hub.
+    """The codec of a model of latents with another copy of its VAE.
 
-    Raises ValueError if the model makes pixels, or if the folder holds no VAE that fits.
+    Args:
+        codec: of the model.
+        vae: a folder, or a name on the hub.
+
+    Raises:
+        ValueError: the model generates pixels, or the folder does not hold a VAE that fits.
     """
     if not isinstance(codec, StabilityVAE):
-        raise ValueError(f"vae {vae}: this model makes pixels, and has no use for a VAE; leave it out")
+        raise ValueError(f"vae {vae}: this model generates pixels and needs no VAE; leave it out")
     folder = Path(vae)
     if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(vae)):
         return replace(codec, vae=str(vae))
@@ -101,7 +112,7 @@ def with_vae(codec: Codec, vae: str | Path) -> Codec:
     return replace(codec, vae=str(folder.resolve()))
 
 
-WAY_OUT = (
+ADVICE = (
     f"give --vae FOLDER (fs.load(path, vae=...)) with diffusers' AutoencoderKL: config.json and {WEIGHTS}, such as "
     f"those of https://huggingface.co/{StabilityVAE.vae}"
 )
@@ -111,16 +122,16 @@ def check_folder(folder: Path, channels: int) -> None:
     """Refuse a folder that is not that of a VAE whose latents have so many channels; its weights are not read."""
     if not folder.is_dir():
         raise ValueError(
-            f"vae {folder}: expected a folder; it is {'a file' if folder.exists() else 'missing'}; {WAY_OUT}"
+            f"vae {folder}: expected a folder; it is {'a file' if folder.exists() else 'missing'}; {ADVICE}"
         )
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            nested = f"; name {folder / 'vae'}" if (folder / "vae" / name).is_file() else f"; {WAY_OUT}"
+            nested = f"; name {folder / 'vae'}" if (folder / "vae" / name).is_file() else f"; {ADVICE}"
             raise ValueError(f"vae {folder}: expected the folder of a VAE; there is no {name} in it{nested}")
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         found = config.get("_class_name") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"vae {folder}: expected an AutoencoderKL; its config.json is that of {found!r}; {WAY_OUT}")
+        raise ValueError(f"vae {folder}: expected an AutoencoderKL; its config.json is that of {found!r}; {ADVICE}")
     check_config(config, channels, str(folder))
 
 
@@ -158,13 +169,13 @@ def autoencoder(name: str, device: torch.device) -> Any:
         vae, report = kind.from_pretrained(name, output_loading_info=True, **options)
     except Exception as error:  # of the hub, of safetensors, of diffusers: each has its own
         what = "cannot be read" if local else "is neither a folder nor to be had from the hub"
-        raise ValueError(f"the VAE {name!r} {what} ({first_line(error)}); {WAY_OUT}") from error
+        raise ValueError(f"the VAE {name!r} {what} ({first_line(error)}); {ADVICE}") from error
     if wrong := [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]:
         raise ValueError(
-            f"the VAE {name!r}: {len(wrong)} tensors do not fit its config.json, such as {wrong[0]}; {WAY_OUT}"
+            f"the VAE {name!r}: {len(wrong)} tensors do not fit its config.json, such as {wrong[0]}; {ADVICE}"
         )
     if not all(tensor.isfinite().all() for tensor in vae.parameters()):
-        raise ValueError(f"the VAE {name!r} has weights that are not finite; {WAY_OUT}")
+        raise ValueError(f"the VAE {name!r} has weights that are not finite; {ADVICE}")
     return vae.to(device).eval().requires_grad_(False)
 
 

@@ -20,10 +20,10 @@ from fewstep.data.files import (
     Files,
     Loaded,
     check_not_empty,
+    decoding_error,
     load_image,
     orientation,
     read_array,
-    unread,
 )
 
 Rule = Literal["plain", "rgb", "edm2"]
@@ -167,7 +167,7 @@ def header_shape(content: bytes, where: str) -> tuple[int, ...]:
             size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
             return (1 if image.mode in GREY else 3, *size)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: expected an image; {unread(error)}; fetch it again or remove it") from error
+        raise ValueError(f"{where}: expected an image; {decoding_error(error)}; fetch it again or remove it") from error
 
 
 def read_pixels(files: Files, name: str) -> NDArray[np.uint8]:

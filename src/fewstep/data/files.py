@@ -1,7 +1,7 @@
-"""Image files in a folder or in a zip, and the one way in which an image or an array of NumPy is decoded.
+"""Image files in a folder or in a zip, and the decoding of images and NumPy arrays.
 
-Both are untrusted: nothing is extracted by name, nothing is allocated beyond a limit, only raster formats that Pillow
-decodes itself are opened (EPS, for one, would start another program), and every error names the file.
+All files are untrusted: none is extracted, memory is limited, only raster formats that Pillow decodes itself are opened (EPS
+would start another program), and every error names the file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EXTENSIONS = (
 )
 ORIENTATION = 0x0112
 MAX_PIXELS, PIXELS_PER_BYTE = 64 * 2**20, 8
-"""Of an image; beyond half as many, for each byte of its file: a flat image of any size takes none to speak of."""
+"""Limits for an image: its pixels, and beyond half as many, its pixels for each byte of its file."""
 
 
 class Files(Protocol):
@@ -97,8 +97,8 @@ def check_name(name: str, where: str) -> None:
         raise ValueError(f"{where}: the entry {name!r} points outside of the archive; do not use this file")
 
 
-def walked(path: Path) -> Iterator[str]:
-    """The paths of all files below a folder, through links as well; ValueError if one leads back to where it lies."""
+def walk_files(path: Path) -> Iterator[str]:
+    """The paths of all files below a folder, links followed; ValueError if a link leads back to a folder that holds it."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -132,7 +132,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = [os.path.relpath(file, path) for file in walked(path)]
+        found = [os.path.relpath(file, path) for file in walk_files(path)]
         found = [file.replace(os.sep, "/") for file in found]
         self.names = image_names(found)
         # An array, as a set may have millions of files. A broken link is an error when it is read, and has zeros here.
@@ -265,7 +265,9 @@ def load_image(data: bytes, where: str) -> Loaded:
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise ValueError(f"{where}: expected one intact image of 8 bits per channel; {unread(error)}") from error
+        raise ValueError(
+            f"{where}: expected one intact image of 8 bits per channel; {decoding_error(error)}"
+        ) from error
     return Loaded(image, deep and image.mode in ("LA", "RGB", "RGBA"))
 
 
@@ -274,9 +276,9 @@ def orientation(image: Image.Image) -> int:
     return image.getexif().get(ORIENTATION, 1) if "exif" in image.info else 1
 
 
-def unread(error: Exception) -> str:
-    """Why Pillow reads no image; of bytes that it does not know it tells an address in memory."""
-    return "what it holds is no image" if isinstance(error, UnidentifiedImageError) else str(error)
+def decoding_error(error: Exception) -> str:
+    """Why Pillow could not read an image; its own message for unknown bytes is an address in memory."""
+    return "the content is not an image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 class Readable(Protocol):
@@ -292,7 +294,7 @@ def read_exactly(file: Readable, size: int, where: str) -> bytes:
 
 
 class Header(NamedTuple):
-    """What a `.npy` says of its array. order: that of its data, "C" or "F"."""
+    """Shape, type and order of the array of a `.npy`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -327,8 +329,6 @@ def read_array(data: bytes, where: str) -> NDArray[np.uint8]:
     """The uint8 (C, H, W) of a `.npy`."""
     array = parse_array(data, where)
     if array.dtype != np.uint8 or array.ndim != 3:
-        latents = (
-            "; these seem to be latents, which are no images" if array.dtype == np.float32 and array.ndim == 3 else ""
-        )
+        latents = "; these seem to be latents, not images" if array.dtype == np.float32 and array.ndim == 3 else ""
         raise ValueError(f"{where}: expected an image as uint8 (C, H, W); got {array.dtype} {array.shape}{latents}")
     return array

@@ -23,12 +23,21 @@ def grid(
     gap: int = 1,
     background: int | tuple[int, int, int] = 255,
 ) -> Image.Image:
-    """Images (N, H, W, C) or (H, W, C), uint8, in rows from left to right; of mode L, or RGB where C = 3.
+    """A grid of images in rows from left to right.
 
-    The channels of other images than grey and RGB are grey tiles side by side. columns: of images; ceil(sqrt(N)) by
-    default. scale: integer magnification, nearest neighbour; by default the least that makes the shorter side of a tile
-    `TILE` pixels. gap: between tiles, in pixels before magnification, so that the result holds the plain grid at every
-    `scale`-th pixel. background: of the gaps and of an unfinished row.
+    Args:
+        images: uint8 (N, H, W, C) or (H, W, C). The channels of images that are not grey or RGB become grey tiles side by side.
+        columns: images in a row; ceil(sqrt(N)) by default.
+        scale: integer magnification, nearest neighbour; by default the least that makes the shorter side of a tile at least
+            `TILE` pixels.
+        gap: between tiles, in pixels before magnification.
+        background: of the gaps and of an unfinished row.
+
+    Returns:
+        An image of mode RGB where C = 3, else L.
+
+    Raises:
+        ValueError: the images have another type or shape, or a number is out of range.
     """
     tiles = np.asarray(images)
     if tiles.ndim == 3:
@@ -61,7 +70,7 @@ def grid(
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG, complete or not at all; folders are made."""
+    """Write a PNG, completely or not at all; missing folders are created."""
     with new_file(Path(path)) as partial:
         image.save(partial, format="PNG", optimize=True)
 

@@ -1,6 +1,6 @@
-"""Sets of images: a folder, a zip in the format of StyleGAN, an array, all with the same face.
+"""Data sets of images: a folder, a zip in the format of StyleGAN or an array, all with the same interface.
 
-`images(path)` opens one. Images are uint8 (C, H, W), classes int64; nothing is decoded before it is asked for.
+`images(path)` opens one. Images are uint8 (C, H, W), classes int64. Images are decoded when they are used.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ from fewstep.data.sources import Source, open_source
 from fewstep.runtime.files import sha256
 
 DECODED, SPARE = 2**30, 6
-"""The most bytes of decoded images of a source that is not read piece by piece, beside so many for the one that is decoded."""
+"""Limit in bytes for the decoded images of a source that is decoded at once, and images kept free for the decoder."""
 
 
 class ImageData:
-    """A finite set of images of one shape, uint8 (C, H, W), with or without classes.
+    """A data set of images of one shape, uint8 (C, H, W), with or without classes.
 
-    images: an array (N, C, H, W) uint8, or files. labels: class indices (N,), None if there are no classes.
-    num_classes: 0 without labels; by default as many as `class_names`, else the largest label + 1. memory: if all
-    decoded images fit into so many bytes, each is decoded once and kept. file: that of an array, whose hash is the
-    fingerprint.
+    Args:
+        images: an array uint8 (N, C, H, W), or files.
+        labels: class indices (N,), None if there are no classes.
+        name: of the set, for messages.
+        num_classes: 0 without labels; by default the number of `class_names`, else the largest label + 1.
+        class_names: of all classes, in their order.
+        memory: bytes; if all decoded images fit, each is decoded once and kept.
+        file: the file of an array; its hash is the fingerprint.
+
+    Raises:
+        ValueError: the images or labels have another type, shape or range.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class ImageData:
         file: Path | None = None,
     ) -> None:
         self.name, self._file = name, file
-        # Where an array is a part of its file's map, the end of the file is the end of the process.
+        # An array that is mapped from its file crashes the process if the file is cut off.
         self._stat = None if file is None or not isinstance(images, np.memmap) else size_and_time(file)
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -88,7 +95,7 @@ class ImageData:
         self._known = np.zeros(self._n, dtype=bool)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Decoded images of files stay behind: the other process decodes what it needs.
+        # Decoded images are not pickled: the other process decodes those that it needs.
         dropped = {} if self._files is None else {"_cache": None, "_known": None}
         return {**self.__dict__, **dropped}
 
@@ -102,7 +109,7 @@ class ImageData:
 
     @property
     def names(self) -> list[str] | None:
-        """The paths of the images within a folder or zip; None if they have none."""
+        """The paths of the images within a folder or zip; None for arrays and other sources."""
         return None if self._files is None else self._files.names
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
@@ -120,7 +127,7 @@ class ImageData:
         return self._keep(self._cache, index)[index]
 
     def decoded(self) -> NDArray[np.uint8]:
-        """All images, uint8 (N, C, H, W): a view on what is kept in memory, not to be written to."""
+        """All images, uint8 (N, C, H, W), as a read-only view. Raises ValueError if they do not fit into `memory`."""
         self._check_unchanged()
         if self._cache is None:
             size = self._n * int(np.prod(self.shape))
@@ -141,9 +148,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what is known of the set without decoding it, and of its labels: of an array all pixels or its file, of
-        a zip the names, sizes and check sums of its files, of a folder names and sizes alone; another file of the same size
-        goes unseen.
+        """SHA-256 of the images and labels, without decoding images.
+
+        For an array it covers all pixels or the file, for a zip the names, sizes and checksums of its files, and for a folder
+        the names and sizes alone.
         """
         if self._file is not None:
             return sha256(self._file)
@@ -168,13 +176,27 @@ class ImageData:
 
 
 def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
-    """Open a set of images: whatever `fewstep data pack` reads, or the built-in "digits" ("./digits" is a folder).
+    """Open a data set of images.
 
-    Images of a folder (recursive) or a `.zip` are sorted by relative path; the first fixes the shape, grey ones among RGB
-    become RGB, and what would lose something is refused. Classes come from `dataset.json` at the root, {"labels": null |
-    [[path, class], ...]}, else from the sorted names of the top-level folders if there is more than one. Arrays are read
-    where they lie (see `ArrayFile`); other sources are decoded at once, up to a GiB. memory: see `ImageData`. Raises
-    ValueError for whatever is missing, damaged, mixed or hostile, and names it.
+    Images of a folder (searched recursively) or a `.zip` are sorted by relative path. The first one fixes the shape; grey
+    images among RGB ones become RGB; images that cannot be converted without loss raise ValueError. Classes come from
+    `dataset.json` at the root, {"labels": null | [[path, class], ...]}, else from the sorted names of the top-level folders if
+    there is more than one. Arrays are mapped from their file (see `ArrayFile`). Other sources are decoded at once, up to a GiB.
+
+    Args:
+        path: any source that `fewstep data pack` reads, or the built-in "digits" ("./digits" is a folder).
+        memory: bytes of decoded images to keep; see `ImageData`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: the source is missing, damaged, or holds images of several shapes; the message names the file.
+
+    Example:
+        >>> data = images("digits")
+        >>> len(data), data.shape, data.num_classes
+        (1797, (1, 8, 8), 10)
     """
     given = os.fspath(path)
     if given == "digits":
@@ -186,7 +208,7 @@ def images(path: str | os.PathLike[str], *, memory: int = 2**30) -> ImageData:
         array = ArrayFile(path)
         return ImageData(array.images, array.labels, name=path.stem, file=path)
     if not is_files(path):
-        return all_decoded(open_source(given), given)
+        return decode_source(open_source(given), given)
     files = open_files(path)
     labels = read_labels(files)
     index, num_classes, class_names = labels or (None, None, None)
@@ -199,8 +221,8 @@ def is_files(path: Path) -> bool:
     return path.suffix.lower() == ".zip" or (path.is_dir() and not (path / "data.mdb").is_file())
 
 
-def all_decoded(source: Source, name: str) -> ImageData:
-    """The images of a source that is read from its beginning to its end."""
+def decode_source(source: Source, name: str) -> ImageData:
+    """All images of a source that can only be read from its beginning to its end."""
     pixels, first = np.empty((0, 0, 0, 0), np.uint8), ""
     labels: list[int | None] = []
     for i, entry in enumerate(source.entries()):
@@ -208,8 +230,7 @@ def all_decoded(source: Source, name: str) -> ImageData:
         if i == 0:
             if (source.total + SPARE) * image.size > DECODED:
                 raise ValueError(
-                    f"{name}: {source.total} images of {image.shape} do not fit into {DECODED} bytes; sets of this size are "
-                    f"packed first: {PACK}"
+                    f"{name}: {source.total} images of {image.shape} do not fit into {DECODED} bytes; pack them first: {PACK}"
                 )
             pixels, first = np.empty((source.total, *image.shape), np.uint8), entry.where
         shape = pixels.shape[1:]

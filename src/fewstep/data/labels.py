@@ -12,7 +12,12 @@ from fewstep.data.stream import locate
 
 
 class LabelData:
-    """Images that are not there, one of each class. shape: (C, H, W) of an image. num_classes: 0 for none."""
+    """A data set without images, with one item for each class.
+
+    Args:
+        shape: (C, H, W) of an image.
+        num_classes: 0 for none.
+    """
 
     name = "no images"
 
@@ -29,7 +34,7 @@ class LabelData:
 
 
 class LabelStream:
-    """As `ImageStream`, of classes in an order that depends on the seed, all equally often, with zeros for images."""
+    """As `ImageStream`, but of classes alone, all equally often; the images are zeros."""
 
     flip = False
 

@@ -1,4 +1,4 @@
-"""Latents as training data: their means and deviations under a VAE, stored once, drawn anew each time they are seen."""
+"""Latents as training data: their means and standard deviations under a VAE are stored, and latents are drawn for each batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewstep.data.classes import read_labels
 from fewstep.data.codec import StabilityVAE
 from fewstep.data.files import Zip, parse_array
 from fewstep.data.images import ImageData
-from fewstep.data.pack import fixed, write_labels
+from fewstep.data.pack import write_labels, zip_entry
 from fewstep.data.stream import locate
 from fewstep.runtime.distributed import gather, rank, world_size
 from fewstep.runtime.files import new_file
@@ -29,18 +29,25 @@ from fewstep.runtime.progress import track
 
 
 class LatentData:
-    """The moments of latents in a zip as EDM2 has them: `.npy` files float32 (2 C, H, W), means then deviations, and
-    classes in `dataset.json`.
+    """A data set of latents in the format of EDM2.
+
+    Args:
+        path: a zip of `.npy` files float32 (2 C, H, W), means then standard deviations, with classes in `dataset.json`.
+
+    Raises:
+        ValueError: it is not such a zip.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if path.suffix.lower() != ".zip" or not path.is_file():
-            raise ValueError(f"{path}: expected a zip of latents (.npy); it is missing or something else")
+            raise ValueError(f"{path}: expected a zip of latents (.npy files); there is no such zip")
         self._zip = Zip(path)
         self.names = self._zip.names
         if not self.names or not self.names[0].lower().endswith(".npy"):
-            raise ValueError(f"{path}: expected latents (.npy); found none. Images are encoded with the VAE first")
+            raise ValueError(
+                f"{path}: expected latents (.npy files); found none; encode images first: fewstep data latents IMAGES.zip OUT.zip"
+            )
         self.name = path.stem
         self.moments_shape = self._moments(0).shape
         channels, *size = self.moments_shape
@@ -78,7 +85,7 @@ class LatentData:
 
 
 def check_latents(path: Path) -> list[tuple[str, str]]:
-    """Every file of a zip of latents that cannot be trained on, with the reason."""
+    """Names of the files of a zip of latents that cannot be trained on, with the reasons."""
     data, problems = LatentData(path), []
     for i, name in enumerate(data.names):
         try:
@@ -99,17 +106,29 @@ class Encoder(Protocol):
 def encode_images(
     data: ImageData, dest: str | Path, codec: Encoder, *, batch_size: int = 8, device: torch.device | None = None
 ) -> int:
-    """Write the moments of all images to the zip `dest`, which `LatentData` opens and EDM2 reads; returns how many.
+    """Write the means and standard deviations of the latents of all images to a zip that `LatentData` opens and EDM2 reads.
 
-    batch_size: images at a time, in memory and in the encoder. Ranks share the work, and the first one writes. The same
-    images give the same bytes, as nothing is drawn here. Raises ValueError that names the image; on any failure `dest`
-    stays as it was.
+    Ranks share the work, and the first one writes. Nothing is random: the same images give the same bytes. On any failure
+    `dest` stays as it was.
+
+    Args:
+        data: RGB images whose sides are multiples of 8.
+        dest: the zip to write.
+        codec: the encoder.
+        batch_size: images at a time, in memory and in the encoder.
+        device: where the encoder is.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: an argument or an image cannot be used.
     """
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
         raise ValueError(f"the destination must be a .zip; got {dest}")
     if batch_size < 1:
-        raise ValueError(f"a batch has at least 1 image; got {batch_size}")
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     channels, height, width = data.shape
     if channels != 3 or height % 8 or width % 8:
         raise ValueError(
@@ -135,7 +154,7 @@ def encode_images(
     with new_file(dest) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, array in zip(names, encoded(), strict=True):
             np.save(buffer := io.BytesIO(), array)
-            archive.writestr(fixed(name), buffer.getvalue())
+            archive.writestr(zip_entry(name), buffer.getvalue())
         labels = [None] * len(data) if data.labels is None else data.labels.tolist()
         write_labels(archive, names, labels, data.class_names)
     return len(data)

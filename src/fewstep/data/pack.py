@@ -1,7 +1,7 @@
-"""The dataset tool: any collection of images -> one zip of equal PNGs, the same bytes on every run.
+"""Packs any collection of images into one zip of PNGs of one size, with the same bytes on every run.
 
-The format is that of StyleGAN and EDM: stored PNGs 00000/img00000000.png ..., and a `dataset.json` with the classes.
-Images of other than one or three channels are `.npy` files there, as EDM2 reads them.
+The format is that of StyleGAN and EDM: uncompressed PNGs 00000/img00000000.png, ..., and a `dataset.json` with the classes.
+Images with other than one or three channels are stored as `.npy` files, as EDM2 reads them.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ from fewstep.runtime.progress import track
 CHUNK_IMAGES = 128
 CHUNK_BYTES = 2**18
 IN_FLIGHT = 3
-"""Chunks per worker that are read ahead: what bounds the memory."""
+"""Chunks per worker that are read ahead; this limits the memory."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` wrote: how many images, of which (channels, height, width), and what it left out and why.
+    """What `pack` wrote.
 
-    converted: how many images were converted in which way, and the first of them. ignored: files that are no images.
+    Attributes:
+        images: number of images.
+        shape: (channels, height, width) of each.
+        skipped: for each image that was left out, its name and the reason.
+        converted: for each kind of conversion, the number of images and the name of the first.
+        ignored: files of the source that are not images.
     """
 
     images: int
@@ -65,19 +70,34 @@ def pack(
     workers: int | None = None,
     report: Callable[[str], object] | None = None,
 ) -> Packed:
-    """Write the images of `source` and their classes to the zip `dest`, which `images` opens and EDM reads.
+    """Write the images of a source and their classes to a zip that `fewstep.data.images` opens and EDM reads.
 
-    source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN,
-        hf:NAME[:CONFIGURATION][@SPLIT].
-    resolution: "64x64", None to keep the size; transform, resize, convert (its rule): see `Transform`. max_images: the
-    first so many of the source. skip_bad: leave out, and list, what is damaged or does not fit, instead of raising.
-    strict: an image that is not 8-bit grey or RGB, upright and without alpha, is an error instead of converted. workers:
-    processes; by default one per core, and none for a small set. report: is called before the work with a line about the
-    images and classes that were found. A script that packs must do so under `if __name__ == "__main__":`, since it is
-    imported by the processes.
+    Ranks share the work, and the first one writes. On any failure `dest` stays as it was. A script that calls this must do so
+    under `if __name__ == "__main__":`, since the worker processes import it.
 
-    Ranks share the work, and the first one writes. Raises ValueError that names the file; on any failure `dest` stays as
-    it was.
+    Args:
+        source: a folder, zip or tar of images, CIFAR-10's and MNIST's own files, a NumPy array, an LMDB of LSUN, or
+            hf:NAME[:CONFIGURATION][@SPLIT].
+        dest: the zip to write.
+        resolution: width x height of the stored images, such as "64x64"; None keeps the size.
+        transform: how images are cropped; see `Transform`.
+        resize: the filter.
+        convert: the rule by which images become grey or RGB; see `fewstep.data.convert`.
+        max_images: number of images of the source to use, from its beginning; None uses all.
+        skip_bad: leave out and list images that are damaged or do not fit, instead of raising ValueError.
+        strict: raise ValueError for each image that is not 8-bit grey or RGB, upright and without alpha, instead of
+            converting it.
+        workers: number of processes; by default one per core, and a single one for small sets.
+        report: called before the work with a line about the images and classes that were found.
+
+    Returns:
+        What was written, left out and converted; without images on ranks other than the first.
+
+    Raises:
+        ValueError: an argument, the source or one of its images cannot be used; the message names it.
+
+    Example:
+        >>> pack("photos", "photos.zip", resolution="64x64", transform="center-crop", convert="rgb")
     """
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
@@ -102,22 +122,20 @@ def pack(
     converted: dict[str, tuple[int, str]] = {}
     first: tuple[str, tuple[int, int, int]] | None = None
     if ranks()[0] != 0:
-        deque(encoded(work, islice(images.entries(), total), workers), maxlen=0)
+        deque(encode_entries(work, islice(images.entries(), total), workers), maxlen=0)
         return from_first(Packed(0, (0, 0, 0), ()))
     with (
         new_file(dest) as partial,
         zipfile.ZipFile(partial, "w") as archive,
-        closing(encoded(work, islice(images.entries(), total), workers)) as results,
+        closing(encode_entries(work, islice(images.entries(), total), workers)) as results,
     ):
         for entry, result in track(results, total=total, description=f"packing {dest.name}"):
             if isinstance(result, Encoded):
-                result = fitting(entry, result, first, strict=strict)
+                result = fit_to_set(entry, result, first, strict=strict)
             if isinstance(result, ValueError):
                 if not skip_bad:
-                    all_of_them = check_command(source, resolution, transform, convert)
-                    raise ValueError(
-                        f"{result}; --skip-bad leaves out such files, and they are listed by: {all_of_them}"
-                    )
+                    command = check_command(source, resolution, transform, convert)
+                    raise ValueError(f"{result}; --skip-bad leaves out such files, and they are listed by: {command}")
                 skipped.append(str(result))
                 continue
             first = first or (entry.where, result.shape)
@@ -126,7 +144,7 @@ def pack(
                 converted[note] = n + 1, example
             names.append(f"{len(names) // 1000:05d}/img{len(names):08d}{result.extension}")
             labels.append(entry.label)
-            archive.writestr(fixed(names[-1]), result.data)
+            archive.writestr(zip_entry(names[-1]), result.data)
         if first is None:
             raise ValueError(
                 f"{source}: none of {total} images can be used" + "".join(f"\n  {s}" for s in skipped[:10])
@@ -150,8 +168,8 @@ def check_command(
     return f"fewstep data check {quote(os.fspath(source))}{chosen}"
 
 
-def fixed(name: str) -> zipfile.ZipInfo:
-    """An entry that does not tell when and where it was written."""
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """An entry of a zip with a fixed time and system, so that the bytes are the same on every run."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16
     return info
@@ -165,13 +183,13 @@ def write_labels(
     content: dict[str, Any] = {"labels": pairs}
     if class_names is not None:
         content["class_names"] = class_names
-    archive.writestr(fixed("dataset.json"), json.dumps(content))
+    archive.writestr(zip_entry("dataset.json"), json.dumps(content))
 
 
-def fitting(
+def fit_to_set(
     entry: Entry, result: Encoded, first: tuple[str, tuple[int, int, int]] | None, *, strict: bool
 ) -> Encoded | ValueError:
-    """The image, grey among RGB as RGB, or an error if it is not square, not like the first, or converted though `strict`."""
+    """The image, converted to RGB if it is grey among RGB images; or the reason why it cannot be part of the set."""
     _, height, width = result.shape
     advice = "choose a resolution, and a transform: center-crop makes everything square and RGB"
     if height != width:
@@ -188,8 +206,8 @@ def fitting(
     return result
 
 
-def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Entries in groups that are worth sending to a process, and small enough to be kept in memory."""
+def split_into_chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries in groups that are large enough for a process and small enough for the memory."""
     chunk: list[Entry] = []
     size = 0
     for entry in entries:
@@ -202,20 +220,20 @@ def chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def encoded(
+def encode_entries(
     transform: Transform, entries: Iterable[Entry], workers: int
 ) -> Generator[tuple[Entry, Encoded | ValueError]]:
-    """Every entry with its PNG or its error, in order, on the first rank; nothing on others, which do their share."""
-    with closing(worked(transform, chunks(entries), workers)) as done:
+    """On the first rank every entry with its PNG or its error, in order; on the others nothing, while they do their share."""
+    with closing(encode_chunks(transform, split_into_chunks(entries), workers)) as done:
         for group, mine in done:
             for chunk, results in zip(group, gather(mine), strict=False):
                 yield from zip(chunk, results, strict=True)
 
 
-def worked(
+def encode_chunks(
     transform: Transform, chunks: Iterator[list[Entry]], workers: int
 ) -> Generator[tuple[list[list[Entry]], list[Encoded | ValueError]]]:
-    """A chunk for each rank at a time, with the results of this rank's."""
+    """Groups of one chunk for each rank, with the results of this rank's chunk."""
     me, world = ranks()
     groups = iter(lambda: list(islice(chunks, world)), [])
     if workers == 1:
@@ -223,7 +241,7 @@ def worked(
             yield group, encode_all(transform, group[me]) if me < len(group) else []
         return
     pending: deque[tuple[list[list[Entry]], Future[list[Encoded | ValueError]]]] = deque()
-    # Started afresh: a fork of a process that has threads, as PyTorch has, may hang.
+    # Spawned, since a fork of a process with threads, as PyTorch has, may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             for group in groups:
@@ -236,15 +254,15 @@ def worked(
                 yield done, future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a process that decodes images ended: out of memory, or pack was called by a script outside of "
-                '`if __name__ == "__main__":`; with workers=1 there are no such processes'
+                "a worker process of data pack ended unexpectedly: either the memory is full, or a script called pack outside "
+                'of `if __name__ == "__main__":`; use workers=1 to pack without worker processes'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def end_with_parent() -> None:
-    """In a worker: end when the process that started it does, which may be killed and tells nobody."""
+    """In a worker: exit when the process that started it ends, even if that is killed."""
     parent = parent_process()
     assert parent is not None
 

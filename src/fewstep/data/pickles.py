@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 READS = 1_000_000
-"""Pieces that a pickle may be read in, one or more for an instruction; the largest of CIFAR-10's have 100,000."""
+"""Limit for the reads of a pickle, one or more for each instruction; the largest of CIFAR-10 need 100,000."""
 KEYS = {pickle.SETITEM[0]: slice(-2, -1), pickle.SETITEMS[0]: slice(0, None, 2), pickle.DICT[0]: slice(0, None, 2)}
 """Where on the stack an instruction finds the keys of a dictionary."""
 
@@ -40,7 +40,7 @@ class Counted(io.BytesIO):
 
 
 def read_pickle(data: bytes, where: str) -> Any:
-    """The content of a pickle of plain data and uint8 arrays. Nothing is imported or called but what stands here."""
+    """The content of a pickle of plain data and uint8 arrays. Nothing is imported or called except what is listed here."""
 
     class Array:  # stands for numpy.ndarray: its state is (version, shape, dtype, fortran, bytes)
         def __init__(self, *_: object) -> None: ...
@@ -82,7 +82,7 @@ def read_pickle(data: bytes, where: str) -> Any:
 
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in allowed:
-                raise ValueError(f"it asks for {module}.{name}, which is no image; do not use this file")
+                raise ValueError(f"it asks for {module}.{name}, which image data do not need; do not use this file")
             return allowed[module, name]
 
     try:

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def ranks() -> tuple[int, int]:
-    """This rank, and how many there are; a process without torch, as this tool's own, is alone."""
+    """This rank and the number of ranks; (0, 1) in a process without torch."""
     if "torch" not in sys.modules:
         return 0, 1
     from fewstep.runtime.distributed import rank, world_size
@@ -18,7 +18,7 @@ def ranks() -> tuple[int, int]:
 
 
 def gather(value: T) -> list[T]:
-    """As `distributed.gather`, which a process without torch does without."""
+    """The values of all ranks on every rank; see `distributed.gather`."""
     if ranks()[1] == 1:
         return [value]
     from fewstep.runtime import distributed
@@ -27,7 +27,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """Likewise `distributed.from_first`."""
+    """The value of the first rank on every rank; see `distributed.from_first`."""
     if ranks()[1] == 1:
         return value
     from fewstep.runtime import distributed

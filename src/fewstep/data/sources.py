@@ -1,6 +1,6 @@
-"""Where images to be packed come from: every format yields the same entries, one at a time.
+"""Sources of images: every format is read as the same entries, one at a time.
 
-Sources are untrusted: nothing is extracted by name, no pickle is executed, no declared size is believed.
+Sources are untrusted: no file is extracted, no pickle is executed, and declared sizes are checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from fewstep.data import lmdb
 from fewstep.data.arrays import ArrayFile
-from fewstep.data.classes import class_list, described, folder_labels, parse_labels, read_labels
+from fewstep.data.classes import class_list, describe_classes, folder_labels, parse_labels, read_labels
 from fewstep.data.convert import Entry
 from fewstep.data.files import (
     Files,
@@ -49,8 +49,14 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Images in a fixed order. total: how many. entries: goes through them; an unreadable one carries its error. ignored:
-    files beside them that are no images. classes: those found, for a reader.
+    """Images in a fixed order.
+
+    Attributes:
+        total: number of images.
+        entries: returns an iterator over them; an image that cannot be read is an entry with its error.
+        class_names: of all classes, None if they have no names.
+        ignored: files beside the images that are not images.
+        classes: a description of the classes, for people.
     """
 
     total: int
@@ -61,30 +67,36 @@ class Source:
 
 
 def open_source(source: str | os.PathLike[str], *, labels: bool = True) -> Source:
-    """Recognise a source by its name. labels: whether to read the classes of files. Raises ValueError if it is none, or is
-    damaged as a whole.
+    """Open a source, whose kind is recognised by its name.
+
+    Args:
+        source: a path, "digits", or hf:NAME[:CONFIGURATION][@SPLIT].
+        labels: whether to read the classes of image files.
+
+    Raises:
+        ValueError: it is missing, of no known kind, or damaged as a whole.
     """
     name = os.fspath(source)
     if name.startswith("hf:"):
-        return hugging_face(name.removeprefix("hf:"))
+        return from_hub(name.removeprefix("hf:"))
     path, lower = Path(name), name.lower()
     if name == "digits" and not path.exists():
-        return built_in()
+        return from_digits()
     if not path.exists():
         raise ValueError(f"{path}: expected {KINDS}; there is no such path")
     if path.is_dir():
-        return lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path), with_labels=labels)
+        return from_lsun(path) if (path / "data.mdb").is_file() else from_files(open_files(path), with_labels=labels)
     regular(path)
     if lower.endswith(".zip"):
         return from_files(open_files(path), with_labels=labels)
     if path.name.lower().startswith("cifar-10-python.tar"):
-        return cifar10(path)
+        return from_cifar10(path)
     if lower.endswith(tuple(TARS)):
         return from_tar(path, with_labels=labels)
     if lower.endswith(("-images-idx3-ubyte.gz", "-images-idx3-ubyte")):
-        return mnist(path)
+        return from_mnist(path)
     if lower.endswith((".npz", ".npy")):
-        return arrays(path)
+        return from_array(path)
     raise ValueError(f"{path}: expected {KINDS}")
 
 
@@ -101,14 +113,11 @@ def from_files(files: Files, *, with_labels: bool = True) -> Source:
             yield Entry(f"{files.path}/{name}", labels.indices[i] if labels else None, content)
 
     class_names = labels.class_names if labels else None
-    return Source(len(files.names), entries, class_names, files.others, described(labels, files.names))
+    return Source(len(files.names), entries, class_names, files.others, describe_classes(labels, files.names))
 
 
 class Bounded(io.BufferedIOBase):
-    """The file under a tar: its size limits what it unfolds to, and what headers may be read of it.
-
-    left: bytes of headers that may still be read.
-    """
+    """The file of a tar, which raises ValueError if it unfolds to too much for its size or its headers are too long."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.stored = file, path, path.stat().st_size
@@ -130,7 +139,7 @@ class Bounded(io.BufferedIOBase):
 
 
 ENTRIES = 20_000
-"""Of a tar that has a smaller share of them: an image takes 128 bytes or more, its header included."""
+"""Entries that any tar may have; a larger one may have one for each 128 bytes, as an image with its header takes more."""
 TARS: dict[str, Callable[[Path], Any]] = {
     ".tar": lambda path: path.open("rb"),
     ".tar.gz": gzip.open,
@@ -204,14 +213,14 @@ def from_tar(path: Path, *, with_labels: bool = True) -> Source:
                 yield Entry(f"{path}/{name}", labels.indices[i] if labels else None, content)
 
     class_names = labels.class_names if labels else None
-    return Source(len(names), entries, class_names, ignored, described(labels, names))
+    return Source(len(names), entries, class_names, ignored, describe_classes(labels, names))
 
 
 BATCH = 48 * 2**20
-"""Of a file of CIFAR-10, whose own have 31 MB."""
+"""Limit in bytes for a file of CIFAR-10; the published ones have 31 MB."""
 
 
-def cifar10(path: Path) -> Source:
+def from_cifar10(path: Path) -> Source:
     """The 50,000 training images of CIFAR-10 (Krizhevsky, 2009), from its Python version."""
     where = f"{path}/cifar-10-batches-py"
     with open_tar(path) as (archive, members):
@@ -242,7 +251,7 @@ def cifar10(path: Path) -> Source:
     return Source(len(images), entries, class_names, classes=class_list(len(class_names), class_names))
 
 
-def mnist(path: Path) -> Source:
+def from_mnist(path: Path) -> Source:
     """MNIST (LeCun et al., 1998): 28x28 pixels, padded to 32x32, with the labels from the file beside it."""
     labels_path = path.with_name(path.name.replace("-images-idx3-", "-labels-idx1-"))
     if not labels_path.exists():
@@ -276,7 +285,7 @@ def mnist(path: Path) -> Source:
     return Source(n, entries, classes=class_list(int(labels.max(initial=0)) + 1, None))
 
 
-def arrays(path: Path) -> Source:
+def from_array(path: Path) -> Source:
     """The images of a `.npy` or `.npz`; see `ArrayFile`."""
     file = ArrayFile(path)
     labels = file.labels
@@ -289,7 +298,7 @@ def arrays(path: Path) -> Source:
     return Source(len(file), entries, classes=found)
 
 
-def built_in() -> Source:
+def from_digits() -> Source:
     """The digits that ship with the package."""
     from fewstep.data.builtin import digits  # it is made of ImageData, which is made of sources
 
@@ -304,7 +313,7 @@ def built_in() -> Source:
     return Source(len(data), entries, list(names), classes=class_list(len(names), names))
 
 
-def lsun(path: Path) -> Source:
+def from_lsun(path: Path) -> Source:
     """A category of LSUN (Yu et al., 2015): an LMDB whose values are image files."""
     file = path / "data.mdb"
 
@@ -318,7 +327,7 @@ def lsun(path: Path) -> Source:
 NAME = re.compile(r"(?P<name>[^:@]+)(?::(?P<configuration>[^:@]+))?(?:@(?P<split>.+))?")
 
 
-def hugging_face(address: str) -> Source:
+def from_hub(address: str) -> Source:
     """A data set of the hub, NAME[:CONFIGURATION][@SPLIT]: its first column of images and its first of classes.
 
     Without a configuration its only one, or its default; without a split "train".
@@ -330,7 +339,7 @@ def hugging_face(address: str) -> Source:
     try:
         table = datasets.load_dataset(match["name"], match["configuration"], split=match["split"] or "train")
     except Exception as error:  # of datasets, of the hub's client, of what both transport with
-        raise ValueError(f"hf:{address}: {unloaded(error)}") from error
+        raise ValueError(f"hf:{address}: {loading_error(error)}") from error
     images = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
     classes = [column for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
     if not images:
@@ -352,8 +361,8 @@ def hugging_face(address: str) -> Source:
     return Source(len(table), entries, class_names, classes=found)
 
 
-def unloaded(error: Exception) -> str:
-    """Why a data set of the hub did not load, and what to do."""
+def loading_error(error: Exception) -> str:
+    """Why a data set of the hub could not be loaded, and what to do."""
     words = f"{type(error).__name__}: {public(' '.join(str(error).split()))[:300]}"
     if offline():
         return f"it has not been fetched before, and offline it cannot be ({words})"

@@ -16,12 +16,22 @@ PIECE = 2**23
 
 
 def stats(data: ImageData) -> dict[str, Any]:
-    """Counts and moments of a set, and what they suggest for training. Pixels are in [-1, 1].
+    """Counts and moments of a data set, and the noise distribution and recipe that they suggest. Pixels are in [-1, 1].
 
     sigma_data is the standard deviation over all pixels. The proposed ln(sigma) ~ N(mean, std^2) is EDM's (-1.2, 1.2),
     made for sigma_data = 0.5 and 32 to 64 pixels (Karras et al., 2022, Table 1), shifted by ln(sigma_data / 0.5), since
     sigma matters relative to the data, and outside of that range by the ln of the ratio of resolutions, since averaging
-    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4). recipe: None where no recipe for pixels fits.
+    over a larger image removes more noise (Hoogeboom et al., 2023, Eq. 4).
+
+    Args:
+        data: the data set; ranks share the work.
+
+    Returns:
+        n, shape (C, H, W), classes (images of each, None without classes), mean, sigma_data, and proposal: sigma_data, noise
+        (mean and std of ln sigma), and recipe (None where no recipe for pixels fits).
+
+    Raises:
+        ValueError: all pixels are equal.
     """
     counts = np.zeros(256, dtype=np.int64)
     me, world = ranks()

@@ -1,4 +1,4 @@
-"""Batches as a function of progress: no state, no workers, the same images on every machine and after every resume."""
+"""Batches as a function of training progress: the same images on every machine and after every resume."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fewstep.data.images import ImageData
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The permutation of `n` images in an epoch, and which of them are mirrored; a function of (seed, epoch) alone.
+    """The permutation of `n` images in an epoch, and which of them are mirrored; it depends on (seed, epoch) alone.
 
-    The images are sorted by random 64-bit keys, whose lowest bit is the coin for mirroring. Keys are the raw output of
-    PCG64, which NumPy keeps stable between its versions, unlike its shuffles.
+    The images are sorted by random 64-bit keys, whose lowest bit decides on mirroring. Keys are the raw output of PCG64, which
+    does not change between versions of NumPy, unlike its shuffles.
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
     order = np.argsort(keys, kind="stable")
@@ -26,7 +26,11 @@ def epoch_order(n: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def locate(size: int, seed: int, position: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where positions position ... position + n - 1 of an endless stream lie in `size` images, and what is mirrored (n,)."""
+    """Indices into `size` images of the positions position ... position + n - 1 of an endless stream, and which are mirrored.
+
+    Returns:
+        Indices int64 (n,) and whether to mirror, bool (n,).
+    """
     if position < 0 or n < 1:
         raise ValueError(f"a batch needs position >= 0 and n >= 1; got position={position}, n={n}")
     parts = []
@@ -42,7 +46,12 @@ class ImageStream:
     """An endless shuffled stream of `data`, in which every image has a global position, counted in images from 0.
 
     Epoch e, the positions from e len(data) to (e + 1) len(data) - 1, visits every image once, in an order that depends
-    on (seed, e) alone. flip: mirror each image left to right with probability 1/2.
+    on (seed, e) alone.
+
+    Args:
+        data: the data set.
+        seed: of the order, not negative.
+        flip: mirror each image left to right with probability 1/2.
     """
 
     def __init__(self, data: ImageData, *, seed: int = 0, flip: bool = False) -> None:

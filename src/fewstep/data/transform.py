@@ -1,6 +1,6 @@
-"""From one image of any kind to one of a data set: to grey or RGB, cropped, resized, and written as a PNG.
+"""Turns an image of any kind into one of a data set: converted to grey or RGB, cropped, resized, and encoded as a PNG.
 
-Worker processes import this module, hence no torch here.
+Worker processes import this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -42,15 +42,20 @@ def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to an image before it is stored. It is called with what the rule made of one, grey (L) or RGB.
+    """Crops and resizes an image that was converted to grey (L) or RGB.
 
-    rule: how an image of any mode becomes grey or RGB, see `convert`; by default that of EDM2's tool with a crop, which
-    is for repeating published results, and "plain" without. size: (width, height) of the result, None to keep it. Without
-    a crop, the image is resized to it and its aspect is not kept. crop: "center-crop" takes the largest centred square.
-    "center-crop-wide" cuts the height to width * size[1] / size[0], resizes, and centres the result on a black square of
-    size[0]. Both give RGB. "center-crop-dhariwal" is that of ADM (Dhariwal & Nichol, 2021): the image is halved (box
-    filter) while its short side is at least twice the size, resized (bicubic) until the short side is the size, and its
-    centre is cut out.
+    Args:
+        size: (width, height) of the result, None to keep the size. Without a crop the aspect ratio is not kept.
+        crop: "center-crop" takes the largest centred square. "center-crop-wide" cuts the height to width * size[1] / size[0],
+            resizes, and centres the result on a black square of size[0]. Both give RGB. "center-crop-dhariwal" is that of ADM
+            (Dhariwal & Nichol, 2021): the image is halved (box filter) while its short side is at least twice the size,
+            resized (bicubic) until the short side is the size, and its centre is cut out.
+        resize: the filter, except for center-crop-dhariwal.
+        rule: how an image of any mode becomes grey or RGB, see `fewstep.data.convert`. The default is "edm2" with a crop, to
+            repeat published results, and "plain" without.
+
+    Raises:
+        ValueError: an argument is not one of those, or a crop has no size that fits it.
     """
 
     size: tuple[int, int] | None = None
@@ -124,7 +129,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def stored(data: bytes) -> bytes:
+def stored_zlib(data: bytes) -> bytes:
     """A zlib stream of stored blocks (RFC 1950, 1951): no compression, the same bytes with every build of zlib."""
     blocks = [data[i : i + 65535] for i in range(0, len(data), 65535)]
     heads = [struct.pack("<BHH", i == len(blocks) - 1, len(b), len(b) ^ 0xFFFF) for i, b in enumerate(blocks)]
@@ -133,16 +138,21 @@ def stored(data: bytes) -> bytes:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An uncompressed PNG of (H, W) or (H, W, 3), a third of the time that Pillow takes for a small one."""
+    """An uncompressed PNG of pixels (H, W) or (H, W, 3); for small images three times faster than Pillow."""
     height, width = pixels.shape[:2]
     rows = np.zeros((height, 1 + pixels[0].size), dtype=np.uint8)  # each row begins with its filter: none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stored(rows.tobytes())) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", stored_zlib(rows.tobytes()))
+        + chunk(b"IEND", b"")
+    )
 
 
 class Encoded(NamedTuple):
-    """An image ready to be stored, a PNG or an array. shape: (channels, height, width). notes: how it was converted."""
+    """An image to be stored, a PNG or an array; its shape is (channels, height, width), and notes say how it was converted."""
 
     data: bytes
     shape: tuple[int, int, int]
@@ -160,7 +170,7 @@ class Encoded(NamedTuple):
 
 
 def encode(transform: Transform, entry: Entry) -> Encoded | ValueError:
-    """The entry as a PNG or an array, or what is wrong with it, with its name."""
+    """The entry as a PNG or an array, or a ValueError that names it and says what is wrong."""
     try:
         loaded = load(entry)
     except ValueError as error:

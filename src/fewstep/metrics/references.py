@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data import images as open_images
-from fewstep.data.arrays import IMAGES, array_names, member
+from fewstep.data.arrays import IMAGES, array_names, load_array
 from fewstep.metrics.distribution import Covariance, LowRank
 from fewstep.metrics.sources import ImageSet
 from fewstep.runtime.files import new_file, parse_json, sha256
@@ -117,7 +117,7 @@ def load_reference(path: Path) -> ReferenceData:
     """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
     try:
         names = array_names(path)
-        about = description(member(path, "about")) if "about" in names else None
+        about = description(load_array(path, "about")) if "about" in names else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a reference, an npz of arrays ({error}); make one with: fewstep eval reference DATA {path}"
@@ -190,7 +190,7 @@ def low_rank(path: Path, mean: str, rows: str) -> Callable[[], tuple[Tensor, Low
 
 def numbers(path: Path, name: str) -> NDArray[Any]:
     """An array of real numbers, as a copy, since what is mapped is read-only. Statistics hardly compress."""
-    array = member(path, name)
+    array = load_array(path, name)
     check_real(array, f"{path}: {name}")
     if 8 * array.size > max(STATISTICS, 8 * path.stat().st_size):
         raise ValueError(f"{path}: {name} has {array.size} numbers, in a file of {path.stat().st_size} bytes")
