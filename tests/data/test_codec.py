@@ -150,7 +150,7 @@ def test_the_vae_of_a_model_can_be_named(tmp_path, monkeypatch):
     named = with_vae(StabilityVAE(raw_mean=(0.0, 0.0, 0.0, 1.0)), "vae")
     assert named == StabilityVAE(str(folder), raw_mean=(0.0, 0.0, 0.0, 1.0))
     assert with_vae(StabilityVAE(), "someone/vae") == StabilityVAE("someone/vae")
-    with pytest.raises(ValueError, match="vae vae: this model makes pixels"):
+    with pytest.raises(ValueError, match="vae vae: this model generates pixels"):
         with_vae(Pixels(), "vae")
     with pytest.raises(ValueError, match=r"vae .*/nowhere: expected a folder; it is missing; give --vae FOLDER"):
         with_vae(StabilityVAE(), tmp_path / "nowhere")
@@ -193,7 +193,7 @@ def test_commands_name_the_vae_and_miss_it_before_they_work(diffusers, tmp_path,
     pixels = str(model_folder.save(Denoiser(tiny_net()), tmp_path / "p"))
     capsys.readouterr()
     assert main(["sample", pixels, "--vae", vae, "--grid", grid, "--overwrite"]) == 2
-    assert "this model makes pixels" in capsys.readouterr().err
+    assert "this model generates pixels" in capsys.readouterr().err
 
 
 def test_a_run_on_latents_misses_its_vae_before_it_trains(diffusers, tmp_path):
