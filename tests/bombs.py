@@ -215,7 +215,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 def read_all() -> Mapping[str, Callable[[Path], object]]:
     """What reads the files of each name."""
     from fewstep.io.convert.feature_weights import published_tensors
-    from fewstep.report.page import write_report
+    from fewstep.report.page import templates, write_report
     from fewstep.report.records import read_log
     from tests.fuzz.readers import all_images, entries
 
@@ -226,6 +226,8 @@ def read_all() -> Mapping[str, Callable[[Path], object]]:
     def reported(path: Path) -> None:
         write_report(path.parent)
 
+    for name in templates().list_templates():  # compiled here, as the watch takes any new code for that of a file
+        templates().get_template(name)
     others = {".jsonl": read_log, ".json": reported, ".ts": copied, ".pt": copied}
     return others | {".zip": all_images, ".npz": all_images, ".gz": entries, ".bz2": entries, ".xz": entries}
 

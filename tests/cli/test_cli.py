@@ -177,7 +177,7 @@ def test_every_command_has_help(command, capsys):
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
     assert "is empty; did you mean 2-5?" in fails(capsys, "sample", model, "--seeds", "5-2", "--grid", "g.png")
     assert "nowhere to write" in fails(capsys, "sample", model)
-    assert "labels of this model are 0 to 9" in fails(
+    assert "the classes of this model are 0 to 9; got 12" in fails(
         capsys, "sample", model, "--class", "12", "--grid", f"{tmp_path}/g.png"
     )
     assert not (tmp_path / "g.png").exists()

@@ -443,5 +443,5 @@ def test_recipes_of_edm2_refuse_students(tmp_path):
 
 def test_data_that_do_not_fit_the_teacher_are_refused(tmp_path):
     teacher = convert(GOLDEN / "ncvsd-teacher.pkl")[0]
-    with pytest.raises(ValueError, match=r"made for images of shape \(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"the teacher takes images of shape \(3, 16, 16\); digits has \(1, 8, 8\)"):
         get("digits:ncvsd", teacher=model_folder.save(teacher, tmp_path / "m"), until=16, batch_size=8).run()

@@ -190,7 +190,7 @@ def test_every_tensor_that_does_not_fit_is_named():
         ({"embedding_type": "other"}, "embedding_type of the network"),
         ({"dropout": math.nan}, "dropout of the network"),
         ({"dropout": -3.0}, "dropout of the network"),
-        ({"model_channels": 2}, "a group has at least 4 channels; got 2"),
+        ({"model_channels": 2}, "group norm needs at least 4 channels; got 2"),
         ({"model_channels": np.zeros(3)}, "model_channels of the network"),
         ({"groups": 2}, "has no option groups"),
         ({"img_resolution": 15}, "not divisible"),

@@ -94,7 +94,8 @@ class Sampling:
         """
         from fewstep.sample import make_plan
 
-        return make_plan(denoiser, self.steps, sampler=self.chosen_sampler(), guidance=self.guided(), **self.options())
+        options = self.options()  # first, as it names the flag of a NaN
+        return make_plan(denoiser, self.steps, sampler=self.chosen_sampler(), guidance=self.guided(), **options)
 
     def options(self) -> dict[str, Any]:
         """The options for `generate` that differ from their defaults."""

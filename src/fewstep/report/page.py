@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.io.card import body
 from fewstep.report import records
@@ -18,6 +19,9 @@ from fewstep.report.training import moment, training
 from fewstep.report.wording import as_text, capitalized
 from fewstep.runtime.files import new_file, writable
 from fewstep.runtime.foreign import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MOST_CARD_BYTES = 2**20
 """Bytes of a model's card that are shown."""
@@ -84,6 +88,12 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
 
 def render(template: str, **values: Any) -> str:
     """A template filled in. Values are escaped, and their control characters shown as escapes, unless marked as safe."""
+    return templates().get_template(template).render(values)
+
+
+@cache
+def templates() -> Environment:
+    """The templates of the report, each compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -95,7 +105,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["as_text"] = as_text
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def common_facts(runs: Sequence[RunRecord]) -> dict[str, str]:
