@@ -17,13 +17,13 @@ from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.measure import Table, alternate, ratio
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.method import Batch
-from fewstep.core.noise import add_noise, expand
-from fewstep.core.objectives import DenoisingLoss, Rule, StableTarget, posterior_mean, posterior_weights
+from fewstep.core.noise import add_noise
+from fewstep.core.objectives import DenoisingLoss, Rule, StableTarget, exact_denoiser, posterior_mean
+from fewstep.core.oracle import EmpiricalDenoiser
 from fewstep.data import ImageStream, images
 from fewstep.data.augment import AugmentPipe
 from fewstep.nets.sizes import EDM_SIZES
@@ -37,23 +37,13 @@ COUNTS = (64, 1024, 4096)
 POINTS = 64
 
 
-class Exact:
-    """The posterior of the whole set, in float64."""
-
-    def __init__(self, stream: ImageStream) -> None:
-        parts = [stream.batch(i, min(1000, len(stream.data) - i)).image for i in range(0, len(stream.data), 1000)]
-        self.points = torch.cat([part.flatten(1).double() for part in parts])
-        self.squares = self.points.square().sum(1)
-
-    def weights(self, x: Tensor, sigma: Tensor) -> Tensor:
-        flat = x.flatten(1).double()
-        return ((flat @ self.points.T - self.squares / 2) / expand(sigma, flat) ** 2).softmax(1)
-
-    def mean(self, weights: Tensor, shape: torch.Size) -> Tensor:
-        return (weights @ self.points).view(shape).float()
+def exact_posterior(stream: ImageStream) -> EmpiricalDenoiser:
+    """The exact denoiser of the whole set, in float64."""
+    parts = [stream.batch(i, min(1000, len(stream.data) - i)).image for i in range(0, len(stream.data), 1000)]
+    return EmpiricalDenoiser(torch.cat([part.double() for part in parts]))
 
 
-def variances(stream: ImageStream, exact: Exact, sigmas: list[float]) -> dict[str, list[float]]:
+def variances(stream: ImageStream, exact: EmpiricalDenoiser, sigmas: list[float]) -> dict[str, list[float]]:
     """E|T - E[x0 | x]|^2 per pixel, over images and noise."""
     result: dict[str, list[float]] = {"clean image": []} | {f"n = {n}": [] for n in COUNTS}
     for sigma in sigmas:
@@ -61,7 +51,7 @@ def variances(stream: ImageStream, exact: Exact, sigmas: list[float]) -> dict[st
         batch = Batch(stream.sample(POINTS, CPU).image)
         levels = torch.full((POINTS,), sigma)
         x = add_noise(batch.image, levels)
-        truth = exact.mean(exact.weights(x, levels), x.shape)
+        truth = exact(x, levels)
         targets = {"clean image": batch.image} | {
             f"n = {n}": posterior_mean(
                 x, levels, batch, Batch(stream.sample(n - POINTS, CPU).image) if n > POINTS else None
@@ -74,16 +64,17 @@ def variances(stream: ImageStream, exact: Exact, sigmas: list[float]) -> dict[st
     return result
 
 
-def biases(stream: ImageStream, exact: Exact, sigmas: list[float], n: int, trials: int) -> dict[str, list[float]]:
+def biases(
+    stream: ImageStream, exact: EmpiricalDenoiser, sigmas: list[float], n: int, trials: int
+) -> dict[str, list[float]]:
     """The squared bias per pixel at 4 points x, less what the sampling error explains; so it may be negative."""
     result: dict[str, list[float]] = {"with the image": [], "without the image": []}
     for sigma in sigmas:
         torch.manual_seed(1)
         levels = torch.full((4,), sigma)
         x = add_noise(stream.sample(4, CPU).image, levels)
-        weights = exact.weights(x, levels)
-        truth = exact.mean(weights, x.shape)
-        makers = weights.multinomial(trials, replacement=True)  # images that x may have come from
+        truth = exact(x, levels)
+        makers = exact.weights(x, levels).multinomial(trials, replacement=True)  # images that x may have come from
         for name in result:
             gaps = []
             for i in range(4):
@@ -91,7 +82,7 @@ def biases(stream: ImageStream, exact: Exact, sigmas: list[float], n: int, trial
                 for j in range(trials):
                     references = stream.sample(n, CPU).image
                     if name == "with the image":
-                        references[0] = exact.points[makers[i, j]].view(x[0].shape)
+                        references[0] = exact.points[makers[i, j]]
                     split = references.split([1, n - 1])
                     targets.append(posterior_mean(x[i, None], levels[:1], *map(Batch, split)))
                 found = torch.cat(targets)
@@ -114,10 +105,10 @@ def effective(stream: ImageStream, sigmas: list[float], classes: bool) -> dict[s
         batch = stream.sample(4 * POINTS, CPU)
         batch = pipe(batch if classes else Batch(batch.image))
         more = StableTarget(stream, COUNTS[-1], augment=pipe, rule=rule)
-        mine, others = more.references(batch)
+        references, label = exact_denoiser(*more.references(batch))
         for sigma in sigmas:
             levels = torch.full((len(batch.image),), sigma)
-            weights, _ = posterior_weights(add_noise(batch.image, levels), levels, mine, others)
+            weights = references.weights(add_noise(batch.image, levels), levels, label)
             result.setdefault(f"{rule}: with references", []).append((weights > 0).sum(1).gt(1).float().mean().item())
             result.setdefault(f"{rule}: effective", []).append((1 / weights.square().sum(1)).mean().item())
     return result
@@ -160,7 +151,7 @@ def columns(name: str, values: list[float], series: dict[str, list[float]]) -> l
 
 def run(given: argparse.Namespace) -> Iterator[Table]:
     stream = ImageStream(images(given.images))
-    exact = Exact(stream)
+    exact = exact_posterior(stream)
     timed = cost(stream, COUNTS[-1], given.micro_batch, device())
     yield Table(f"Seconds for {given.micro_batch} images, {fast_dtype()}", [timed])
     sigmas, levels = np.geomspace(1, 80, 14).tolist(), [2.0, 4.0, 8.0, 16.0]

@@ -20,9 +20,9 @@ from fewstep.core.objectives import (
     VPTime,
     clean,
     edm_weight,
+    exact_denoiser,
     inverse_variance,
     posterior_mean,
-    posterior_weights,
 )
 from fewstep.core.oracle import EmpiricalDenoiser, MixtureDenoiser
 from fewstep.core.precondition import VP
@@ -243,10 +243,12 @@ def test_the_published_rule_counts_every_reference(stream):
     torch.manual_seed(1)
     own, more = target.references(batch)
     assert own.label is None and own.augment is None and more is not None and more.label is None
-    weights, points = posterior_weights(x, sigma, own, more)
-    assert weights.shape == (16, 256) and points.shape == (256, 64)
+    references, label = exact_denoiser(own, more)
+    assert label is None
+    weights = references.weights(x, sigma)
+    assert weights.shape == (16, 256) and references.points.shape == (256, 1, 8, 8)
     assert torch.allclose(weights.sum(1), torch.ones(16, dtype=torch.float64))
-    assert torch.equal(points[:16].float(), batch.image.flatten(1))  # the image itself, as it was augmented
+    assert torch.equal(references.points[:16].float(), batch.image)  # the image itself, as it was augmented
     assert (1 / weights.square().sum(1)).min() > 2
 
 

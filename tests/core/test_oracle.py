@@ -120,6 +120,18 @@ def test_empirical_knows_classes(g: torch.Generator) -> None:
         oracle(x, 1.0, torch.tensor([1, 2]))
 
 
+def test_empirical_selects_points_by_several_conditions(g: torch.Generator) -> None:
+    points, conditions = randn(4, 3, g=g), f64([[2, 1, 0], [2, 0, 0], [1, 1, 0], [2, 1, 0]])
+    oracle, x = EmpiricalDenoiser(points, conditions), randn(2, 3, g=g)
+    weights = oracle.weights(x, 1.0, conditions[[0, 2]])
+    torch.testing.assert_close(weights[0, [0, 3]], EmpiricalDenoiser(points[[0, 3]]).weights(x, 1.0)[0])
+    assert weights[0, [1, 2]].eq(0).all() and weights[1].tolist() == [0, 0, 1, 0]
+    torch.testing.assert_close(oracle(x, 1.0, conditions[[0, 2]]), weights @ points)
+    assert oracle.num_classes == 0
+    with pytest.raises(ValueError, match="among the classes"):
+        oracle(x, 1.0, f64([[2, 1, 0], [1, 0, 0]]))
+
+
 def test_empirical_is_stable_and_keeps_the_precision_of_the_state(g: torch.Generator) -> None:
     points = randn(64, 3072, g=g).clamp(-1, 1)
     oracle = EmpiricalDenoiser(points)
@@ -210,7 +222,7 @@ def test_errors(g: torch.Generator) -> None:
         GaussianDenoiser(ones, f64([[1.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(ValueError, match=r"classes must have shape \(2,\)"):
         MixtureDenoiser(ones, randn(2, 3, g=g), ones, torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"classes must have shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"classes must have shape \(2,\) or \(2, conditions\)"):
         EmpiricalDenoiser(randn(2, 3, g=g), torch.tensor([0]))
     for oracle in (GaussianDenoiser(ones, 1.0), EmpiricalDenoiser(torch.eye(2).double())):
         with pytest.raises(ValueError, match=r"of shape \(2,\)"):

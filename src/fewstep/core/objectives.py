@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -21,7 +20,8 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Clean, Loss, Method, Phase, sanitize
-from fewstep.core.noise import LogNormal, add_noise, expand
+from fewstep.core.noise import LogNormal, add_noise
+from fewstep.core.oracle import EmpiricalDenoiser
 from fewstep.core.precondition import VP
 
 NoiseLevels = Callable[[Tensor], Tensor]
@@ -102,7 +102,7 @@ class StableTarget:
     n: the images of the micro-batch included, as the authors' `--rbatch`, which counts on each GPU. augment: the pipe of
     the loss.
 
-    The logits are a matrix product in float64, B x n numbers: in float32 they lose the digits by which references differ.
+    It is computed in float64, as float32 loses the digits by which references differ, in B x n memory.
     """
 
     def __init__(
@@ -130,31 +130,31 @@ class StableTarget:
         return batch, others
 
 
-@torch.no_grad()
-def posterior_mean(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> Tensor:
-    """E[x0 | x] for x0 drawn from the images of `batch`, from which `x` was made, and of `others`, of like condition."""
-    weights, points = posterior_weights(x, sigma, batch, others)
-    return (weights @ points).view(x.shape).to(x.dtype)
+def exact_denoiser(batch: Batch, others: Batch | None = None) -> tuple[EmpiricalDenoiser, Tensor | None]:
+    """The exact denoiser, in float64, of the images of one or two batches.
 
-
-@torch.no_grad()
-def posterior_weights(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> tuple[Tensor, Tensor]:
-    """The probability (B, n) that each of the images made `x`, and these images (n, d), in float64; see `posterior_mean`.
-
-    1 / sum w^2 of a row is the effective number of its references.
+    Returns:
+        The denoiser; and the label with which it is called for noisy images of `batch`: their class and augmentation (B, n),
+        or None if they have neither.
     """
     parts = [batch] if others is None else [batch, others]
-    points = torch.cat([part.image.flatten(1) for part in parts]).double()
-    flat = x.flatten(1).double()
-    # -|x - r|^2 / 2 sigma^2 but for a constant of the row
-    logits = (flat @ points.T - points.square().sum(1) / 2) / expand(sigma, flat) ** 2
-    for condition in ("label", "augment"):
-        mine = getattr(batch, condition)
-        if mine is not None:
-            theirs = torch.cat([getattr(part, condition) for part in parts]).view(len(points), -1)
-            like = (mine.view(len(x), 1, -1) == theirs).all(-1)
-            logits = logits.masked_fill(~like, -math.inf)
-    return logits.softmax(1), points
+    points = torch.cat([part.image for part in parts]).double()
+    columns = [
+        torch.cat([getattr(part, name) for part in parts]).view(len(points), -1).double()
+        for name in ("label", "augment")
+        if getattr(batch, name) is not None
+    ]
+    if not columns:
+        return EmpiricalDenoiser(points), None
+    conditions = torch.cat(columns, dim=1)
+    return EmpiricalDenoiser(points, conditions), conditions[: len(batch.image)]
+
+
+@torch.no_grad()
+def posterior_mean(x: Tensor, sigma: Tensor, batch: Batch, others: Batch | None = None) -> Tensor:
+    """E[x0 | x] for x0 among the images of `batch`, from which `x` was made, and of `others`, of the same condition."""
+    denoise, label = exact_denoiser(batch, others)
+    return denoise(x, sigma, label)
 
 
 class DenoisingLoss:

@@ -16,22 +16,24 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.inputs import readable
 from fewstep.core.noise import expand
 
 
 def select(logits: Tensor, classes: Tensor | None, label: Tensor | None) -> Tensor:
-    """Log weights (B, K) with those of other classes than `label` (B,) at -inf; all of them without a label."""
+    """Log weights (B, K), -inf where the class differs from the label (B,) or (B, n); unchanged without a label."""
     if label is None:
         return logits
     if classes is None:
         raise ValueError("this oracle has no classes; pass label=None, or give it the class of each component")
-    known = label[:, None] == classes
-    if not known.any(1).all():
-        raise ValueError(f"labels must be among the classes {classes.unique().tolist()}; got {label.unique().tolist()}")
-    return logits.masked_fill(~known, -math.inf)
+    matches = (label.view(len(label), 1, -1) == classes.view(len(classes), -1)).all(-1)
+    if readable(label) and not matches.any(1).all():
+        found = label.unique(dim=0).tolist()
+        raise ValueError(f"labels must be among the classes {classes.unique(dim=0).tolist()}; got {found}")
+    return logits.masked_fill(~matches, -math.inf)
 
 
-def measurement(A: Tensor, y: Tensor, sigma_y: float, dim: int) -> None:
+def check_measurement(A: Tensor, y: Tensor, sigma_y: float, dim: int) -> None:
     if A.ndim != 2 or A.shape[1] != dim or y.shape != A.shape[:1]:
         raise ValueError(f"a measurement needs A (m, {dim}) and y (m,); got {tuple(A.shape)} and {tuple(y.shape)}")
     if sigma_y < 0:
@@ -154,7 +156,7 @@ class MixtureDenoiser(nn.Module):
         N(mu_k + S_k A^T G_k^-1 (y - A mu_k), S_k - S_k A^T G_k^-1 A S_k), weighted by w_k N(y; A mu_k, G_k).
         """
         means, S = self.means.flatten(1), self.covariances()
-        measurement(A, y, sigma_y, means.shape[1])
+        check_measurement(A, y, sigma_y, means.shape[1])
         A, y = A.to(means), y.to(means)
         G = A @ S @ A.T + sigma_y**2 * torch.eye(len(y), dtype=y.dtype, device=y.device)
         gap = y - means @ A.T
@@ -183,11 +185,22 @@ class EmpiricalDenoiser(nn.Module):
     """The exact denoiser of a finite set of points r_k: D(x; sigma) = sum_k p_k r_k with
     p = softmax_k(ln w_k - |x - r_k|^2 / (2 sigma^2)), in B x K memory.
 
-    points: (K, ...). classes: (K,) int64, if there are classes; a label then selects the points of its class.
-    weights: (K,), positive; None for equal ones.
-
     The squared distances come from a matrix product, so they lose digits far from the origin: keep the points in
     float64 where sigma is much smaller than |x - r|.
+
+    Args:
+        points: (K, ...), on the device of the `x` to come.
+        classes: None without classes; (K,) int64, the class of each point; or (K, n), the n conditions of each point. A
+            label (B,) or (B, n) then selects the points that agree with it in all n.
+        weights: (K,), positive; None for equal ones.
+
+    Raises:
+        ValueError: the shapes do not agree. When it is called on the CPU: no point has the class of a label. On a GPU this
+            is not checked, as it would wait for the device; the result is then NaN.
+
+    Example:
+        >>> denoise = EmpiricalDenoiser(images.flatten(1).double())
+        >>> x0 = denoise(x, sigma=0.5)
     """
 
     points: Tensor
@@ -197,9 +210,11 @@ class EmpiricalDenoiser(nn.Module):
     def __init__(self, points: Tensor, classes: Tensor | None = None, weights: Tensor | None = None) -> None:
         super().__init__()
         weights = points.new_ones(len(points)) if weights is None else weights
-        for name, value in {"classes": classes, "weights": weights}.items():
-            if value is not None and value.shape != (len(points),):
-                raise ValueError(f"{name} must have shape ({len(points)},), one a point; got {tuple(value.shape)}")
+        n = len(points)
+        if weights.shape != (n,):
+            raise ValueError(f"weights must have shape ({n},), one a point; got {tuple(weights.shape)}")
+        if classes is not None and (classes.ndim not in (1, 2) or len(classes) != n):
+            raise ValueError(f"classes must have shape ({n},) or ({n}, conditions); got {tuple(classes.shape)}")
         self.register_buffer("points", points)
         self.register_buffer("log_weights", (weights / weights.sum()).log())
         self.register_buffer("classes", classes)
@@ -211,13 +226,17 @@ class EmpiricalDenoiser(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 if unconditional."""
-        return 0 if self.classes is None else int(self.classes.max()) + 1
+        """Number of classes; 0 if unconditional, or if the points have several conditions."""
+        return 0 if self.classes is None or self.classes.ndim == 2 else int(self.classes.max()) + 1
 
     def forward(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x0 | x] for `x` (B, ...) at `sigma`, a number, () or (B,); label: class indices (B,) or None."""
+        """E[x0 | x] for `x` (B, ...) at `sigma`, a number, () or (B,); label: (B,), (B, n) or None."""
         _, points, logits = self.logits(x, sigma, label)
         return (logits.softmax(1) @ points).reshape(x.shape).to(x.dtype)
+
+    def weights(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """The probability p (B, K) that each of the points made `x`; 1 / sum p^2 is their effective number."""
+        return self.logits(x, sigma, label)[2].softmax(1)
 
     def logits(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, d) and the points (K, d), flat and in one precision, and ln w_k - |x - r_k|^2 / (2 sigma^2) (B, K)."""
@@ -252,7 +271,7 @@ class EmpiricalDenoiser(nn.Module):
         points, weighted by w_k N(y; A r_k, sigma_y^2 I).
         """
         points = self.points.flatten(1)
-        measurement(A, y, sigma_y, points.shape[1])
+        check_measurement(A, y, sigma_y, points.shape[1])
         if sigma_y == 0:
             raise ValueError("points meet a noiseless measurement exactly or not at all; sigma_y must be positive")
         gap = y.to(points) - points @ A.to(points).T
