@@ -33,7 +33,8 @@ class Convolution(torch.autograd.Function):
         ctx.bias_shape = None if bias is None else bias.shape
         ctx.set_materialize_grads(False)
         ctx.like = torch.empty_like(x, device="meta")
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        if not torch.is_inference_mode_enabled():  # whose tensors PyTorch 2.8 refuses to keep for a gradient
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         if forward_mode():
             ctx.save_for_forward(x, weight)
 
