@@ -89,7 +89,7 @@ def test_mistakes(denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pyte
     assert "put digits:sid before it" in fails("digits:sid2a", "digits:sid")
     assert "distils no teacher" in fails("digits:teacher")
     assert "two are alike" in fails("digits:sid", "cifar10:sid")
-    assert "there is no recipe 'digits:sit'; near it are digits:sid, " in fails("digits:sit")
+    assert "there is no recipe 'digits:sit'; did you mean digits:sid, " in fails("digits:sit")
     assert "there is no recipe '?'; fewstep recipes lists all" in fails("?")
     assert "name the recipes" in fails()
     assert not (tmp_path / "out").exists()
@@ -113,4 +113,4 @@ def test_recipes_of_one_method(capsys: pytest.CaptureFixture) -> None:
     assert {"digits:sida", "cifar10:sida", "imagenet512:sida"} <= set(names)
     assert all(name.endswith(":sida") for name in names)
     assert main(["recipes", "--method", "sit"]) == 2
-    assert "there are teacher, sid" in capsys.readouterr().err
+    assert "the methods are teacher, sid" in capsys.readouterr().err

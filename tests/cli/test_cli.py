@@ -163,7 +163,7 @@ def test_recipes_are_listed_with_help(capsys):
     text = capsys.readouterr().out
     assert "--alpha" in text
     assert "Model or run folder of the teacher" in text
-    assert "the same command again resumes it" in text
+    assert "repeat the command to resume it" in text
 
 
 @pytest.mark.parametrize("command", [*(c for c in COMMANDS if c not in ("train", "distill")), "train digits:teacher"])
@@ -176,14 +176,14 @@ def test_every_command_has_help(command, capsys):
 
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
     assert "is empty; did you mean 2-5?" in fails(capsys, "sample", model, "--seeds", "5-2", "--grid", "g.png")
-    assert "nowhere to write" in fails(capsys, "sample", model)
+    assert "no output: give --out" in fails(capsys, "sample", model)
     assert "the classes of this model are 0 to 9; got 12" in fails(
         capsys, "sample", model, "--class", "12", "--grid", f"{tmp_path}/g.png"
     )
     assert not (tmp_path / "g.png").exists()
     assert "is missing" in fails(capsys, "sample", f"{tmp_path}/none", "--grid", "g.png")
-    assert "no recipe 'digits:gan'; near it are digits:gdd, " in fails(capsys, "train", "digits:gan", "--out", "x")
-    assert "no recipe 'gddi'; near it are digits:gddi, " in fails(capsys, "distill", "gddi", "--out", "x")
+    assert "no recipe 'digits:gan'; did you mean digits:gdd, " in fails(capsys, "train", "digits:gan", "--out", "x")
+    assert "no recipe 'gddi'; did you mean digits:gddi, " in fails(capsys, "distill", "gddi", "--out", "x")
     assert "fewstep recipes lists them" in fails(capsys, "train")
     assert "there is no command 'trian'" in fails(capsys, "trian")
     assert "--until" in fails(capsys, "train", "digits:teacher", "--untill", "3", "--out", "x")
@@ -224,7 +224,7 @@ def test_explanations_are_paragraphs(capsys, monkeypatch):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
         text = capsys.readouterr().out
-        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "a number all of the blocks" in text
+        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "a number N recomputes all blocks" in text
 
 
 def test_groups_are_listed_in_columns(capsys):
@@ -268,8 +268,8 @@ def test_where_nothing_can_be_written_is_told_before_the_work(model, tmp_path, c
     def refused(*options: str) -> str:
         return fails(capsys, "sample", model, *options)
 
-    assert "--grid writes PNG; name the file so, such as images.png" in refused("--grid", f"{tmp_path}/g.jpg")
-    assert "--npz writes NPZ" in refused("--npz", f"{tmp_path}/images")
+    assert "--grid needs a file name that ends in .png, such as images.png" in refused("--grid", f"{tmp_path}/g.jpg")
+    assert "--npz needs a file name that ends in .npz" in refused("--npz", f"{tmp_path}/images")
     assert "folder.png: expected the name of a file to write; it is a folder" in refused("--grid", str(folder))
 
     def denied(path, mode=0o777):
@@ -462,9 +462,9 @@ def test_convert_sample_export(tmp_path, capsys):
 def test_train_and_distill_are_not_the_same(denoiser, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = fails(capsys, "distill", "digits:teacher", "--out", "run")
-    assert "digits:teacher has no teacher; the command is: fewstep train digits:teacher" in said
+    assert "digits:teacher has no teacher; use: fewstep train digits:teacher" in said
     said = fails(capsys, "train", "digits:sid", "--teacher", "t", "--out", "run")
-    assert "digits:sid has a teacher; the command is: fewstep distill digits:sid" in said
+    assert "digits:sid needs a teacher; use: fewstep distill digits:sid" in said
     Path("mine.py").write_text("def nothing():\n    pass\n")
     assert "a recipe returns a Run; nothing returned NoneType" in fails(
         capsys, "train", "mine.py:nothing", "--out", "run"

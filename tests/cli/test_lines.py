@@ -114,7 +114,7 @@ def test_one_process_may_say_so(monkeypatch, capsys):
         ("sample m --sed 5", "fewstep sample has no option --sed; did you mean --seeds"),
         ("sample m --xyzzy", "fewstep sample has no option --xyzzy; fewstep sample --help shows them"),
         ("sample m n", "unexpected argument 'n'"),
-        ("sample", "fewstep sample needs MODEL: model or run folder; see fewstep sample --help"),
+        ("sample", "fewstep sample needs MODEL: model or run folder, or hf://owner/name; see fewstep sample --help"),
         ("sample --model m", "fewstep sample has no option --model"),
         ("sample m --batch x", "--batch: expected an integer; got 'x'"),
         ("sample m --batch=1.5", "--batch: expected an integer; got '1.5'"),
@@ -128,7 +128,7 @@ def test_one_process_may_say_so(monkeypatch, capsys):
         ("sampel m", "there is no command 'sampel'; did you mean sample?"),
         ("Sample m", "did you mean sample?"),
         ("data pak", "expected one of fewstep data pack, fewstep data latents"),
-        ("--verson", "there is no command '--verson'; there are demo, "),
+        ("--verson", "there is no command '--verson'; the commands are demo, "),
         ("sample a\x1b[31m\nb --grid g.png", "'a\\x1b[31m\\nb' is missing"),
     ],
 )

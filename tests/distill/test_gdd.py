@@ -448,7 +448,7 @@ def test_recipes_refuse_other_data(places, backbones, tmp_path, monkeypatch):
         other = pack(places / f"other{classes}.zip", 32, classes=classes)
         with pytest.raises(ValueError, match=f"knows 2 classes, .* has {words}; give the images"):
             gdd(teacher, other)
-    with pytest.raises(ValueError, match=r"models of images of shape \(3, 32, 32\); this one makes \(3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"a model of images of shape \(3, 32, 32\); got \(3, 64, 64\)"):
         gdd(places / "teacher64", places / "images64.zip")
     other = Denoiser(load(teacher).net, precondition=cast(Any, VP()))
     save(other, places / "vp")

@@ -231,9 +231,9 @@ def test_architectures_of_edm(arch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cres": "1,x"}, "--cres has a whole number from 1 on for each resolution, such as 1,2,2,2; got '1,x'"),
-        ({"cres": "2,0"}, "--cres has a whole number"),
-        ({"cbase": 0}, "--cbase is a number of channels, at least 1; got 0"),
+        ({"cres": "1,x"}, "--cres needs one positive integer per resolution, such as 1,2,2,2; got '1,x'"),
+        ({"cres": "2,0"}, "--cres needs one positive integer"),
+        ({"cbase": 0}, "--cbase must be at least 1; got 0"),
         ({"references": 64}, "--references has no effect without --stf"),
         ({"stf": "published", "references": 0}, "needs a reference at least; got n=0"),
         ({"stf": "mine"}, "the rules of the stable target are matched, published; got 'mine'"),
@@ -284,12 +284,12 @@ def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
 
 
 def test_images_that_do_not_fit_are_refused(zips, tmp_path):
-    with pytest.raises(ValueError, match=r"images of 3 x 32 x 32; got \(3, 64, 64\)\. Use small:teacher"):
+    with pytest.raises(ValueError, match=r"images of shape \(3, 32, 32\); got \(3, 64, 64\)\. Use small:teacher"):
         get("cifar10:teacher", data=zips[64]).run()
     plain = pack(tmp_path / "plain.zip", 32, classes=1)
     with pytest.raises(ValueError, match="has no classes; train without them: --no-cond"):
         get("cifar10:teacher", data=plain).run()
-    with pytest.raises(ValueError, match=r"latents of 4 x 64 x 64; got \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"latents of shape 4 x 64 x 64; got \(4, 8, 8\)"):
         get("imagenet512:teacher", data=pack_latents(tmp_path / "small.zip", (8, 8, 8))).run()
     with pytest.raises(ValueError, match="square images up to 128 pixels a side; got 32x16"):
         get("small:teacher", data=pack(tmp_path / "wide.zip", 32, height=16)).run()

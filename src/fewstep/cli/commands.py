@@ -26,14 +26,14 @@ def demo(
     fresh: bool = False,
     seed: int = 0,
 ) -> None:
-    """The whole path on a laptop: teacher, one-step student, samples, measurements, restorations, report.
+    """Train, distil, sample, evaluate and restore on a laptop with the built-in digits, and write a report.
 
     Args:
-        out: where everything is written; a second call continues or reuses what is there.
-        minutes: about how long training of teacher and one student may take on two cores; more is better.
-        all_methods: a student by every method of distillation, about three minutes each.
-        fresh: start over.
-        seed: of weights, data order and noise.
+        out: folder for everything; repeat the command to continue.
+        minutes: training time of teacher and one student, about, on two CPU cores; longer gives better images.
+        all_methods: distil with every method, about three minutes each.
+        fresh: delete earlier results and start over.
+        seed: seed of weights, data order and noise.
     """
     from fewstep.demo import demo as run_demo
     from fewstep.runtime.distributed import process_group
@@ -56,28 +56,28 @@ def sample(
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
-    """Make images: one for each seed, as PNG files, as one grid, as one array, or all of these.
+    """Generate one image per seed, and write them as PNG files, a grid, an array, or all of these.
 
     Args:
-        model: model or run folder.
-        seeds: such as 0-63 or 1,2,5-10.
-        out: folder for one PNG per seed, or one npy (C, H, W) where images are neither grey nor RGB: a new one, or one of
-            numbered images alone.
-        grid: PNG file for all images side by side; of images that are neither grey nor RGB, channel beside channel.
-        npz: file for all images as one array, arr_0 (N, H, W, C).
-        subdirs: a folder for every 1,000 seeds.
-        label: class index for all images; drawn from the seed if left out.
-        batch: images at a time; 64 if left out, on GPUs as many as fit. It does not change them.
+        model: model or run folder, or hf://owner/name.
+        seeds: seeds, such as 0-63 or 1,2,5-10; each gives one image.
+        out: folder for one PNG per seed (npy (C, H, W) for images that are neither grey nor RGB). The folder must be new, or
+            hold only numbered images.
+        grid: PNG file with all images side by side, or their channels if they are neither grey nor RGB.
+        npz: npz file with all images in one array, arr_0 (N, H, W, C).
+        subdirs: one subfolder of --out per 1,000 seeds.
+        label: class index of all images. Default: drawn from each seed.
+        batch: images at a time; does not affect the images. Default: 64, on GPUs as many as fit.
         overwrite: replace existing files.
-        sampling: how.
+        sampling: How images are generated.
     """
     if out is None and grid is None and npz is None:
-        raise ValueError("nowhere to write to: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
+        raise ValueError("no output: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
     chosen = parse_seeds(seeds)
     for option, path, suffix in (("--grid", grid, ".png"), ("--npz", npz, ".npz")):
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(
-                f"{option} writes {suffix[1:].upper()}; name the file so, such as images{suffix}; got {str(path)!r}"
+                f"{option} needs a file name that ends in {suffix}, such as images{suffix}; got {str(path)!r}"
             )
         if path is not None:
             outputs.file(path, overwrite=overwrite)
@@ -120,10 +120,10 @@ def sample(
 
 
 def report(folder: Positional[Path]) -> None:
-    """Write report.html, one self-contained page, from the runs and results in a folder.
+    """Write report.html, a self-contained page about the runs and results in a folder.
 
     Args:
-        folder: a run, or a folder of runs.
+        folder: run folder, or folder of runs.
     """
     from fewstep.report.page import write_report
 

@@ -60,7 +60,7 @@ def evaluate(
         json_file: file for all values, each with its protocol.
         markdown: file for the table.
         overwrite: replace existing files.
-        sampling: how a model makes images.
+        sampling: How images are generated, for a model.
     """
     from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluate import BATCH, Options

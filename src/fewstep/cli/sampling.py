@@ -19,33 +19,35 @@ class Sampling:
     """How a model makes images.
 
     Attributes:
-        sampler: euler, heun, churn, dpmpp_2m, ancestral, taylor2, ito_taylor, second_order_sde, ... or mine.py:function;
-            a generator's own way, heun or (with S_churn) churn if left out.
-        steps: of the sampler; a generator's own if left out, else 18, or 32 for EDM2's networks.
-        levels: the noise levels themselves, largest first, such as 2.5,0.8; instead of steps and range.
-        ts: NCVSD's noise levels by index, closed by 39, such as 10,22,39 for two steps; instead of levels.
-        sigma_min: lowest noise level (0.002, or that of the network).
-        sigma_max: highest noise level (80, or that of the network).
-        rho: exponent of the noise levels.
-        S_churn: amount of fresh noise.
-        S_min: lowest level that gets fresh noise.
-        S_max: highest level that gets fresh noise; of second_order_sde, the level down to which steps are of second order.
-        S_noise: inflation of the fresh noise.
-        solver: of EDM's general sampler.
-        disc: its discretization.
-        schedule: its sigma(t).
-        scaling: its s(t).
-        kappa: stochasticity of ito_taylor; 0 is the ODE, 1 the reverse SDE.
-        randn_like: noise of ito_taylor and second_order_sde; ddb draws the exact pair, db the simplified one.
-        guidance: scale of guidance; 1 means no guidance.
-        guide: model folder of a weaker model to steer away from; the model without its class if left out.
-        guidance_min: lowest noise level that is guided.
-        guidance_max: highest noise level that is guided.
-        dtype: in which the network computes; auto is bfloat16 where the hardware has it, several times as fast.
-        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub; what the model
-            names if left out.
-        tf32: in float32, GPUs may round the factors of products to 10 bits.
-        compile: compile the blocks of the network first (torch.compile); slow to start, then quicker on GPUs.
+        sampler: euler, heun, churn, dpmpp_2m, dpmpp_2m_sde, ancestral, euler_maruyama, stochastic_heun, taylor2, ito_taylor,
+            second_order_sde, multistep, posterior, or mine.py:function. Default: for a few-step generator its own sampler, for
+            other models heun (churn with --S-churn).
+        steps: number of sampling steps. Default: for a few-step generator its own, 32 for EDM2's networks, 18 for others.
+        levels: noise levels to use, largest first, such as 2.5,0.8; replaces --steps, --sigma-min, --sigma-max and --rho.
+        ts: NCVSD's noise levels by index, ending with 39, such as 10,22,39 for two steps; replaces --levels.
+        sigma_min: lowest noise level. Default: 0.002, or the lowest that the network accepts if that is higher.
+        sigma_max: highest noise level. Default: 80, or the highest that the network accepts if that is lower.
+        rho: exponent of the noise schedule (EDM Eq. 5).
+        S_churn: stochasticity: amount of noise added per step (EDM Algorithm 2).
+        S_min: lowest noise level at which noise is added.
+        S_max: highest noise level at which noise is added. For second_order_sde, steps at or above it are of second order.
+        S_noise: standard deviation of the added noise.
+        solver: EDM ablation sampler only: ODE solver.
+        disc: EDM ablation sampler only: discretization of time.
+        schedule: EDM ablation sampler only: noise schedule sigma(t).
+        scaling: EDM ablation sampler only: signal scaling s(t).
+        kappa: ito_taylor only: stochasticity; 0 is the probability-flow ODE, 1 the reverse SDE.
+        randn_like: ito_taylor and second_order_sde only: ddb draws the exact pair of noises, db the simplified one.
+        guidance: guidance scale; 1 means no guidance.
+        guide: model folder of the weaker model that guides (autoguidance). Default: the model itself without a class
+            (classifier-free guidance).
+        guidance_min: lowest noise level with guidance.
+        guidance_max: highest noise level with guidance.
+        dtype: precision of the network. auto is bfloat16 where the hardware supports it, else float32.
+        vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub. Default: the VAE that the
+            model names.
+        tf32: allow TF32 on GPUs: faster float32, with factors rounded to 10 bits.
+        compile: compile the blocks of the network (torch.compile): slower start, then faster on GPUs.
     """
 
     sampler: str | None = None
@@ -125,7 +127,7 @@ class Sampling:
         if chosen:
             if self.sampler is not None or self.levels is not None:
                 raise ValueError(
-                    "--solver, --disc, --schedule and --scaling are EDM's general sampler; leave other samplers out"
+                    "--solver, --disc, --schedule and --scaling select EDM's general sampler; leave out --sampler and --levels"
                 )
             from fewstep.samplers import Ablation
 
@@ -161,7 +163,7 @@ def indices(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f'--ts are indices of noise levels, such as "10,22,39"; got {text!r}') from error
+        raise ValueError(f'--ts needs indices of noise levels, such as "10,22,39"; got {text!r}') from error
 
 
 def levels(text: str) -> list[float]:

@@ -33,30 +33,30 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(commands.demo, "the whole path on a laptop, without a download", True, True),
+    "demo": Command(commands.demo, "train, distil, sample and evaluate on a laptop; start here", True, True),
     "data pack": Command(data.pack, "pack images into a data set", all_ranks=True),
     "data latents": Command(data.latents, "encode images with a VAE, for training on latents", True, True),
-    "data stats": Command(data.stats, "measure a data set, and propose how to train on it", all_ranks=True),
-    "data check": Command(data.check, "find every bad file of a data set", all_ranks=True),
-    "train": Command(training.fit_recipe, "train a teacher by a recipe", True, True),
-    "distill": Command(training.fit_recipe, "distil a teacher by a recipe", True, True),
-    "compare": Command(training.compare, "distil one teacher by several methods, side by side", True, True),
-    "sample": Command(commands.sample, "make images", True, True),
+    "data stats": Command(data.stats, "measure a data set and suggest training settings", all_ranks=True),
+    "data check": Command(data.check, "list every unusable file of a data set", all_ranks=True),
+    "train": Command(training.fit_recipe, "train a teacher with a recipe", True, True),
+    "distill": Command(training.fit_recipe, "distil a teacher with a recipe", True, True),
+    "compare": Command(training.compare, "distil one teacher with several methods and compare them", True, True),
+    "sample": Command(commands.sample, "generate images", True, True),
     "restore": Command(restoration.restore, "solve inverse problems: inpainting, deblurring, ...", True, True),
-    "ema": Command(models.ema, "weight averages of any length after training (EDM2)"),
-    "convert": Command(models.convert, "convert an upstream file to a model folder, executing nothing"),
-    "export": Command(models.export, "write a model's weights under their upstream names"),
-    "push": Command(models.push, "send a model to the Hugging Face hub"),
-    "pull": Command(models.pull, "get a model from the Hugging Face hub"),
-    "eval": Command(evaluation.evaluate, "measure a model or images", True, True),
-    "eval reference": Command(evaluation.reference, "compute once what metrics need of real images", True, True),
-    "eval pairs": Command(evaluation.pairs, "measure how close images are to their references", True, True),
-    "eval compare": Command(evaluation.compare, "one table of several results, with warnings"),
+    "ema": Command(models.ema, "reconstruct EMA weights of any length (post-hoc, EDM2)"),
+    "convert": Command(models.convert, "convert an upstream checkpoint to a model folder"),
+    "export": Command(models.export, "export a model's weights under their upstream names"),
+    "push": Command(models.push, "upload a model to the Hugging Face hub"),
+    "pull": Command(models.pull, "download a model from the Hugging Face hub"),
+    "eval": Command(evaluation.evaluate, "evaluate a model or images: FID, KID, precision, recall, ...", True, True),
+    "eval reference": Command(evaluation.reference, "compute reference statistics of real images", True, True),
+    "eval pairs": Command(evaluation.pairs, "compare images with their targets: PSNR, SSIM, LPIPS", True, True),
+    "eval compare": Command(evaluation.compare, "compare results in one table, with warnings"),
     "assets list": Command(assets.assets_list, "list the weights of feature networks"),
-    "assets fetch": Command(assets.assets_fetch, "get the weights of a feature network"),
-    "assets check": Command(assets.assets_check, "check the weights that are there"),
-    "report": Command(commands.report, "one HTML page from a folder of runs"),
-    "recipes": Command(training.list_recipes, "list the recipes"),
+    "assets fetch": Command(assets.assets_fetch, "download the weights of a feature network"),
+    "assets check": Command(assets.assets_check, "verify the weights that were downloaded"),
+    "report": Command(commands.report, "write an HTML report of a folder of runs"),
+    "recipes": Command(training.list_recipes, "list the recipes, or the settings of one"),
 }
 
 
@@ -65,12 +65,17 @@ def overview() -> str:
         [
             "usage: fewstep COMMAND ...",
             "",
+            "Start here: fewstep demo (about five minutes, no download, no GPU).",
+            "",
             *listing([*COMMANDS], "  "),
             "",
-            "fewstep COMMAND --help shows the options of one.",
-            "fewstep --print-completion bash|zsh|fish prints a script that completes commands and options.",
-            "--offline, with any command: never touch the network.",
-            "--debug, with any command: show the whole trace of an error.",
+            "fewstep COMMAND --help                    show the options of a command",
+            "fewstep --version                         print the version",
+            "fewstep --print-completion bash|zsh|fish  print a shell completion script",
+            "",
+            "With any command:",
+            "  --offline  do not use the network",
+            "  --debug    print the full traceback of an error",
         ]
     )
 
@@ -136,7 +141,7 @@ def unknown(words: list[str], group: Sequence[str]) -> str:
     if group:
         return f"expected one of {', '.join(f'fewstep {name}' for name in group)}; got {command!r}"
     near = [*get_close_matches(command, COMMANDS, n=3), *get_close_matches(words[0], COMMANDS, n=3)]
-    there = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"there are {', '.join(COMMANDS)}"
+    there = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"the commands are {', '.join(COMMANDS)}"
     return f"there is no command {(words[0] if near else command)!r}; {there}"
 
 

@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """What `train` and `distill` take beside the settings of a recipe: the options of every run, and those of the command."""
+    """Options of every run."""
 
     out: Path = REQUIRED
-    """Folder of the run; the same command again resumes it."""
+    """Folder of the run; repeat the command to resume it."""
     device: str | None = None
-    """Where to compute: cpu, cuda, cuda:1, ...; a GPU if there is one, if unset."""
+    """Device: cpu, cuda, cuda:1, ...; if unset, a GPU if there is one, else the CPU."""
     fresh: bool = False
-    """Start over."""
+    """Delete the run in the folder and start over."""
     transfer: str | None = None
-    """Start from the weights of another network: a model or run folder, hf://owner/name, an upstream .pkl or .pt, or its
-    address; tensors are matched by name. A training starts its network so, a distillation its generator."""
+    """Initialize the network (with distill, the generator) with other weights, matched by name: a model or run folder,
+    hf://owner/name, an upstream .pkl or .pt, or its URL."""
     eval_every: int | None = None
-    """Measure the averaged model every so many training images and keep the best; never if unset."""
+    """Evaluate the EMA model every so many training images and keep the best in best/; never if unset."""
     eval_metrics: str = "fd_pixels"
-    """Metrics such as fid,fd_dinov2 (see fewstep eval); the first decides which model is the best."""
+    """Metrics, such as fid,fd_dinov2 (see fewstep eval); the first one selects the best model."""
     eval_images: int = 10_000
-    """How many images are generated for it."""
+    """Number of images generated for each evaluation."""
     eval_reference: str | None = None
-    """Images or statistics, as of fewstep eval; the training images if unset."""
+    """Reference images or statistics (see fewstep eval); the training images if unset."""
 
     def of_run(self) -> dict[str, Any]:
         """These options as arguments of `Run`."""
@@ -88,8 +88,8 @@ def fit_recipe(argv: Sequence[str], command: str) -> None:
         )
     name, *rest = argv
     if (wanted := command_of(recipes.get(name))) != command:
-        has = "a" if wanted == "distill" else "no"
-        raise ValueError(f"{name} has {has} teacher; the command is: fewstep {wanted} {name}")
+        needs = "needs a" if wanted == "distill" else "has no"
+        raise ValueError(f"the recipe {name} {needs} teacher; use: fewstep {wanted} {name}")
     recipe, options = parsed(name, with_config(rest), f"fewstep {command} {name}")
     train(recipe, options, command_line([command, *argv]))
 
@@ -143,18 +143,18 @@ def compare(
     seed: int = 0,
     fresh: bool = False,
 ) -> None:
-    """Distil one teacher by several recipes at equal budget: a table, and a report with quality over NFE, images and seconds.
+    """Distil one teacher with several recipes at equal budget, and report quality over NFE, training images and time.
 
     Args:
         teacher: model or run folder.
-        methods: recipes such as digits:sid digits:gdd, or mine.py:recipe; what takes a student starts from that of SiD.
-        data: images for training and as the reference: zip or folder, or the built-in digits.
-        out: folder of all runs, results.json and report.html; a second call continues.
-        until: training images of every method; those of its recipe if left out.
-        evaluations: measurements of each run on its way.
-        metrics: such as fid,pr; fewstep eval explains them.
-        seed: of weights, data order and noise.
-        fresh: start over.
+        methods: recipes such as digits:sid digits:gdd, or mine.py:recipe. Recipes that start from a student use SiD's.
+        data: images for training and reference: zip, folder, or digits (built in).
+        out: folder for all runs, results.json and report.html; repeat the command to continue.
+        until: training images for every method. Default: those of each recipe.
+        evaluations: number of evaluations during each run.
+        metrics: such as fid,pr; see fewstep eval.
+        seed: seed of weights, data order and noise.
+        fresh: delete earlier runs and start over.
     """
     from fewstep.compare import compare as run_compare
     from fewstep.compare import show
@@ -184,8 +184,8 @@ def list_recipes(name: Positional[str | None] = None, *, method: str | None = No
     """List the recipes, or show the settings of one.
 
     Args:
-        name: such as digits:teacher.
-        method: list those of one method alone, such as sida or teacher.
+        name: recipe to show, such as digits:teacher.
+        method: list only the recipes of one method, such as sida or teacher.
     """
     if name is not None:
         parsed(name, ["--help"], f"fewstep train|distill {name}")
@@ -193,7 +193,7 @@ def list_recipes(name: Positional[str | None] = None, *, method: str | None = No
     if method is not None:
         methods = dict.fromkeys(n.partition(":")[2] for n in rows)
         if method not in methods:
-            raise ValueError(f"there is no method {method!r}; there are {', '.join(methods)}")
+            raise ValueError(f"there is no method {method!r}; the methods are {', '.join(methods)}")
         rows = {n: row for n, row in rows.items() if n.endswith(f":{method}")}
     print_rows(rows)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FIXED = "fixed"
 Fixed = Annotated[T, FIXED]
-"""A setting that belongs to a row and is no option of the command line."""
+"""A setting of a published configuration that the command line does not offer as an option."""
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -53,18 +53,18 @@ class Recipe:
     """Settings of every run. A family adds its own and defines `parts`."""
 
     data: str | None = REQUIRED
-    """Training images: any source of `fewstep data pack`, such as a zip or folder."""
+    """Training images: a zip, folder, or any other source that fewstep data pack reads."""
     batch_size: int = 128
-    """Images per step, on all devices together."""
+    """Images per training step, over all devices."""
     micro_batch: int | None = None
-    """Images at a time on a device; its whole share of the batch if unset."""
+    """Images per forward pass on a device (gradient accumulation); unset: the device's whole share of the batch."""
     until: int | None = REQUIRED
-    """Training images in all."""
+    """Total number of training images."""
     dtype: Dtype = "auto"
-    """Precision of the networks' arithmetic. auto: bfloat16 where the hardware has it, else float32. float16 comes with a
-    dynamic loss scale. Weights stay in float32."""
+    """Precision of the networks. auto: bfloat16 if the hardware supports it, else float32. float16 uses a dynamic loss
+    scale. Weights are stored in float32."""
     seed: int = 0
-    """Seed of new weights, data order and noise."""
+    """Seed of weight initialization, data order and noise."""
     name: Fixed[str] = "run"
     """Name of the run in its log and model card; {size} stands for the setting."""
 

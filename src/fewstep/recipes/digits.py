@@ -14,13 +14,13 @@ from fewstep.recipes.edm import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsTeacher(Teacher):
-    """A DDPM++ of 0.42 M parameters."""
+    """EDM with a DDPM++ network of 0.42 M parameters."""
 
     data: str = "digits"
     until: int = 89_600
     dtype: Dtype = "float32"
     lr: float = 3e-3
-    """Learning rate of Adam."""
+    """Peak learning rate of Adam."""
 
     def parts(self) -> Parts:
         import torch
@@ -67,7 +67,7 @@ class DigitsTeacher(Teacher):
 
 @dataclass(frozen=True, kw_only=True)
 class Student(Distillation):
-    """A distillation whose learning rates warm up, and fall to 0 at the end."""
+    """Distillation with learning-rate warm-up, and decay to 0 at the end."""
 
     data: str = "digits"
     until: int = 57_600
@@ -75,9 +75,9 @@ class Student(Distillation):
     lr: float = 3e-4
     """Learning rate of the generator."""
     momentum: Fixed[float] = 0.0
-    """Adam's first moment."""
+    """Adam beta1."""
     cooldown: Fixed[float] = 0.5
-    """The last share of the training, in which the learning rates fall."""
+    """Share of the training, at its end, over which learning rates decay."""
 
     def adam(self, lr: float) -> fs.Adam:
         until = self.until
@@ -104,10 +104,10 @@ class Student(Distillation):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreStudent(Student):
-    """A distillation with a fake score."""
+    """Distillation with a fake score."""
 
     fake_lr: float = 1e-3
-    """Learning rate of the fake score, which has to keep up with the generator."""
+    """Learning rate of the fake score."""
 
     def score_parts(self, method: fs.Method, about: str) -> Parts:
         return self.student_parts(
@@ -117,10 +117,10 @@ class ScoreStudent(Student):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsSiD(ScoreStudent):
-    """Uses the labels of the data only."""
+    """SiD; uses only the labels of the data."""
 
     alpha: float = 1.2
-    """Weight in the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores."""
+    """Alpha in the SiD loss: the squared score difference enters with the factor 1 - alpha."""
 
     def parts(self) -> Parts:
         return self.score_parts(fs.distill.SiD(self.loaded_teacher(), alpha=self.alpha), f"SiD, alpha {self.alpha:g}")
@@ -128,12 +128,13 @@ class DigitsSiD(ScoreStudent):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsSiDA(DigitsSiD):
-    """The fake score also discriminates real from generated images."""
+    """SiDA: the fake score also discriminates real from generated images."""
 
     gan_weight: float = 0.5
-    """Weight of the adversarial term, against 100 of SiD's."""
+    """Weight of the adversarial loss in the generator's loss; SiD's loss has weight 100."""
     warmup: int = 6_400
-    """Training images before the adversarial term enters; before the generator moves at all, if it starts from a student."""
+    """Training images after which the adversarial loss is switched on. Until then, a generator that starts from a student is
+    not trained."""
 
     def parts(self) -> Parts:
         method = fs.distill.SiDA(
@@ -144,10 +145,10 @@ class DigitsSiDA(DigitsSiD):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsSiD2A(DigitsSiDA):
-    """SiDA from a student by SiD."""
+    """SiDA from a SiD student (SiD2A)."""
 
     student: Path = REQUIRED
-    """Model or run folder of a student by SiD, where the generator starts."""
+    """Model or run folder of the SiD student that initializes the generator."""
 
     def parts(self) -> Parts:
         generator = fs.load(self.student)
@@ -164,16 +165,16 @@ class DigitsSiD2A(DigitsSiDA):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsDMD2(ScoreStudent):
-    """For one or several steps."""
+    """DMD2, for one or several sampling steps."""
 
     levels: tuple[float, ...] = (2.5,)
-    """Noise levels from which the student makes images, largest first; one for each step."""
+    """Noise levels of the student's sampling steps, largest first."""
     ratio: int = 1
-    """Steps of the fake score for one of the generator."""
+    """Fake score updates per generator update."""
     gan_weight: float = 0.3
-    """Weight of the adversarial term in the generator's loss."""
+    """Weight of the adversarial loss in the generator's loss."""
     disc_weight: float = 2.0
-    """Weight of the discriminator in the fake score's loss."""
+    """Weight of the discriminator loss in the fake score's loss."""
     until: int = 53_760
     lr: float = 3.5e-4
     fake_lr: float = 2e-3
@@ -196,18 +197,17 @@ class DigitsDMD2(ScoreStudent):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsNCVSD(ScoreStudent):
-    """A generative denoiser: for one step, for many, for restoration."""
+    """NCVSD: a generative denoiser for one step, many steps, and restoration."""
 
     gamma: float = 1.4
-    """By how much of its level an observation is made noisier. The paper's 0.414 needs longer training: the draws of one
-    observation stay too much alike."""
+    """The generator's input is noisier than the observation by the factor 1 + gamma. The paper's 0.414 needs longer
+    training; otherwise samples from one observation are too similar."""
     fused: bool = True
-    """The fake score sees observation and noisy image together, as the teacher does."""
+    """Fuse observation and noisy image into one input of the fake score, as for the teacher."""
     gan_weight: float = 0.0
-    """Weight of the adversarial term, 0 for none. In so short a training its discriminator stays at chance, and takes two
-    fifths of the time."""
+    """Weight of the adversarial loss; 0 turns it off. In so short a training the discriminator does not beat chance."""
     gan_start: int = 0
-    """Training images before the adversarial term enters."""
+    """Training images after which the adversarial loss is switched on."""
     batch_size: int = 64
     until: int = 48_640
     lr: float = 4.5e-4
@@ -243,13 +243,13 @@ class DigitsNCVSD(ScoreStudent):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsGDD(Student):
-    """Starts from the teacher and learns from the data. Its discriminator sees through features that need no download,
-    where GDD has networks trained on ImageNet."""
+    """GDD: GAN loss only, starting from the teacher. The discriminator's features need no download; published GDD uses
+    networks trained on ImageNet."""
 
     features: Literal["both", "classifier", "encoder"] = "both"
-    """Features of the discriminator: a small classifier of the data, trained first, the encoder of the teacher, or both."""
+    """Discriminator features: a small classifier, trained on the data first, the teacher's encoder, or both."""
     innate: bool = False
-    """Freeze most convolutions, as GDD-I does."""
+    """Freeze most convolutions (GDD-I)."""
     batch_size: int = 64
     disc_lr: float = 5e-4
     """Learning rate of the discriminator."""

@@ -21,12 +21,13 @@ class Teacher(Recipe):
     """Settings of every training of a diffusion model."""
 
     cond: bool = True
-    """Train with the classes of the data."""
+    """Train a class-conditional model; the data need labels."""
     stf: Literal["matched", "published"] | None = None
-    """Train to the stable target field (Xu et al., 2023) instead of the clean image. matched: references of the same class
-    and augmentation only, without bias; published: all of them, as in the authors' code (their --stf=1)."""
+    """Regress on the stable target field (Xu et al., 2023) instead of the clean image. matched: average only over reference
+    images of the same class and augmentation (unbiased); published: over all, as in the authors' code (--stf=1)."""
     references: int = 4096
-    """Images whose posterior mean is that target, those of the micro-batch included (the authors' --rbatch)."""
+    """With --stf: number of reference images over which the target is averaged, including the micro-batch (the authors'
+    --rbatch)."""
 
     def target(self, stream: References, pipe: AugmentPipe | None = None) -> tuple[Target, str]:
         """The training target, and what the model card says about it."""
@@ -42,28 +43,28 @@ class Teacher(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class EDM(Teacher):
-    """Adam with a warm-up of 10 million images, an average of weights with ramp-up (App. F)."""
+    """EDM: Adam with a learning-rate warm-up of 10 million images, and an EMA of the weights with ramp-up (App. F)."""
 
     data: str = REQUIRED
     until: int = 200_000_000
     arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
-    """Network: DDPM++, NCSN++ or ADM."""
+    """Network architecture: DDPM++, NCSN++ or ADM."""
     precond: Literal["edm", "vp", "ve"] = "edm"
-    """Preconditioning, noise levels and loss weights: EDM's, or those of the VP or VE SDE for comparison."""
+    """Preconditioning, noise distribution and loss weighting: EDM's, or those of the VP or VE SDE."""
     cbase: int | None = None
-    """Channels of the network at its finest resolution; those of the architecture if unset."""
+    """Base number of channels; if unset, the architecture's default."""
     cres: str | None = None
-    """Multiples of them at each resolution, such as 1,2,2,2; those of the data set if unset."""
+    """Channel multipliers per resolution, such as 1,2,2,2; if unset, the default for the data set."""
     dropout: float = 0.13
     """Dropout probability."""
     augment: float = 0.12
-    """Probability of each augmentation except mirroring, which has 1/2; 0 for none."""
+    """Probability of each augmentation (mirroring always has 1/2); 0 turns augmentation off."""
     xflip: bool = False
-    """Mirror each image left to right with probability 1/2, without telling the network."""
+    """Mirror each image left to right with probability 1/2, without conditioning the network on it."""
     lr: float = 1e-3
     """Learning rate of Adam, after the warm-up."""
     ema: int = 500_000
-    """Half-life of the average of weights, in images (EDM counts millions)."""
+    """EMA half-life in images (EDM counts in millions)."""
     snapshot: Fixed[int] = 2_500_000
     """Images between two snapshots."""
     network: Fixed[str] = "cifar10-32x32-uncond"
@@ -113,7 +114,7 @@ def open_images(data: str, resolution: int, channels: int, *, cond: bool) -> fs.
     images = fs.images(data)
     if images.shape != (channels, resolution, resolution):
         raise ValueError(
-            f"{data}: this recipe is for images of {channels} x {resolution} x {resolution}; got {images.shape}. Use "
+            f"{data}: this recipe needs images of shape {(channels, resolution, resolution)}; got {images.shape}. Use "
             f"small:teacher, or: fewstep data pack SOURCE OUT.zip --resolution {resolution}x{resolution}"
         )
     if cond and images.labels is None:
@@ -144,11 +145,11 @@ def widths(cbase: int | None, cres: str | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if cbase is not None:
         if cbase < 1:
-            raise ValueError(f"--cbase is a number of channels, at least 1; got {cbase}")
+            raise ValueError(f"--cbase must be at least 1; got {cbase}")
         result["model_channels"] = cbase
     if cres is not None:
         words = [word.strip() for word in cres.split(",")]
         if not all(word.isdecimal() and int(word) for word in words):
-            raise ValueError(f"--cres has a whole number from 1 on for each resolution, such as 1,2,2,2; got {cres!r}")
+            raise ValueError(f"--cres needs one positive integer per resolution, such as 1,2,2,2; got {cres!r}")
         result["channel_mult"] = tuple(int(word) for word in words)
     return result

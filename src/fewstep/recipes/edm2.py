@@ -45,26 +45,26 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EDM2(Teacher):
-    """Weights of fixed length, a learning rate that falls as the inverse square root, a network that weighs its loss, two
-    averages by power functions."""
+    """EDM2: weights of fixed length, inverse-square-root learning rate, learned loss weighting, and two power-function EMAs
+    for post-hoc reconstruction."""
 
     data: str = REQUIRED
     until: int | None = None
-    """Training images in all; those of the size if unset."""
+    """Total number of training images; if unset, the published number for the size."""
     size: Size = "s"
-    """Size of the network."""
+    """Network size."""
     channels: int | None = None
-    """Channels of the network at its finest resolution; those of the size if unset."""
+    """Base number of channels; if unset, that of the size."""
     dropout: float | None = None
-    """Dropout probability; that of the size if unset."""
+    """Dropout probability; if unset, that of the size."""
     lr: float | None = None
-    """Reference learning rate; that of the size if unset."""
+    """Reference learning rate; if unset, that of the size."""
     p_mean: float = -0.4
-    """Mean of the logarithm of the noise level."""
+    """Mean of log(sigma) in training."""
     p_std: float = 1.0
-    """Standard deviation of the logarithm of the noise level."""
+    """Standard deviation of log(sigma) in training."""
     decay: float = 70_000
-    """Batches after which the learning rate falls."""
+    """Number of batches after which the learning rate decays."""
     rampup: Fixed[int] = 10_000_000
     """Images over which the learning rate rises."""
     snapshot: Fixed[int] = 8 * MI
@@ -77,7 +77,7 @@ class EDM2(Teacher):
     def resolved(self) -> Self:
         known = {key.partition("-")[2]: row for key, row in SIZES.items() if key.startswith(f"{self.preset}-")}
         if self.size not in known:
-            raise ValueError(f"--size: the sizes of EDM2 for this data are {', '.join(known)}; got {self.size!r}")
+            raise ValueError(f"--size must be one of {', '.join(known)} for this data set; got {self.size!r}")
         row = known[self.size]
         until, lr = (row.until if self.until is None else self.until), (row.lr if self.lr is None else self.lr)
         return dataclasses.replace(self, until=until, lr=lr)
@@ -136,5 +136,5 @@ class EDM2(Teacher):
         latents = LatentData(self.data)
         if latents.shape != self.shape:
             expected = " x ".join(map(str, self.shape))
-            raise ValueError(f"{self.data}: this recipe is for latents of {expected}; got {latents.shape}")
+            raise ValueError(f"{self.data}: this recipe needs latents of shape {expected}; got {latents.shape}")
         return LatentStream(latents, StabilityVAE(), seed=self.seed)

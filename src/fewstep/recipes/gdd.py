@@ -36,32 +36,32 @@ CLASSIFIER_IMAGES = 25_600
 
 @dataclass(frozen=True, kw_only=True)
 class GDD(Distillation):
-    """A GAN loss alone; with classes, in generator and discriminator, if the teacher has them."""
+    """GAN loss only (GDD), class-conditional if the teacher is."""
 
     data: str = REQUIRED
     batch_size: int = 256
     micro_batch: int | None = 64
-    """Images at a time on a device. The discriminator takes its statistics over them, so it is a setting of the method."""
+    """Images per forward pass on a device. The discriminator's batch norm uses them, so it affects the result."""
     until: int = 10_000_000
     seed: int = 42
     weights: str = REQUIRED
-    """Weights of the feature networks: a folder with NAME.safetensors of each, or hub to fetch them once, as `fewstep
-    assets fetch` does."""
+    """Weights of the feature networks: a folder with NAME.safetensors of each, or hub to download them once (as fewstep
+    assets fetch does)."""
     freeze: Literal[0, 1, 2, 3] = 0
-    """Layers of U-Net blocks that stay the teacher's. 0: none (GDD); 1: convolutions and attention's output (GDD-I); 2: also
-    attention's input; 3: also the shortcuts."""
+    """Frozen layers of the generator's U-Net blocks. 0: none (GDD); 1: convolutions and attention output (GDD-I); 2: also
+    attention input (qkv); 3: also shortcuts."""
     backbone: Literal["deit", "vgg", "lite"] = "deit"
-    """Feature network beside EfficientNet-Lite0: deit (GDD's 0), vgg (its 1), or lite for none."""
+    """Second feature network besides EfficientNet-Lite0: deit (GDD's 0), vgg (GDD's 1), or lite for none."""
     r1_gamma: float = 1e-4
-    """Strength of the penalty on the discriminator's gradient at real images."""
+    """Weight of the R1 penalty."""
     lr: float = 2e-5
     """Learning rate of the generator."""
     disc_lr: float = 4e-5
-    """Learning rate of the discriminator, before the correction for its lazy penalty."""
+    """Learning rate of the discriminator, before the correction for lazy regularization."""
     ema: int = 500_000
-    """Half-life of the average of weights, in images (GDD counts millions)."""
+    """EMA half-life in images (GDD counts in millions)."""
     shape: Fixed[tuple[int, int, int]] = (3, 64, 64)
-    """Shape of an image; teachers of another shape are refused."""
+    """Image shape; a teacher of another shape is rejected."""
 
     def parts(self) -> Parts:
         import torch
@@ -75,7 +75,7 @@ class GDD(Distillation):
         check_start(denoiser)
         if denoiser.shape != self.shape:
             raise ValueError(
-                f"{self.teacher}: this recipe is for models of images of shape {self.shape}; this one makes {denoiser.shape}"
+                f"{self.teacher}: this recipe needs a model of images of shape {self.shape}; got {denoiser.shape}"
             )
         denoiser.dtype = self.torch_dtype()
         # in float16 the discriminator would need a loss scale of its own, and its penalty could overflow

@@ -39,27 +39,28 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class NCVSD(Distillation):
-    """A generative denoiser for any number of steps, from an EDM2 teacher of the given size."""
+    """NCVSD: a generative denoiser for any number of steps, distilled from an EDM2 teacher."""
 
     data: str = REQUIRED
     batch_size: int = 2048
     micro_batch: int | None = None
-    """Images at a time on a device; the paper's for the size if unset. It does not change the result."""
+    """Images per forward pass on a device (gradient accumulation); does not change the result. If unset, the paper's for the
+    size."""
     until: int = 64 * MI
     size: Literal["xs", "s", "m", "l"] = "s"
     """Size of the teacher."""
     lr: float | None = None
-    """Reference learning rate of the fake score, of which generator and discriminator have 1 %; that of the size if unset."""
+    """Reference learning rate of the fake score; generator and discriminator use 1 % of it. If unset, that of the size."""
     p_mean: float = -0.8
-    """Mean of the logarithm of the noise level at which the scores are compared."""
+    """Mean of log(sigma) at which scores are compared."""
     p_std: float = 1.6
-    """Standard deviation of the logarithm of the noise level at which the scores are compared."""
+    """Standard deviation of log(sigma) at which scores are compared."""
     decay: float = 35_000
-    """Batches after which the learning rate falls."""
+    """Number of batches after which the learning rate decays."""
     rampup: Fixed[int] = 10_000_000
-    """Images over which the learning rate rises."""
+    """Warm-up of the learning rate, in images."""
     gan_start: int = 16_778_000
-    """Training images before the adversarial term enters."""
+    """Training images after which the adversarial loss is switched on."""
     level: Fixed[int] = 12
     """Index of the noise level for one step."""
     scale: Fixed[float] = 1.0
@@ -69,12 +70,12 @@ class NCVSD(Distillation):
     preset: Fixed[str] = "imagenet64"
     """The rows of `SIZES` for the data set."""
     shape: Fixed[tuple[int, int, int]] = (3, 64, 64)
-    """Shape of an image; teachers of another shape are refused."""
+    """Image shape; a teacher of another shape is rejected."""
 
     def row(self) -> SizeRow:
         known = SIZES[self.preset]
         if self.size not in known:
-            raise ValueError(f"--size: the sizes of this recipe are {', '.join(known)}; got {self.size!r}")
+            raise ValueError(f"--size must be one of {', '.join(known)}; got {self.size!r}")
         return known[self.size]
 
     def resolved(self) -> Self:
@@ -125,6 +126,6 @@ class NCVSD(Distillation):
             )
         if denoiser.shape != self.shape:
             raise ValueError(
-                f"{self.teacher}: this recipe is for images of shape {self.shape}; this model makes {denoiser.shape}"
+                f"{self.teacher}: this recipe needs a model of images of shape {self.shape}; got {denoiser.shape}"
             )
         return denoiser

@@ -19,47 +19,47 @@ from fewstep.recipes.edm2 import Size
 
 @dataclass(frozen=True, kw_only=True)
 class SiD(Distillation):
-    """Score identity distillation. Without `data`, classes are drawn evenly."""
+    """Score identity distillation (SiD). It needs no images."""
 
     data: str | None = None
-    """Image zip or folder, of which only the labels are used; classes are drawn evenly if unset."""
+    """Image zip or folder; only its labels are used. If unset, classes are drawn uniformly."""
     micro_batch: int | None = 16
-    """Images at a time on a device. It does not change the result."""
+    """Images per forward pass on a device (gradient accumulation); does not change the result."""
     until: int | None = None
-    """Training images in all. If unset: 800 million for a teacher with classes, 500 million for one without."""
+    """Total number of training images; if unset, 800 million for a class-conditional teacher, else 500 million."""
     alpha: float = 1.2
-    """Weight in the SiD loss: 1, or 1.2 to subtract 0.2 of the squared difference of the scores."""
+    """Alpha in the SiD loss: the squared score difference enters with the factor 1 - alpha."""
     steps: int = 1
-    """Steps of the generator."""
+    """Sampling steps of the generator."""
     augment: float = 0.12
-    """Probability of each augmentation except mirroring, which has 1/2, of what the fake score trains on; 0 for none, as a
-    teacher that was trained without needs it."""
+    """Probability of each augmentation of the fake score's training images (mirroring always has 1/2). Set 0 for a teacher
+    that was trained without augmentation."""
     dropout: float | None = 0.13
-    """Dropout probability of fake score and generator; the teacher's if unset."""
+    """Dropout probability of fake score and generator; if unset, the teacher's."""
     lr: float = 1e-5
-    """Learning rate of both networks."""
+    """Learning rate of fake score and generator."""
     glr: float | None = None
-    """Learning rate of the generator; `lr` if unset."""
+    """Learning rate of the generator; if unset, --lr."""
     g_beta1: float = 0.0
-    """First moment of the generator's Adam."""
+    """Adam beta1 of the generator."""
     eps: float = 1e-6
-    """Epsilon of Adam."""
+    """Adam epsilon."""
     init_sigma: float = 2.5
-    """Noise level from which the generator makes images."""
+    """Noise level of the generator's input."""
     tmax: float = 800
-    """The scores are compared at the noise levels of steps 0 to tmax of 1000; sigma is 80 at step 0."""
+    """Last of the 1,000 time steps at which scores are compared; step 0 is sigma = 80."""
     lsg: float | None = 100.0
-    """Factor of the generator's SiD loss, to which Adam is nearly invariant; the paper's for the size of EDM2 if unset."""
+    """Weight of the generator's SiD loss (Adam is nearly invariant to it); if unset, the paper's for the EDM2 size."""
     ema: int = 500_000
-    """Half-life of the average of weights, in images (SiD counts millions)."""
+    """EMA half-life in images (SiD counts in millions)."""
     p_mean: float = -1.2
-    """Mean of the logarithm of the noise level at which the fake score trains."""
+    """Mean of log(sigma) in training the fake score."""
     p_std: float = 1.2
-    """Standard deviation of the logarithm of the noise level at which the fake score trains."""
+    """Standard deviation of log(sigma) in training the fake score."""
     shape: Fixed[tuple[int, int, int]] = (3, 32, 32)
-    """Shape of an image; teachers of another shape are refused."""
+    """Image shape; a teacher of another shape is rejected."""
     uncertainty: Fixed[bool | None] = None
-    """Weigh the losses by the teacher's log-variance head; as the teacher has one if unset."""
+    """Weight the losses with the teacher's log-variance head; if unset, whenever the teacher has one."""
     method_name: ClassVar[str] = "SiD"
 
     def resolved(self) -> Self:
@@ -72,12 +72,12 @@ class SiD(Distillation):
         from fewstep.distill.players import uniform_levels
 
         if not 0 < self.tmax <= 1000:
-            raise ValueError(f"--tmax is a step of a thousand, above 0 and at most 1000; got {self.tmax:g}")
+            raise ValueError(f"--tmax must be above 0 and at most 1000; got {self.tmax:g}")
         denoiser = self.opened(self.teacher)
         pipe = AugmentPipe(self.augment) if self.augment else None
         if pipe is not None and not getattr(denoiser.net.config, "augment_dim", 0):
             raise ValueError(
-                f"{self.teacher} was trained without augmentation, so its copies cannot take augmentation labels: use --augment 0"
+                f"{self.teacher} was trained without augmentation, so its copies cannot take augmentation labels: --augment 0"
             )
         method = self.method(
             denoiser,
@@ -106,9 +106,7 @@ class SiD(Distillation):
         """A model for images of `shape`, with this recipe's dropout in training."""
         denoiser = fs.load(path)
         if denoiser.shape != self.shape:
-            raise ValueError(
-                f"{path}: this recipe is for models of images of shape {self.shape}; this one makes {denoiser.shape}"
-            )
+            raise ValueError(f"{path}: this recipe needs a model of images of shape {self.shape}; got {denoiser.shape}")
         denoiser.dtype = self.torch_dtype()
         if self.dropout is not None:
             config = dataclasses.replace(denoiser.net.config, dropout=self.dropout)
@@ -120,19 +118,19 @@ class SiD(Distillation):
 
 @dataclass(frozen=True, kw_only=True)
 class SiDA(SiD):
-    """SiD with an adversarial loss: the fake score also discriminates real from generated images."""
+    """SiD with an adversarial loss (SiDA): the fake score also discriminates real from generated images."""
 
     data: str = REQUIRED
-    """Zip or folder of the images that generated ones are discriminated from."""
+    """Real images: zip or folder."""
     micro_batch: int | None = 32
-    """Images at a time on a device. The adversarial terms are averaged over them, so it is a setting of the method."""
+    """Images per forward pass on a device. The adversarial terms are averaged over them, so it affects the result."""
     alpha: float = 1.0
     lsd: float = 1.0
-    """Weight of the discriminator in the fake score's loss."""
+    """Weight of the discriminator loss in the fake score's loss."""
     lsg_gan: float = 0.01
-    """Weight of the adversarial term in the generator's loss."""
+    """Weight of the adversarial loss in the generator's loss."""
     clip: Fixed[float | None] = 1.0
-    """Bound of each entry of the fake score's gradient."""
+    """Limit of each entry of the fake score's gradient."""
     method_name: ClassVar[str] = "SiDA"
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
@@ -141,18 +139,18 @@ class SiDA(SiD):
 
 @dataclass(frozen=True, kw_only=True)
 class SiD2A(SiDA):
-    """SiDA whose generator starts from a student by SiD."""
+    """SiDA whose generator is initialized with a SiD student (SiD2A)."""
 
     student: Path = REQUIRED
-    """Model or run folder of a student by SiD, where the generator starts."""
+    """Model or run folder of the SiD student that initializes the generator."""
     method_name: ClassVar[str] = "SiD2A"
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
         generator = self.opened(self.student)
         if generator.levels is None:
             raise ValueError(
-                f"{self.student} is no student: it denoises at every noise level, as a teacher does. Give one that SiD "
-                "made, or start from the teacher: the recipe sida"
+                f"{self.student} is a denoiser of all noise levels, not a student. Give a student that SiD trained, or use "
+                "the recipe sida, which starts from the teacher"
             )
         return super().method(teacher, generator=generator, **options)
 
@@ -177,10 +175,10 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class OfEDM2:
-    """Students of EDM2 on latents of ImageNet-512: what is unset is the paper's for the size."""
+    """Students of EDM2 on ImageNet-512 latents; unset settings take the paper's values for the size."""
 
     size: Size = "s"
-    """Size of the teacher. By size, micro-batches have 64 (xs, s), 32 (m, l), 16 (xl) or 2 (xxl) images."""
+    """Size of the teacher. It sets the default micro-batch: 64 (xs, s), 32 (m, l), 16 (xl) or 2 (xxl) images."""
 
     def resolved(self) -> Self:
         from fewstep.io.model_folder import read_config
@@ -188,14 +186,14 @@ class OfEDM2:
 
         assert isinstance(self, SiD)
         if self.size not in SIZES:
-            raise ValueError(f"--size: the sizes of this recipe are {', '.join(SIZES)}; got {self.size!r}")
+            raise ValueError(f"--size must be one of {', '.join(SIZES)}; got {self.size!r}")
         row = SIZES[self.size]
         found = read_config(self.teacher)["network"].get("model_channels")
         expected = sizes.edm2(self.size).model_channels
         if found != expected:
             raise ValueError(
-                f"{self.teacher} is {found} channels wide, EDM2-{self.size.upper()} {expected}; give the --size of the "
-                "teacher"
+                f"{self.teacher} has {found} channels, EDM2-{self.size.upper()} has {expected}; set --size to the size of "
+                "the teacher"
             )
         adversarial, two_stages = isinstance(self, SiDA), isinstance(self, SiD2A)
         until = row.sid2a if two_stages else row.until

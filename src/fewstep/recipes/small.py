@@ -1,4 +1,4 @@
-"""Data sets of one's own, of a few hundred to a few ten thousand images."""
+"""Your own data sets of a few hundred to a few ten thousand images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Small(Teacher):
-    """What depends on the data is measured: the deviation of the pixels, by which network and noise levels are scaled, and
-    the size, which picks a DDPM++. Few images get more dropout. Two averages are kept, so that the best can be found
-    afterwards."""
+    """EDM for your own images. Preconditioning and noise levels follow the measured standard deviation of the data, the
+    network (DDPM++) follows the image size, and dropout the number of images. Two power-function EMAs allow fewstep ema."""
 
     data: str = REQUIRED
     until: int = 10_000_000
     augment: float = 0.15
-    """Probability of each augmentation except mirroring, which has 1/2; 0 for none."""
+    """Probability of each augmentation (mirroring always has 1/2); 0 turns augmentation off."""
     lr: float = 4e-4
-    """Learning rate of Adam, after a warm-up over one twentieth of the training; it falls to 0 in the last fifth."""
+    """Peak learning rate of Adam; warm-up over the first 5 % of training, decay to 0 over the last 20 %."""
 
     def parts(self) -> Parts:
         import torch

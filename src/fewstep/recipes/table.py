@@ -56,7 +56,7 @@ IMAGENET512 = {
 }
 IMAGENET512_SIDA = {**IMAGENET512, "lsd": 100.0, "clip": None}
 
-CAUTION = "FID favours a discriminator that knows ImageNet: report others as well."
+CAUTION = "FID favours discriminators with ImageNet features; report other metrics as well."
 BEST = "The best FID of SiDA and SiD2A in one step"
 EDM2_FID = "2.156 (xs), 1.669 (s), 1.488 (m), 1.413 (l), 1.379 (xl), 1.366 (xxl)"
 
@@ -64,30 +64,30 @@ DIGITS = {
     "digits:teacher": Row(
         DigitsTeacher(name="teacher"), "A class-conditional EDM teacher (DDPM++ of 0.42 M parameters)."
     ),
-    "digits:sid": Row(DigitsSiD(name="student"), "A one-step student by score identity distillation (SiD)."),
+    "digits:sid": Row(DigitsSiD(name="student"), "A one-step student trained with score identity distillation (SiD)."),
     "digits:sida": Row(
         DigitsSiDA(name="student"),
-        "A one-step student by adversarial score identity distillation (SiDA).",
+        "A one-step student trained with adversarial score identity distillation (SiDA).",
     ),
     "digits:sid2a": Row(
-        DigitsSiD2A(name="student", warmup=2_560, until=25_600), "SiD2A: as digits:sida, from a student by SiD."
+        DigitsSiD2A(name="student", warmup=2_560, until=25_600), "SiD2A: as digits:sida, starting from a SiD student."
     ),
     "digits:dmd2": Row(
         DigitsDMD2(name="student"),
-        "A one- or few-step student by improved distribution matching distillation (DMD2).",
+        "A one- or few-step student trained with improved distribution matching distillation (DMD2).",
     ),
     "digits:ncvsd": Row(
         DigitsNCVSD(name="student"),
-        "A generative denoiser by noise conditional variational score distillation (NCVSD).",
+        "A generative denoiser trained with noise conditional variational score distillation (NCVSD).",
     ),
-    "digits:gdd": Row(DigitsGDD(name="student"), "A one-step student by a GAN loss alone (GDD)."),
+    "digits:gdd": Row(DigitsGDD(name="student"), "A one-step student trained with a GAN loss only (GDD)."),
     "digits:gddi": Row(
         DigitsGDD(name="student", innate=True, lr=1e-3, until=51_200),
         "As digits:gdd, with most convolutions of the generator frozen (GDD-I).",
     ),
 }
 
-OWN = {"small:teacher": Row(Small(name="small-teacher"), "A first teacher for your own images, up to 128x128 pixels.")}
+OWN = {"small:teacher": Row(Small(name="small-teacher"), "EDM on your own images, up to 128x128 pixels.")}
 
 CIFAR10 = {
     "cifar10:teacher": Row(
@@ -118,13 +118,13 @@ CIFAR10 = {
     ),
     "cifar10:sid2a": Row(
         SiD2A(name="cifar10-sid2a", until=100_000_000, **CIFAR10_SIDA),
-        "SiD2A on CIFAR-10: SiDA from a student by SiD, for teachers with and without classes (Zhou et al., 2025).",
+        "SiD2A on CIFAR-10: SiDA from a SiD student, for teachers with and without classes (Zhou et al., 2025).",
         f"{BEST} (paper): 1.396 with classes, 1.499 without; the released models of SiD2A saw 39 and 28 million images. "
         "Published on 4 GPUs.",
     ),
     "cifar10:gdd": Row(
         GDD(name="cifar10-gdd", shape=(3, 32, 32), backbone="vgg", lr=1e-4, disc_lr=1e-4, until=5_000_000),
-        "GDD on CIFAR-10: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).",
+        "GDD on CIFAR-10: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
         "The discriminator sees through VGG16 and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 1.54. "
         "Published for the NCSN++ teachers (ve), such as of cifar10:teacher with --arch ncsnpp --precond edm, with classes "
         f"and without. {CAUTION}",
@@ -157,12 +157,12 @@ FFHQ = {
     ),
     "ffhq:sid2a": Row(
         SiD2A(name="ffhq-sid2a", micro_batch=64, until=100_000_000, **FACES),
-        "SiD2A on FFHQ at 64x64: SiDA from a student by SiD (Zhou et al., 2025).",
+        "SiD2A on FFHQ at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
         f"{BEST} (paper): 1.040; the released model of SiD2A saw 169 million images.",
     ),
     "ffhq:gdd": Row(
         GDD(name="ffhq-gdd"),
-        "GDD on FFHQ at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).",
+        "GDD on FFHQ at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
         "The discriminator sees through DeiT-B and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 0.85. "
         f"Published for the NCSN++ teacher (ve). {CAUTION}",
     ),
@@ -193,13 +193,13 @@ AFHQV2 = {
     ),
     "afhqv2:sid2a": Row(
         SiD2A(name="afhqv2-sid2a", lr=5e-6, micro_batch=64, until=100_000_000, **FACES),
-        "SiD2A on AFHQv2 at 64x64: SiDA from a student by SiD (Zhou et al., 2025).",
+        "SiD2A on AFHQv2 at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
         f"{BEST} (paper): 1.276; the released model of SiD2A saw 175 million images. The published script took its real "
         "images from FFHQ; give it AFHQv2.",
     ),
     "afhqv2:gdd": Row(
         GDD(name="afhqv2-gdd"),
-        "GDD on AFHQv2 at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).",
+        "GDD on AFHQv2 at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
         "The discriminator sees through DeiT-B and EfficientNet-Lite0. FID 1.23 (paper's abstract), 1.24 (released model, "
         f"measured again by its authors); about 7 million images. Published for the NCSN++ teacher (ve). {CAUTION}",
     ),
@@ -252,12 +252,12 @@ IMAGENET_64 = {
     ),
     "imagenet64:sid2a": Row(
         SiD2A(name="imagenet64-sid2a", until=100_000_000, **IMAGENET64),
-        "SiD2A on ImageNet at 64x64: SiDA from a student by SiD (Zhou et al., 2025).",
+        "SiD2A on ImageNet at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
         f"{BEST} (paper): 1.110; the released model of SiD2A saw 29 million images.",
     ),
     "imagenet64:gdd": Row(
         GDD(name="imagenet64-gdd", lr=8e-6, batch_size=512, micro_batch=128, ema=50_000_000),
-        "GDD on ImageNet at 64x64: a one-step generator by a GAN loss alone (Zheng & Yang, 2024).",
+        "GDD on ImageNet at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
         "The discriminator sees through DeiT-B and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 1.16. "
         f"Published for the ADM teacher. {CAUTION}",
     ),
@@ -299,7 +299,7 @@ IMAGENET_512 = {
     ),
     "imagenet512:sid2a": Row(
         SiD2AOfEDM2(name="imagenet512-sid2a-{size}", **IMAGENET512_SIDA),
-        "SiD2A from EDM2 on latents of ImageNet at 512x512: SiDA from a student by SiD (Zhou et al., 2025).",
+        "SiD2A from EDM2 on latents of ImageNet at 512x512: SiDA from a SiD student (Zhou et al., 2025).",
         f"{BEST}, without guidance (paper): {EDM2_FID}. As SiDA; the generator's loss of the size m has the factor 50 "
         "instead of 100. At the size xxl the authors started from a student of SiDA, after 78 million images, and not of "
         "SiD: give such a one as --student.",
@@ -395,7 +395,7 @@ def row(name: str) -> Row:
         same = sorted((n for n in TABLE if n.endswith(f":{name}")), key=lambda n: not n.startswith("digits:"))
         near = ", ".join(same or get_close_matches(name, TABLE, cutoff=0.5))
         raise ValueError(
-            f"there is no recipe {name!r}{near and f'; near it are {near}'}; fewstep recipes lists all, mine.py:function is "
-            "one of your own"
+            f"there is no recipe {name!r}; {near and f'did you mean {near}? '}fewstep recipes lists all; a recipe of your "
+            "own is named FILE.py:NAME"
         )
     return TABLE[name]

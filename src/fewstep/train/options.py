@@ -17,15 +17,16 @@ class RunOptions:
     """
 
     keep: int = 3
-    """How many checkpoints, each the whole state of training, stay on disk."""
+    """Number of recent checkpoints to keep."""
     strategy: Literal["replicate", "shard"] = "replicate"
-    """Under torchrun, whether each process holds the networks whole or in parts, for those that do not fit."""
+    """Under torchrun: replicate holds every network on every process; shard splits large networks over the processes
+    (FSDP2)."""
     compile: bool = False
-    """Compile the blocks of the denoisers first (torch.compile): slow to start, then faster on GPUs."""
+    """Compile the blocks of the denoisers (torch.compile): slower start, then faster on GPUs."""
     recompute: int | Literal["light"] | None = None
-    """Less memory for more time: light computes norms and activations again for gradients, a number all of the blocks on
-    images of at least so many pixels a side (1 means all blocks); nothing if unset."""
+    """Activation checkpointing: saves memory, costs time. light recomputes norms and activations; a number N recomputes all
+    blocks at resolution N x N and above (1: every block). Off if unset."""
     tf32: bool = False
-    """Let GPUs round the factors of float32 products to 10 bits."""
+    """Allow TF32 on GPUs: faster float32, with factors rounded to 10 bits."""
     track: Annotated[tuple[str, ...], SEPARATED] = ()
-    """Also log metrics to tensorboard, wandb, trackio, or several of them, separated by commas."""
+    """Trackers that also log the metrics, separated by commas: tensorboard, wandb, trackio."""
