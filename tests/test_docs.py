@@ -43,7 +43,7 @@ def test_names_exist(page):
 def test_commands_exist(page):
     known = names()
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for line in re.findall(r"^(?:\$ )?fewstep (.+)$", "\n".join(blocks), flags=re.MULTILINE):
+    for line in re.findall(r"^(?:\$ )?fewstep (.+)$", "\n".join(blocks).replace("\\\n", " "), flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
         if words[0] == "--print-completion":
             continue
