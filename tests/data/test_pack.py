@@ -507,7 +507,7 @@ def test_damaged_mnist(tmp_path, dest):
     refused(mnist(tmp_path, magic=0x801)[0], dest, "images-idx3-ubyte.gz: expected an idx3-ubyte file")
     refused(mnist(tmp_path, shape=(3, 28, 29))[0], dest, "expected 3 images of 28x28 pixels", "(3, 28, 29)")
     refused(mnist(tmp_path, shape=(2**31, 28, 28))[0], dest, "expected 3 images of 28x28 pixels")
-    refused(mnist(tmp_path, labels=(1, 2))[0], dest, "labels-idx1-ubyte.gz: cut off; 3 bytes were announced and 2")
+    refused(mnist(tmp_path, labels=(1, 2))[0], dest, "labels-idx1-ubyte.gz: cut off; expected 3 bytes; got 2")
     refused(mnist(tmp_path, cut=1)[0], dest, "images-idx3-ubyte.gz: cut off")
     source, _ = mnist(tmp_path)
     source.write_bytes(source.read_bytes()[:-20])
@@ -568,7 +568,7 @@ def test_arrays_in_archives_are_checked(tmp_path, dest):
     with zipfile.ZipFile(dest) as archive:
         good = archive.read("00000/img00000000.npy")
     for content, message in [
-        (good[:-1], "expected an array uint8 (2, 4, 4), whole; got 31 bytes of it"),
+        (good[:-1], "cut off or damaged; expected 32 bytes of uint8 (2, 4, 4); got 31"),
         (good.replace(b"|u1", b"|i1"), "got int8"),
         (good.replace(b"(2, 4, 4)", b"(32, )   "), "got uint8 (32,)"),
         (b"PK", "expected an array of NumPy"),

@@ -65,7 +65,7 @@ def load_array(path: Path, name: str) -> NDArray[Any]:
         offset = file.tell()
     announced = math.prod(shape) * dtype.itemsize
     if announced != size - offset:
-        raise ValueError(f"{where}: cut off; {announced} bytes were announced and {size - offset} are left")
+        raise ValueError(f"{where}: cut off; expected {announced} bytes; got {size - offset}")
     if announced == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", offset=start + offset, shape=shape, order=order)

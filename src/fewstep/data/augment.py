@@ -1,4 +1,4 @@
-"""Augmentation that does not leak into what is generated: random transforms, passed to the network as labels.
+"""Augmentation that does not leak into generated images: random transforms, of which labels inform the network.
 
 The pipe of StyleGAN2-ADA (Karras et al., 2020, App. B) with the labels of EDM (Karras et al., 2022, App. F.2): the
 network learns the images as they are under the label zero, and uses the transformed ones to learn from less data.
@@ -34,32 +34,45 @@ SYM6 = (
 """The orthonormal low-pass of the wavelet sym6: halving the resolution with it undoes doubling exactly."""
 
 FIXED_POINT = -0.25
-"""Where turning, scaling and stretching leave an image in its place: so many pixels right of and below its centre.
+"""The fixed point of rotation, scaling and stretching: pixels to the right of and below the centre of the image.
 
-Nobody meant it: EDM's resampling misses the centre by half a pixel of the doubled grid. The published networks have
-learned what its labels mean from images that were moved about this point.
+It is not intended: EDM's resampling misses the centre by half a pixel of the doubled grid. The published networks have
+learned their labels from images that were transformed about this point.
 """
 
 
 @dataclass(frozen=True)
 class AugmentPipe:
-    """Each operation is applied to each image with probability `p` times its own number, in the order below.
+    """Random transforms of images, with labels that tell the network which were applied.
 
-    The label has, for each operation whose number is positive, the columns listed here, all zero where it was not applied.
-    The numbers are EDM's; the default label has 9 columns.
+    Each operation is applied to each image with probability `p` times its own number, in the order below. For each operation
+    whose number is positive the label has the columns in parentheses, which are zero where it was not applied. z is a standard
+    normal number. The defaults are EDM's; their label has 9 columns.
 
-    Exact on pixels. xflip, yflip: mirror left to right, top to bottom, by a fair coin (1: the coin). rotate_int: quarter
-    turns (2: mirrored left to right, top to bottom, the transposition being their exclusive or). translate_int: shift to
-    the right and upwards by up to 1/8 of the image, beyond whose edge it is mirrored (2: shift over 1/8 of width, height).
+    `xflip` to `translate_int` are exact on pixels. `scale` to `translate_frac` are geometric, about `FIXED_POINT`; they are
+    composed, and the image is resampled once. The others change colours; grey images get the effect on grey: none of hue and
+    saturation, the negative for lumaflip.
 
-    Geometric, about `FIXED_POINT`, composed and resampled once. scale: by 2^(0.2 z) (1: z). rotate_frac: by theta in
-    (-pi, pi) (2: cos - 1, sin). aniso: stretch by 2^(0.2 z) along an angle r that is random half of the time, else 0, and
-    by the inverse across (2: z cos r, z sin r). translate_frac: to the right and downwards by z/8 of width and height
-    (2: z).
+    Args:
+        p: probability of each operation, from 0 to 1; a tensor () where it is adapted during training.
+        xflip: mirror left to right, by a fair coin (1 column: the coin).
+        yflip: mirror top to bottom, by a fair coin (1: the coin).
+        rotate_int: quarter turns (2: mirrored left to right, top to bottom; the image is transposed if one of them is).
+        translate_int: shift to the right and upwards by up to 1/8 of the image, continued by its mirror image (2: the shift
+            divided by 1/8 of width, height).
+        scale: by 2^(0.2 z) (1: z).
+        rotate_frac: by theta in (-pi, pi) (2: cos theta - 1, sin theta).
+        aniso: stretch by 2^(0.2 z) along an angle r, and by the inverse across; r is random half of the time, else 0
+            (2: z cos r, z sin r).
+        translate_frac: to the right and downwards by z/8 of width and height (2: z of each).
+        brightness: + 0.2 z (1: z).
+        contrast: times 2^(0.5 z) (1: z).
+        lumaflip: reflection of the luma axis, by a fair coin (1: the coin).
+        hue: rotation about the luma axis by theta in (-pi, pi) (2: cos theta - 1, sin theta).
+        saturation: colourfulness times 2^z (1: z).
 
-    On colours. brightness: + 0.2 z (1: z). contrast: times 2^(0.5 z) (1: z). lumaflip: reflection of the luma axis, by
-    a coin (1: the coin). hue: rotation about that axis (2: cos - 1, sin). saturation: colourfulness times 2^z (1: z).
-    Of these, grey images get the effect on grey: none of hue and saturation, the negative of lumaflip.
+    Raises:
+        ValueError: p is not a probability.
     """
 
     p: float | Tensor = 0.12
@@ -291,12 +304,21 @@ def halving(size: int, device: torch.device) -> Tensor:
 
 
 def resample(x: Tensor, matrix: Tensor) -> Tensor:
-    """Images (B, C, H, W) seen through affine maps (B, 3, 3) of pixels of the result, relative to `FIXED_POINT`, to those
-    of `x`, relative to the same point.
+    """Images resampled by affine maps.
 
-    Doubled in resolution, sampled bilinearly there, halved again; the identity changes nothing but rounding. Beyond its
-    edge an image is continued by its mirror image, without end, so that no result depends on the rest of the batch. (EDM
-    pads by at most one mirror image and continues with zeros.) Computed in float32 at least.
+    The images are doubled in resolution, sampled bilinearly, and halved again; the identity changes nothing but rounding.
+    Beyond its edge an image is continued by its mirror image without end, so that no result depends on the rest of the batch.
+    (EDM pads by at most one mirror image and continues with zeros.) Computed in float32 at least.
+
+    Args:
+        x: images (B, C, H, W).
+        matrix: maps (B, 3, 3) from pixels of the result to pixels of `x`, both relative to `FIXED_POINT`.
+
+    Returns:
+        Images (B, C, H, W) of the type of `x`.
+
+    Raises:
+        ValueError: a side has less than 2 pixels.
     """
     height, width = x.shape[2:]
     if min(height, width) < 2:

@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from fewstep.runtime.archives import check_bytes, open_zip, read_member
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
-EXTENSIONS = (
-    *(
+EXTENSIONS = tuple(
+    [
         ".png",
         ".jpg",
         ".jpeg",
@@ -40,8 +40,8 @@ EXTENSIONS = (
         ".pbm",
         ".pnm",
         ".gif",
-    ),
-    ".avif",
+        ".avif",
+    ]
 )
 ORIENTATION = 0x0112
 MAX_PIXELS, PIXELS_PER_BYTE = 64 * 2**20, 8
@@ -49,9 +49,13 @@ MAX_PIXELS, PIXELS_PER_BYTE = 64 * 2**20, 8
 
 
 class Files(Protocol):
-    """Named files; `names` are the images, relative paths with forward slashes, sorted as strings.
+    """The files of a folder or an archive.
 
-    folders: those at the top that are not hidden. others: files that are not used, neither images nor `dataset.json`.
+    Attributes:
+        path: of the folder or archive.
+        names: of the images: relative paths with forward slashes, sorted as strings.
+        folders: at the top level, except hidden ones.
+        others: files that are neither images nor `dataset.json`.
     """
 
     path: Path
@@ -65,7 +69,7 @@ class Files(Protocol):
 
 
 def is_image(name: str) -> bool:
-    """Whether the extension is that of an image; hidden files and macOS's resource forks are not."""
+    """Whether a file is an image by its extension, and neither hidden nor one of macOS's resource forks."""
     return not hidden(name) and name.lower().endswith(EXTENSIONS)
 
 
@@ -87,12 +91,12 @@ def hidden(name: str) -> bool:
 
 
 def top_folders(names: Iterable[str]) -> list[str]:
-    """The folders in which entries lie, or which are entries (with a slash at the end), at the top level."""
+    """The top-level folders of entries, some of which may be folders themselves (with a slash at the end)."""
     return sorted({name.partition("/")[0] for name in names if "/" in name and not hidden(name.partition("/")[0])})
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse an archive's entry whose name leads out of a folder; harmless here, but the archive is hostile."""
+    """Raise ValueError for an entry whose name points outside of its archive: nothing is extracted, but the archive is hostile."""
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":" or "\0" in name:
         raise ValueError(f"{where}: the entry {name!r} points outside of the archive; do not use this file")
 
@@ -125,7 +129,7 @@ def changed(file: Path) -> ValueError:
 
 
 class Folder:
-    """The files below a folder. Links are followed; one to a folder that it lies in is refused.
+    """The files below a folder. Links are followed, except that a link to a folder that contains it raises ValueError.
 
     An image that is replaced or written to after the folder was opened is an error when it is read.
     """
@@ -165,7 +169,7 @@ class Folder:
 
 
 class Zip:
-    """The entries of a zip. The handle is opened per process: one that is shared after a fork mixes up its readers."""
+    """The entries of a zip. Each process opens it anew, since forked processes would share the position in the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -226,7 +230,7 @@ def open_files(path: Path) -> Folder | Zip:
 
 
 class Loaded(NamedTuple):
-    """A decoded image as it is stored. deep: whether it had 16 bits per channel, of which Pillow keeps the upper 8."""
+    """A decoded image, not converted; `deep` if it had 16 bits per channel, of which Pillow keeps the upper 8."""
 
     image: Image.Image
     deep: bool
@@ -249,7 +253,7 @@ def check_not_empty(data: bytes, where: str) -> None:
 
 
 def load_image(data: bytes, where: str) -> Loaded:
-    """Decode one image as it is stored. `where` names it in errors."""
+    """Decode one image without converting it. `where` names it in errors."""
     check_not_empty(data, where)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -258,7 +262,7 @@ def load_image(data: bytes, where: str) -> Loaded:
             raise ValueError(f"{image.width}x{image.height} are more than {most} pixels")
         if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its depth map
             raise ValueError("it has several frames")
-        # Only the decoder's arguments tell: the raw mode of a PNG, the largest value of a PPM.
+        # The depth is known from the decoder's arguments alone: the raw mode of a PNG, the largest value of a PPM.
         tiles = [(tile[0], tile[3]) for tile in image.tile]
         deep = ";16" in str(tiles) or any(name == "ppm" and args not in (255, (255,)) for name, args in tiles)
         image.load()
@@ -289,7 +293,7 @@ def read_exactly(file: Readable, size: int, where: str) -> bytes:
     check_bytes(size, where)
     data = file.read(size)
     if len(data) != size:
-        raise ValueError(f"{where}: cut off; {size} bytes were announced and {len(data)} are left")
+        raise ValueError(f"{where}: cut off; expected {size} bytes; got {len(data)}")
     return data
 
 
@@ -302,7 +306,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: IO[bytes], where: str) -> Header:
-    """The header of a `.npy` that begins here; the data follow. Arrays of Python objects are refused."""
+    """The header of a `.npy` at the position of the file; the data follow. Raises ValueError for arrays of Python objects."""
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -315,13 +319,15 @@ def read_header(file: IO[bytes], where: str) -> Header:
 
 
 def parse_array(data: bytes, where: str) -> NDArray[Any]:
-    """The array of a `.npy`, whose data must be as long as its header says."""
+    """The array of a `.npy`; ValueError if its data are shorter or longer than its header says."""
     check_not_empty(data, where)
     file = io.BytesIO(data)
     shape, dtype, order = read_header(file, where)
     start = file.tell()
     if start == len(data) or len(data) - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{where}: expected an array {dtype} {shape}, whole; got {len(data) - start} bytes of it")
+        raise ValueError(
+            f"{where}: cut off or damaged; expected {math.prod(shape) * dtype.itemsize} bytes of {dtype} {shape}; got {len(data) - start}"
+        )
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
 

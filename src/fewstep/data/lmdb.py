@@ -94,14 +94,14 @@ def walk(file: IO[bytes], path: Path) -> Iterator[Item]:
                 found += 1
                 size += (item := entry(tree, page, number, node)).size
                 if size > tree.pages * tree.page_size:
-                    raise DamagedError("its values lie upon each other")
+                    raise DamagedError("its values overlap")
                 yield item
         if found != tree.entries:
             raise DamagedError(f"it has {found} of {tree.entries} entries")
 
 
 def open_tree(file: IO[bytes], path: Path) -> Tree:
-    """The newer of the two accounts at the start of the file."""
+    """The newer of the two meta pages at the start of the file."""
     file.seek(HEADER)
     data = file.read(META)
     magic, version, page_size = struct.unpack_from("<II16xI", data.ljust(META, b"\0"))
