@@ -1,15 +1,20 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from fewstep.cli import main
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import SeededNoise, karras_sigmas
 from fewstep.core.plan import Plan
 from fewstep.core.precondition import VE
+from fewstep.io import model_folder
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.sample import BatchSize, count_evaluations, describe, gathered, generate, in_batches
+from fewstep.sample import BatchSize, count_evaluations, describe, generate
 from fewstep.samplers import churn, multistep
+from tests.conftest import tiny_net
 
 
 def plans(denoiser):
@@ -116,23 +121,21 @@ def test_batches_shrink_to_what_memory_holds(denoiser, monkeypatch):
 
 def test_batches_grow_into_the_memory_of_a_gpu(monkeypatch):
     """Each image takes 10 bytes, beside 100 of another part of the process; 2,000 are there."""
-    sizes, held = [], [100]
-
-    def make(batch):
-        held[0] = max(held[0], 100 + 10 * len(batch))
-        sizes.append(len(batch))
-        return np.array(batch)
-
+    held = [100]
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000 - held[0], 2000))
-    made = in_batches(make, 500, BatchSize(torch.device("cuda")))
-    assert [int(i) for i in made] == list(range(500))
-    assert sizes == [64, 128, 128, 128, 52]  # 256 would not fit
 
+    def sizes(n: int) -> list[int]:
+        size, made = BatchSize(torch.device("cuda")), []
+        while sum(made) < n:
+            made.append(min(size.size, n - sum(made)))
+            held[0] = max(held[0], 100 + 10 * made[-1])
+            size.fits(made[-1])
+        return made
+
+    assert sizes(500) == [64, 128, 128, 128, 52]  # 256 would not fit
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
-    sizes.clear()
-    list(in_batches(make, 4032, BatchSize(torch.device("cuda"))))
-    assert sizes == [64, 128, 256, 512, 1024, 1024, 1024]
+    assert sizes(4032) == [64, 128, 256, 512, 1024, 1024, 1024]
 
 
 def test_the_size_is_remembered_for_a_denoiser_and_a_given_one_is_kept(denoiser, monkeypatch):
@@ -160,12 +163,27 @@ def test_the_size_is_remembered_for_a_denoiser_and_a_given_one_is_kept(denoiser,
         made(batch_size=0)
 
 
-def test_what_makes_gathered_images_comes_to_its_end():
-    ended = []
+@pytest.mark.parametrize(
+    "options", ["--steps 2", "--steps 2 --guidance 1.5", "--steps 2 --S_churn 5", "--levels 2.5,0.6"]
+)
+def test_few_calls_lie_between_the_command_and_the_network(tmp_path, monkeypatch, options):
+    encode, paths = SongUNet.encode, []
 
-    def made():
-        yield from range(4)
-        ended.append(True)
+    def recorded(self, *args):
+        frame, path = sys._getframe(1), []
+        while not (frame.f_code.co_name == "sample" and frame.f_globals["__name__"] == "fewstep.cli.sampling"):
+            if (module := frame.f_globals["__name__"]).startswith("fewstep."):
+                path.append((module, frame.f_code.co_name))
+            frame = frame.f_back
+            assert frame is not None
+        paths.append(path)
+        return encode(self, *args)
 
-    assert list(gathered(made(), 4, batch_size=2)) == [0, 1, 2, 3]  # pyright: ignore[reportArgumentType] - numbers for images
-    assert ended
+    monkeypatch.setattr(SongUNet, "encode", recorded)
+    model_folder.save(Denoiser(tiny_net(label_dropout=0.1)).eval(), tmp_path / "model")
+    to = ["--out", str(tmp_path / "out"), "--grid", str(tmp_path / "grid.png")]
+    assert main(["sample", str(tmp_path / "model"), "--seeds", "0-1", *to, *options.split()]) == 0
+    assert paths
+    for path in paths:
+        assert len(path) <= 8, path
+        assert len({module for module, _ in path}) <= 4, path

@@ -190,7 +190,7 @@ def row(
     picture = out / "samples" / f"{name}-nfe{count_evaluations(plan):03d}.png"
     columns = min(model.num_classes, 10) or 10
     fixed = torch.arange(5 * columns) % columns if model.num_classes else None
-    shown = list(gathered(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns))
+    shown = gathered(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns)
     if rank() == 0:
         save_png(grid(np.stack(shown), columns=columns), picture)
     return {

@@ -1,15 +1,16 @@
 """From seeds to images: each image depends on its own seed alone, not on its batch nor on the number of processes.
 
-One path: `generate` asks the model for a `Plan` (or is given one), checks it, draws noise from the seeds, runs the sampler
-on the denoiser that the model binds to classes and noise, and decodes.
+One path: `generate` asks the model for a `Plan` (or is given one) and checks it; `images_of` draws noise for a batch of seeds,
+has `run` take the sampler to its end on the denoiser that the model binds to classes and noise, and decodes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,11 +27,11 @@ from fewstep.core.plan import Plan, Sampler
 from fewstep.metrics.protocol import ROUNDING, show_seeds
 from fewstep.metrics.sources import ImageSource
 from fewstep.runtime import precision
-from fewstep.runtime.distributed import gather, rank, world_size
+from fewstep.runtime.distributed import gather, share, world_size
 from fewstep.runtime.memory import lacks_memory
-from fewstep.runtime.progress import track
+from fewstep.runtime.progress import Progress
 from fewstep.samplers.catalog import NAMED, check_options, find, parameters
-from fewstep.samplers.contract import counted, last
+from fewstep.samplers.contract import check_states, counted, final_state
 
 
 def make_plan(
@@ -53,11 +54,12 @@ def make_plan(
     if isinstance(sampler, str):
         find(sampler)
     plan = model.plan(steps, sampler=sampler, guidance=guidance, **options)
-    known = parameters(find(plan.sampler))
+    function = find(plan.sampler)
+    known = parameters(function)
     if options.get("rho") is not None and "rho" in known:
         plan = dataclasses.replace(plan, options=plan.options | {"rho": options["rho"]})
     check_options(f"the sampler {plan.name}", known, plan.options)
-    return plan
+    return dataclasses.replace(plan, sampler=function)
 
 
 def run(plan: Plan, denoise: Denoise, z: Tensor, **offered: Any) -> Tensor:
@@ -68,7 +70,9 @@ def run(plan: Plan, denoise: Denoise, z: Tensor, **offered: Any) -> Tensor:
     sampler = find(plan.sampler)
     known = parameters(sampler)
     options = {name: value for name, value in offered.items() if name in known} | plan.options
-    return last(sampler(denoise, z.double() * plan.sigmas[0], plan.sigmas, **options), like=z)
+    states = sampler(denoise, z.double() * plan.sigmas[0], plan.sigmas, **options)
+    check_states(states)
+    return final_state(deque(states, maxlen=1), z)
 
 
 def count_evaluations(plan: Plan) -> int:
@@ -144,10 +148,7 @@ def generate(
     check_seeds(seeds)
     check_classes(label, len(seeds), denoiser.num_classes)
     denoiser.codec.prepare(next(denoiser.parameters()).device)
-    images = images_of(denoiser, seeds, label, plan, batch_size, tf32)
-    return (
-        track(images, total=len(range(rank(), len(seeds), world_size())), description="sample") if progress else images
-    )
+    return images_of(denoiser, seeds, label, plan, batch_size, tf32, progress)
 
 
 def check_plan(denoiser: Denoiser, plan: Plan, beside: Sequence[str]) -> None:
@@ -172,35 +173,64 @@ def images_of(
     plan: Plan,
     batch_size: int | None,
     tf32: bool,
+    progress: bool,
 ) -> Iterator[NDArray[np.uint8]]:
-    """The images of `generate`, whose arguments are checked."""
+    """The images of `generate`, whose arguments are checked: this rank's share, batch by batch."""
     device = next(denoiser.parameters()).device
-
-    @precision.tf32(tf32)
-    def make(places: Sequence[int]) -> NDArray[np.uint8]:
-        batch = [seeds[i] for i in places]
-        noise = SeededNoise(batch)
-        z = noise.draw(denoiser.shape, torch.float32).to(device)
-        classes = noise.classes(denoiser.num_classes).to(device) if denoiser.num_classes else None
-        if label is not None:
-            chosen = torch.as_tensor(label).long().expand(len(seeds))
-            classes = chosen[list(places)].to(device)
-        denoise = (
-            denoiser.bind(classes, noise) if plan.guidance is None else plan.guidance.bind(denoiser, classes, noise)
-        )
-        drawn = partial(noise, dtype=denoiser.sampling.noise_dtype)
-        x0 = run(plan, denoise, z, noise=drawn, **denoiser.sampler_options(classes))
-        if not x0.isfinite().all():
-            bad = [seed for seed, image in zip(batch, x0, strict=True) if not image.isfinite().all()]
-            raise ValueError(
-                f"the images of the seeds {show_seeds(bad)} are not finite; check weights, levels, precision"
-            )
-        return denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
-
+    mine, start = share(range(len(seeds))), 0
+    labels = None if label is None else torch.as_tensor(label).long().expand(len(seeds))
     size = BatchSize(device, FITTING.get(denoiser) if batch_size is None else batch_size)
-    yield from in_batches(make, len(seeds), size)
+    with Progress("sample", total=len(mine), show=progress) as bar:
+        while start < len(mine):
+            places = mine[start : start + size.size]
+            batch = [seeds[i] for i in places]
+            try:
+                with precision.tf32(tf32):
+                    denoise, z, offered = begin(denoiser, plan, batch, None if labels is None else labels[list(places)])
+                    x0 = run(plan, denoise, z, **offered)
+                    check_finite(x0, batch)
+                    images = denoiser.codec.decode(x0).permute(0, 2, 3, 1).cpu().numpy()
+                size.fits(len(batch))
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise MemoryError(f"one image alone does not fit into the memory of {device}") from error
+                images = None
+            if images is None:  # outside of the handler, whose traceback holds the tensors
+                size.too_large(len(batch))
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            start += len(batch)
+            bar.update(start)
+            yield from images
     if batch_size is None and not size.grows:
         FITTING[denoiser] = size.size
+
+
+def begin(
+    denoiser: Denoiser, plan: Plan, seeds: Sequence[int], label: Tensor | None
+) -> tuple[Denoise, Tensor, dict[str, Any]]:
+    """What `run` takes for these seeds: the bound denoiser, unit noise (B, C, H, W), and options that samplers may take."""
+    device = next(denoiser.parameters()).device
+    noise = SeededNoise(seeds)
+    z = noise.draw(denoiser.shape, torch.float32).to(device)
+    drawn = (
+        noise.classes(denoiser.num_classes) if denoiser.num_classes else None
+    )  # also where it is not used: see `generate`
+    label = drawn if label is None else label
+    classes = None if label is None else label.to(device)
+    denoise = denoiser.bind(classes, noise) if plan.guidance is None else plan.guidance.bind(denoiser, classes, noise)
+    offered = {"noise": partial(noise, dtype=denoiser.sampling.noise_dtype), **denoiser.sampler_options(classes)}
+    return denoise, z, offered
+
+
+def check_finite(x0: Tensor, seeds: Sequence[int]) -> None:
+    """Raise ValueError that names the seeds whose images (B, C, H, W) contain NaN or infinities."""
+    if not x0.isfinite().all():
+        bad = [seed for seed, image in zip(seeds, x0, strict=True) if not image.isfinite().all()]
+        raise ValueError(f"the images of the seeds {show_seeds(bad)} are not finite; check weights, levels, precision")
 
 
 class BatchSize:
@@ -235,41 +265,19 @@ FITTING: MutableMapping[Denoiser, int] = WeakKeyDictionary()
 """Sizes of batches that were found for denoisers of this process."""
 
 
-def in_batches(
-    make: Callable[[Sequence[int]], NDArray[np.uint8]], n: int, size: BatchSize
-) -> Iterator[NDArray[np.uint8]]:
-    """This rank's share of `n` images, every world-th, made in batches of their places."""
-    mine, start = range(rank(), n, world_size()), 0
-    while start < len(mine):
-        batch = mine[start : start + size.size]
-        try:
-            images = make(batch)
-            size.fits(len(batch))
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-            if len(batch) == 1:
-                raise MemoryError(f"one image alone does not fit into the memory of {size.device}") from error
-            images = None
-        if images is None:  # outside of the handler, whose traceback holds the tensors
-            size.too_large(len(batch))
-            if size.device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        yield from images
-        start += len(batch)
-
-
-def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> Iterator[NDArray[np.uint8]]:
+def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> list[NDArray[np.uint8]]:
     """All `n` images in order on the first rank, out of every rank's share (every world-th); none on the others.
 
-    Every rank must go through it to the end. batch_size: images that a rank sends at a time.
+    batch_size: images that a rank sends at a time.
     """
-    mine = iter(images)
-    for _ in range(0, n, batch_size * world_size()):
-        for row in zip_longest(*gather(list(islice(mine, batch_size)))):
-            yield from (image for image in row if image is not None)
-    next(mine, None)  # what makes them comes to its end
+    mine = list(images)
+    if world_size() == 1:
+        return mine
+    together: list[NDArray[np.uint8]] = []
+    for start in range(0, -(-n // world_size()), batch_size):
+        for row in zip_longest(*gather(mine[start : start + batch_size])):
+            together += [image for image in row if image is not None]
+    return together
 
 
 def generated(

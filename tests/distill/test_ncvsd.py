@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.cli.commands import sample
-from fewstep.cli.sampling import Sampling
+from fewstep.cli.sampling import Sampling, sample
 from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation, given_observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import BINS

@@ -1,4 +1,4 @@
-"""The options of `sample` and `eval` that say how a model makes images; EDM's names where they exist."""
+"""`fewstep sample`, and the options that say how a model makes images, which `eval` takes too; EDM's names where they exist."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from fewstep.cli.arguments import parse_seeds
+from fewstep.runtime import outputs
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fewstep.core.denoiser import Denoiser
     from fewstep.core.guidance import Guidance
     from fewstep.core.plan import Plan, Sampler
@@ -156,6 +164,78 @@ class Sampling:
 
         guide = None if self.guide is None else dataclasses.replace(self, vae=None).load(self.guide)
         return Guidance(self.guidance, guide, interval)
+
+
+def sample(
+    model: Positional[Path],
+    *,
+    seeds: str = "0-63",
+    out: Path | None = None,
+    grid: Path | None = None,
+    npz: Path | None = None,
+    subdirs: bool = False,
+    label: Annotated[int | None, arg(name="class")] = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+    sampling: OmitArgPrefixes[Sampling] = Sampling(),
+) -> None:
+    """Generate one image per seed, and write them as PNG files, a grid, an array, or all of these.
+
+    Args:
+        model: model or run folder, or hf://owner/name.
+        seeds: seeds, such as 0-63 or 1,2,5-10; each gives one image.
+        out: folder for one PNG per seed (npy (C, H, W) for images that are neither grey nor RGB). The folder must be new, or
+            hold only numbered images.
+        grid: PNG file with all images side by side, or their channels if they are neither grey nor RGB.
+        npz: npz file with all images in one array, arr_0 (N, H, W, C).
+        subdirs: one subfolder of --out per 1,000 seeds.
+        label: class index of all images. Default: drawn from each seed.
+        batch: images at a time; does not affect the images. Default: 64, on GPUs as many as fit.
+        overwrite: replace existing files.
+        sampling: How images are generated.
+    """
+    if out is None and grid is None and npz is None:
+        raise ValueError("no output: give --out FOLDER, --grid FILE.png, --npz FILE.npz, or several of them")
+    chosen = parse_seeds(seeds)
+    for option, path, suffix in (("--grid", grid, ".png"), ("--npz", npz, ".npz")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(
+                f"{option} needs a file name that ends in {suffix}, such as images{suffix}; got {str(path)!r}"
+            )
+        if path is not None:
+            outputs.file(path, overwrite=overwrite)
+    if out is not None:
+        outputs.image_folder(out, (f"{seed:06d}" for seed in chosen), overwrite=overwrite)
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch must be at least 1; got {batch}")
+
+    import numpy as np
+
+    from fewstep.data.grid import grid as make_grid
+    from fewstep.data.grid import save_image, save_png
+    from fewstep.runtime.distributed import process_group, rank, share
+    from fewstep.runtime.files import new_file
+    from fewstep.sample import gathered, generate
+
+    with process_group():
+        network = sampling.load(model)
+        plan = sampling.plan(network)
+        made = generate(network, chosen, label=label, plan=plan, batch_size=batch, tf32=sampling.tf32, progress=True)
+        kept: list[NDArray[np.uint8]] = []
+        for seed, image in zip(share(chosen), made, strict=True):
+            if out is not None:
+                folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
+                save_image(image, folder / f"{seed:06d}")
+            if grid is not None or npz is not None:
+                kept.append(image)
+        images = gathered(kept, len(chosen)) if grid is not None or npz is not None else []
+        if grid is not None and rank() == 0:
+            save_png(make_grid(np.stack(images)), grid)
+            print(f"{grid}: {len(images):,} images")
+        if npz is not None and rank() == 0:
+            with new_file(npz) as partial, partial.open("wb") as file:
+                np.savez(file, arr_0=np.stack(images))
+            print(f"{npz}: {len(images):,} images")
 
 
 def indices(text: str) -> list[int]:

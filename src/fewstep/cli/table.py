@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from fewstep.cli import assets, commands, data, evaluation, models, restoration, training
+from fewstep.cli import assets, commands, data, evaluation, models, restoration, sampling, training
 from fewstep.cli.arguments import placed, shown, with_config
 from fewstep.cli.parsing import call
 from fewstep.runtime.files import OFFLINE
@@ -41,7 +41,7 @@ COMMANDS = {
     "train": Command(training.fit_recipe, "train a teacher with a recipe", True, True),
     "distill": Command(training.fit_recipe, "distil a teacher with a recipe", True, True),
     "compare": Command(training.compare, "distil one teacher with several methods and compare them", True, True),
-    "sample": Command(commands.sample, "generate images", True, True),
+    "sample": Command(sampling.sample, "generate images", True, True),
     "restore": Command(restoration.restore, "solve inverse problems: inpainting, deblurring, ...", True, True),
     "ema": Command(models.ema, "reconstruct EMA weights of any length (post-hoc, EDM2)"),
     "convert": Command(models.convert, "convert an upstream checkpoint to a model folder"),

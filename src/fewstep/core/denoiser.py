@@ -18,7 +18,7 @@ from fewstep.core.inputs import check_images, check_label, highest
 from fewstep.core.network import Features, SamplingDefaults
 from fewstep.core.noise import Denoise, Noise, expand, karras_sigmas
 from fewstep.core.plan import Plan, Sampler, closed
-from fewstep.core.precondition import EDM, Precondition
+from fewstep.core.precondition import EDM, Coefficients, Precondition
 from fewstep.runtime.precision import activations
 
 USUAL = 152.2
@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     """The input of a denoiser beside the features that its encoder saw in it: all that `decode` needs."""
 
     x: Tensor
-    sigma: Tensor
+    coefficients: Coefficients
     features: Features
 
 
@@ -50,10 +50,13 @@ class Preconditioned(nn.Module):
         self, encoder: Any, x: Tensor, sigma: float | Tensor, label: Tensor | None, augment: Tensor | None = None
     ) -> Features:
         """The features that an encoder of `net` sees in the noisy image `x` (B, C, H, W) at `sigma`."""
-        c = self.precondition(expand(sigma, x))
+        return encoder.encode(*self.inputs(x, self.precondition(expand(sigma, x))), label, augment)
+
+    def inputs(self, x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
+        """The scaled image (B, C, H, W) and the noise condition (B,) that an encoder of `net` takes."""
         # the embedding of the noise level is never rounded to less than float32
         c_noise = c.noise.flatten().to(torch.promote_types(self.dtype, torch.float32))
-        return encoder.encode(activations(c.input * x, self.dtype), c_noise, label, augment)
+        return activations(c.input * x, self.dtype), c_noise
 
 
 class Denoiser(Preconditioned):
@@ -153,19 +156,27 @@ class Denoiser(Preconditioned):
         self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, augment: Tensor | None = None
     ) -> Encoded:
         """The first half: features of the noisy image, for discriminators and control branches, and for `decode`."""
-        if not torch.compiler.is_compiling():
-            self.check(x, sigma, label)
-        return Encoded(x, expand(sigma, x), self.features(self.net, x, sigma, label, augment))
+        level = expand(sigma, x) if torch.compiler.is_compiling() else self.check(x, sigma, label)
+        c = self.precondition(level)
+        return Encoded(x, c, self.net.encode(*self.inputs(x, c), label, augment))
 
-    def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> None:
-        """Refuse an argument that is none, and warn, once for each model, of what it was not trained for."""
+    def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> Tensor:
+        """Check what the model is called with; warn, once for each model, of what it was not trained for.
+
+        Returns:
+            The noise levels (B, 1, 1, 1).
+
+        Raises:
+            ValueError: see `forward`.
+        """
         check_images(x, self.shape, next(self.net.parameters(), None))
-        expand(sigma, x)
+        level = expand(sigma, x)
         self.check_level(sigma, self.highest)
         if self.num_classes and label is not None:
             check_label(label, len(x), self.num_classes, x.device)
         elif label is not None:
             self.warn("label has no effect: this model has no classes")
+        return level
 
     def check_level(self, sigma: float | Tensor, top: float, name: str = "sigma") -> None:
         """Refuse noise levels that are none; warn of those above `top`, up to which it was trained, by more than `RAISED`."""
@@ -182,8 +193,7 @@ class Denoiser(Preconditioned):
 
     def decode(self, encoded: Encoded) -> Tensor:
         """The second half: the clean image, from what `encode` returned."""
-        x, sigma, features = encoded
-        c = self.precondition(sigma)
+        x, c, features = encoded
         return c.skip * x + c.out * self.net.decode(features)[:, : x.shape[1]].to(x.dtype)
 
     def log_variance(self, sigma: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -156,6 +156,11 @@ def meeting_point() -> tuple[dist.Store, int, int]:
 def lost_another(error: Exception) -> bool:
     """Whether a message between ranks failed. NCCL's errors have a type of their own, gloo's name its source file."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This rank's items: every world-th, from the one of its number on; `sample.gathered` puts them in order again."""
+    return items[rank() :: world_size()]
 
 
 @torch.no_grad()

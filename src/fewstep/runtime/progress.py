@@ -45,15 +45,15 @@ def stop() -> None:
 class Progress:
     """Shows how far a task is, its rate, the time that remains, and its current losses, on standard error.
 
-    total, done: in `unit`; `done` is where a resumed task begins. Only the first rank shows anything.
+    total, done: in `unit`; `done` is where a resumed task begins. Only the first rank shows anything, and only if `show`.
     """
 
-    def __init__(self, description: str, *, total: int, done: int = 0, unit: str = "images") -> None:
+    def __init__(self, description: str, *, total: int, done: int = 0, unit: str = "images", show: bool = True) -> None:
         self.description, self.total, self.begin, self.done, self.unit = visible(description), total, done, done, unit
         self.text = ""
         self.started = self.shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
-        self.visible = first_rank()
+        self.visible = show and first_rank()
         self.bar = None
 
     def __enter__(self) -> Progress:

@@ -22,16 +22,33 @@ from fewstep.runtime.autodiff import forward_mode
 
 
 def last(states: Iterable[Tensor], *, like: Tensor | None = None) -> Tensor:
-    """The final state of a sampler; the others are not kept. like: a tensor of the shape that it must have.
+    """The final state of a sampler; the others are not kept.
 
-    Raises ValueError for what no sampler is: a function that returns instead of yielding, or yields something else.
+    Args:
+        states: what the sampler returned.
+        like: a tensor of the shape that the state must have; None for any shape.
+
+    Raises:
+        ValueError: the function returned something instead of yielding states, or yielded something else.
+
+    Example:
+        >>> x0 = last(heun(denoise, sigmas[0] * z, sigmas))
     """
+    check_states(states)
+    return final_state(deque(states, maxlen=1), like)
+
+
+def check_states(states: Any) -> None:
+    """Raise ValueError for what a function returned that does not yield."""
     if not isinstance(states, Iterator):
         raise ValueError(
             "a sampler is a generator function, which yields the state x at every noise level (yield x); this one returned "
             f"a {type(states).__name__}"
         )
-    kept = deque(states, maxlen=1)
+
+
+def final_state(kept: deque[Tensor], like: Tensor | None) -> Tensor:
+    """The only entry of `kept`, the last state of a sampler, of the shape of `like`; ValueError if it is no such tensor."""
     if not kept:
         raise ValueError("the sampler yielded no state; its schedule needs at least one step")
     if not isinstance(kept[0], Tensor) or (like is not None and kept[0].shape != like.shape):

@@ -105,7 +105,7 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path, n: int, watch: Watch
             model_folder.save(average.module, place, card_of(run, trainer, average))
     classes = max(1, product.num_classes)
     label = torch.arange(n) % classes if product.num_classes else None
-    images = list(gathered(list(watch(generate(product, range(n), label=label))), n))
+    images = gathered(watch(generate(product, range(n), label=label)), n)
     if rank() != 0:
         return Image.new("L", (1, 1))
     result = grid(np.stack(images), columns=min(classes, COLUMNS, n))
