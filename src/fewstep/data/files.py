@@ -24,24 +24,22 @@ from PIL import Image, UnidentifiedImageError
 from fewstep.runtime.archives import check_bytes, open_zip, read_member
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
-EXTENSIONS = tuple(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".gif",
-        ".avif",
-    ]
+EXTENSIONS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".gif",
+    ".avif",
 )
 ORIENTATION = 0x0112
 MAX_PIXELS, PIXELS_PER_BYTE = 64 * 2**20, 8
@@ -96,7 +94,7 @@ def top_folders(names: Iterable[str]) -> list[str]:
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise ValueError for an entry whose name points outside of its archive: nothing is extracted, but the archive is hostile."""
+    """Raise ValueError for an entry whose name points outside of its archive, which shows that the archive is hostile."""
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":" or "\0" in name:
         raise ValueError(f"{where}: the entry {name!r} points outside of the archive; do not use this file")
 
@@ -325,8 +323,9 @@ def parse_array(data: bytes, where: str) -> NDArray[Any]:
     shape, dtype, order = read_header(file, where)
     start = file.tell()
     if start == len(data) or len(data) - start != math.prod(shape) * dtype.itemsize:
+        size = math.prod(shape) * dtype.itemsize
         raise ValueError(
-            f"{where}: cut off or damaged; expected {math.prod(shape) * dtype.itemsize} bytes of {dtype} {shape}; got {len(data) - start}"
+            f"{where}: cut off or damaged; expected {size} bytes of {dtype} {shape}; got {len(data) - start}"
         )
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
