@@ -25,7 +25,7 @@ from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.metrics.networks.lpips import WIDTHS
 from fewstep.runtime import progress
-from fewstep.runtime.files import cache_folder
+from fewstep.runtime.environment import cache_folder
 from fewstep.runtime.launch import launched
 from fewstep.runtime.memory import explained, lacks_memory
 from fewstep.sample import generated

@@ -19,7 +19,8 @@ from fewstep.cli import main
 from fewstep.io import hub, model_folder
 from fewstep.io.card import Card
 from fewstep.metrics.protocol import MetricResult, write_results
-from fewstep.runtime.files import OFFLINE, optional, sha256
+from fewstep.runtime.environment import OFFLINE, optional
+from fewstep.runtime.files import sha256
 from tests.cli.test_cli import fails
 from tests.fakehub import blob_id
 

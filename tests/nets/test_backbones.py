@@ -17,7 +17,8 @@ from fewstep.io.feature_networks import fetch_asset, open_network
 from fewstep.metrics.weights import ASSETS
 from fewstep.nets.backbones import VGG16BN, DeiT, EfficientNetLite0
 from fewstep.nets.features import EFFICIENTNET, PretrainedFeatures
-from fewstep.runtime.files import OFFLINE, sha256
+from fewstep.runtime.environment import OFFLINE
+from fewstep.runtime.files import sha256
 from tests.fakehub import serving
 from tests.metrics.test_networks import picture, randomise
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fewstep.cli import assets, commands, data, evaluation, models, restoration, sampling, training
 from fewstep.cli.arguments import placed, shown, with_config
 from fewstep.cli.parsing import call
-from fewstep.runtime.files import OFFLINE
+from fewstep.runtime.environment import OFFLINE
 from fewstep.runtime.launch import launched
 
 

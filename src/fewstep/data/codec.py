@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fewstep.core.codec import Codec
-from fewstep.runtime.files import offline, read_json
+from fewstep.runtime.environment import offline
+from fewstep.runtime.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 EXPECTED = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}

@@ -38,7 +38,8 @@ from fewstep.data.files import (
 )
 from fewstep.data.pickles import read_pickle
 from fewstep.runtime.archives import DAMAGE, PIECE, Xz, check_bytes, check_json, check_unfolded, read_all
-from fewstep.runtime.files import offline, optional, regular
+from fewstep.runtime.environment import offline, optional
+from fewstep.runtime.files import regular
 from fewstep.runtime.foreign import public
 
 KINDS = (

@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.runtime.files import offline, optional, sha256
+from fewstep.runtime.environment import offline, optional
+from fewstep.runtime.files import sha256
 from fewstep.runtime.foreign import public
 
 FILES = ("model.safetensors", "config.json", "README.md")

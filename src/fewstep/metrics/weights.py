@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.runtime.files import cache_folder, new_file, read_tensors, write_tensors
+from fewstep.runtime.environment import cache_folder
+from fewstep.runtime.files import new_file, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from fewstep.nets.casting import GATHERED
 from fewstep.nets.layers import Frozen
 from fewstep.runtime.autodiff import forward_mode
-from fewstep.runtime.files import cache_folder
+from fewstep.runtime.environment import cache_folder
 
 Compute = Callable[["Block", Tensor, Tensor], Tensor]
 Recomputation = int | Literal["light"]

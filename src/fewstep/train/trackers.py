@@ -23,7 +23,8 @@ from urllib.request import getproxies
 import numpy as np
 from PIL import Image
 
-from fewstep.runtime.files import optional, read_json, write_json
+from fewstep.runtime.environment import optional
+from fewstep.runtime.files import read_json, write_json
 from fewstep.runtime.foreign import public
 from fewstep.runtime.launch import launched
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.io.convert.identify import is_page
-from fewstep.runtime import files
-from fewstep.runtime.files import cache_folder, new_file
+from fewstep.runtime import environment
+from fewstep.runtime.environment import cache_folder
+from fewstep.runtime.files import new_file
 from fewstep.runtime.foreign import public
 
 LIMITS = {"FEWSTEP_DOWNLOAD_GIB": 32.0, "FEWSTEP_DOWNLOAD_HOURS": 6.0}
@@ -63,7 +64,7 @@ def fetch(source: str | Path, *, offline: bool = False, cache: Path | None = Non
     target = (cache or cache_folder()) / cache_name(address)
     if target.is_file():
         return target
-    if offline or files.offline():
+    if offline or environment.offline():
         raise ValueError(
             f"{public(address)} is not in the cache ({target}); run the command once without --offline, or give the path "
             "of a copy"
