@@ -57,11 +57,10 @@ from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.posthoc import reconstruct
 from fewstep.train.settings import Run
-from tests import ROOT
+from tests import GOLDEN
 from tests.conftest import tiny_net
 from tests.fuzz.damage import archive, tar
 
-GOLDEN = ROOT / "golden"
 SHAPE = (1, 8, 8)
 CONFIG = {
     "shape": [1, 8, 8],
