@@ -114,7 +114,7 @@ def shown(command: Callable[..., Any]) -> Callable[..., Any]:
     return same
 
 
-DEVICE = "device: cpu, cuda, cuda:1, ... Default: a GPU if there is one, else the CPU."
+DEVICE = "device: cpu, cuda, cuda:1, ... If unset: a GPU if there is one, else the CPU."
 
 
 def placed(command: Callable[..., Any]) -> Callable[..., Any]:

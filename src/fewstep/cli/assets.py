@@ -6,7 +6,7 @@ from tyro.conf import Positional
 
 
 def assets_list() -> None:
-    """List the weights of feature networks: what needs them, their licence, where they lie or come from."""
+    """List the weights of feature networks: purpose, licence, and file or URL."""
     from fewstep.metrics.weights import ASSETS, assets_folder
 
     folder = assets_folder()
@@ -26,9 +26,9 @@ def assets_fetch(
     """Download or read the published weights of one network, check them, and keep them as safetensors.
 
     Args:
-        name: as fewstep assets list has it.
-        source: file or address, if not the usual one.
-        sha256: hash, or its beginning, that the file must have; what is known of the file if left out.
+        name: name in fewstep assets list.
+        source: file or URL to use instead of the published one.
+        sha256: expected hash of the file, or its beginning. If unset: the hash that is on record.
     """
     from fewstep.io.feature_networks import fetch_asset
     from fewstep.metrics.weights import ASSETS, read_weights
@@ -39,10 +39,10 @@ def assets_fetch(
 
 
 def assets_check(name: Positional[str | None] = None) -> None:
-    """Check the weights of one network, or of all that are there, against their hashes.
+    """Verify the hashes of the weights of one network, or of all downloaded ones.
 
     Args:
-        name: as fewstep assets list has it; all that are there if left out.
+        name: name in fewstep assets list. If unset: all downloaded ones.
     """
     from fewstep.io.feature_networks import find_asset
     from fewstep.metrics.weights import ASSETS, assets_folder, read_weights

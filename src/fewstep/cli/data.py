@@ -31,22 +31,22 @@ def pack(
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Pack images and their labels into one zip of equal PNGs, as StyleGAN and EDM have it.
+    """Pack images and their labels into one zip of PNG files of equal size, the format of StyleGAN and EDM.
 
     Args:
         source: folder, zip or tar of images, CIFAR-10's python tar, MNIST's idx file, npz, npy, LMDB of LSUN, or
             hf:NAME[:CONFIGURATION][@SPLIT] of the Hugging Face hub.
-        dest: the zip to write.
+        dest: zip to write.
         resolution: width x height of the result, such as 64x64.
-        transform: how images of other shapes are cropped.
-        resize: the filter.
+        transform: crop for images of other shapes.
+        resize: resampling filter.
         convert: rgb is for photographs: every image becomes RGB, upright as EXIF says, transparent pixels on white, CMYK
             converted, of 16 bits the upper 8; plain keeps grey, turns images upright, and refuses what would lose something;
-            edm2 makes every image RGB as EDM2's tool does, which ignores alpha and EXIF. The default is edm2 with
+            edm2 makes every image RGB as EDM2's tool does, which ignores alpha and EXIF. If unset: edm2 with
             --transform, else plain.
-        max_images: stop after so many.
-        skip_bad: leave out what cannot be used, and list it at the end.
-        strict: refuse images that are not 8-bit grey or RGB, instead of converting them.
+        max_images: pack at most so many images.
+        skip_bad: skip unusable images, and list them at the end.
+        strict: reject images that are not 8-bit grey or RGB instead of converting them.
         overwrite: replace an existing zip.
     """
     from fewstep.data.pack import pack as run_pack

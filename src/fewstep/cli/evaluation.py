@@ -40,25 +40,25 @@ def evaluate(
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
 ) -> None:
-    """Measure a model or images against a reference; every value comes with its protocol.
+    """Evaluate a model or images against a reference. Every value is reported with its protocol.
 
     Args:
-        source: model or run folder; or images from any source of data pack, such as a folder, zip or npz, or digits.
+        source: model or run folder, or images: any source that data pack reads, such as a folder, zip, npz or digits.
         reference: statistics (ours, EDM's or ADM's npz, EDM2's pkl), a file or its http(s) address; or images, as source.
         metrics: separated by commas: fid, sfid, kid, is, pr, dc (3 and 5 neighbours; pr5, dc3), clip_fid, and fd_, kd_,
             pr_, dc_ with an extractor, such as fd_dinov2 or fd_pixels; each with @ and a number of images, such as
             fid@50k; also fid50k_full, is50k, pr50k3_full.
-        num: measure only the first so many images. Default: of a model 50,000, or as many as the metrics' names ask for, or
-            as the reference has if that is less; of a folder all.
-        seeds: of the images of a model, such as 0-49999; from 0 on if left out.
-        repeats: number of measurements, each with the next seeds; the table has mean, spread and minimum.
-        extractor: features of your own, mine.py:features, for metrics such as fd_features; several by commas.
-        extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
-        feature_dtype: in which Inception, CLIP and DINOv2 compute; auto is bfloat16 where the hardware has it, twice as
-            fast on CPUs. Values of different precision cannot be compared.
-        batch: images at a time; 64 if left out, of a model on GPUs as many as fit.
-        json_file: file for all values, each with its protocol.
-        markdown: file for the table.
+        num: number of images to evaluate. If unset: for a model 50,000, or the number in the metric names, or the number of
+            reference images if that is less; for a folder all images.
+        seeds: seeds of a model's images, such as 0-49999. If unset: from 0 on.
+        repeats: number of repetitions, each with the next seeds; the table has mean, spread and minimum.
+        extractor: your own features, mine.py:features, for metrics such as fd_features; several separated by commas.
+        extrapolate: also estimate Frechet distances at infinitely many images (Chong & Forsyth, 2020).
+        feature_dtype: precision of Inception, CLIP and DINOv2. auto is bfloat16 if the hardware supports it, twice as fast
+            on CPUs. Values at different precision are not comparable.
+        batch: images at a time. If unset: 64; for a model on GPUs as many as fit.
+        json_file: JSON file for all values, each with its protocol.
+        markdown: Markdown file for the table.
         overwrite: replace existing files.
         sampling: How images are generated, for a model.
     """
@@ -184,14 +184,14 @@ def reference(
     batch: int = 64,
     overwrite: bool = False,
 ) -> None:
-    """Compute once what metrics need of the real images, and write it to a file that says what each array is for.
+    """Compute reference statistics of real images once, and write them to a file that labels each array.
 
     Args:
-        data: images from any source of data pack, such as a folder, zip or npz, or the built-in digits.
+        data: images: any source that data pack reads, such as a folder, zip, npz or digits.
         out: npz file to write.
-        metrics: that the reference will be used for; see fewstep eval.
-        extractor: features of your own, mine.py:features; several by commas.
-        feature_dtype: in which Inception, CLIP and DINOv2 compute; see fewstep eval, which needs the same.
+        metrics: metrics for which the reference will be used; see fewstep eval.
+        extractor: your own features, mine.py:features; several separated by commas.
+        feature_dtype: precision of Inception, CLIP and DINOv2; fewstep eval needs the same.
         batch: images at a time.
         overwrite: replace an existing file.
     """
@@ -228,11 +228,11 @@ def pairs(
     markdown: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Measure how close images are to their targets, pair by pair, and print the mean of each metric.
+    """Compare images with their targets, pair by pair, and print the mean of each metric.
 
     Args:
-        a: images from any source of data pack, such as a folder, zip or npz.
-        b: their targets, under the same names.
+        a: images: any source that data pack reads, such as a folder, zip or npz.
+        b: their targets, with the same file names.
         metrics: separated by commas: psnr, ssim, ssim_7 (of images below 11x11), lpips (lpips_vgg), lpips_alex.
         batch: pairs at a time.
         json_file: file for all values, each with its protocol.
@@ -249,10 +249,10 @@ def pairs(
 
 
 def compare(files: Positional[tuple[Path, ...]]) -> None:
-    """One table of the results of several evaluations; warns about values that were not measured in the same way.
+    """Compare results of several evaluations in one table; warn about values with different protocols.
 
     Args:
-        files: as fewstep eval --json writes them.
+        files: JSON files that fewstep eval --json wrote.
     """
     from fewstep.metrics.protocol import compare as compare_results
     from fewstep.metrics.protocol import read_results

@@ -30,11 +30,11 @@ def convert(
     Args:
         source: path or http(s) address of the file.
         out: model folder to write.
-        kind: what the network is, for a file that does not tell, such as SiD's students of EDM.
-        levels: for a student, the noise levels it generates from, such as 2.5; those of its class if left out.
-        network: the network in a file of several, such as ema, net, G_ema, G, fake_score; the averaged one if left out.
-        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or its name on the hub, to keep with the
-            model; the one that the file names if left out.
+        kind: kind of network, for files that do not record it, such as SiD's students of EDM.
+        levels: for a student, the noise levels of its sampling steps, such as 2.5. If unset: those of its class.
+        network: which network of the file to convert, such as ema, net, G_ema, G, fake_score. If unset: the EMA.
+        vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub, recorded in the model.
+            If unset: the VAE that the file names.
         overwrite: replace an existing model folder.
     """
     from fewstep.core.codec import Pixels
@@ -71,7 +71,7 @@ def convert(
 
 
 def export(model: Positional[Path], out: Positional[Path], *, overwrite: bool = False) -> None:
-    """Write the weights of a model under their upstream names, as one safetensors file, for other programs.
+    """Export the weights of a model under their upstream names, as one safetensors file, for other programs.
 
     Args:
         model: model or run folder.
@@ -87,13 +87,13 @@ def export(model: Positional[Path], out: Positional[Path], *, overwrite: bool = 
 
 
 def ema(run: Positional[Path], *, std: str, nimg: int | None = None, out: Path | None = None) -> None:
-    """Reconstruct weight averages of any length after training, from snapshots of power-function averages (EDM2).
+    """Reconstruct EMA weights of any length after training (post-hoc EMA, EDM2) from snapshots of a run.
 
     Args:
         run: run folder trained with power-function averages, or a folder of EDM2's snapshot pickles.
-        std: relative lengths of the averages, such as 0.05,0.10.
-        nimg: training images at which the averages end; the last snapshot if left out.
-        out: folder for the model folders; RUN/posthoc if left out.
+        std: relative EMA lengths, such as 0.05,0.10.
+        nimg: number of training images at which the EMA ends. If unset: the last snapshot.
+        out: folder for the model folders. If unset: RUN/posthoc.
     """
     from fewstep.train.posthoc import reconstruct
 
@@ -113,14 +113,14 @@ def push(
     metrics: tuple[Path, ...] = (),
     private: bool = False,
 ) -> None:
-    """Send a model to the Hugging Face hub, with its card. Needs fewstep[hub] and a login (hf auth login).
+    """Upload a model to the Hugging Face hub, with its card. Needs the extra hub and a login (hf auth login).
 
     Args:
         model: model or run folder.
         repository: owner/name; created if it does not exist.
         license: license of the weights, such as Apache-2.0, if the card does not state one.
-        metrics: results of this very model, as fewstep eval --json writes them, to add to the card.
-        private: create the repository as a private one.
+        metrics: results of this model to add to the card: JSON files that fewstep eval --json wrote.
+        private: create a private repository.
     """
     from fewstep.io import sharing
 
@@ -128,7 +128,7 @@ def push(
 
 
 def pull(repository: Positional[str], out: Positional[Path], *, overwrite: bool = False) -> None:
-    """Get a model from the Hugging Face hub as a model folder: its weights, configuration and card, nothing else.
+    """Download a model from the Hugging Face hub as a model folder: weights, configuration and card only.
 
     Args:
         repository: owner/name, optionally with @ and a branch, tag or commit.

@@ -38,42 +38,42 @@ def restore(
     vae: str | None = None,
     batch: int = 32,
 ) -> None:
-    """Restore images: simulate their measurements, or take given ones, and draw samples of the posterior.
+    """Restore images: simulate measurements, or read given ones, and draw samples from the posterior.
 
     Args:
         model: model or run folder: an NCVSD student, or a teacher.
-        images: what is measured: any source of data pack, such as a folder, zip or npz, or digits; with
-            --given the measurements.
+        images: images to measure: any source that data pack reads, such as a folder, zip, npz or digits. With --given: the
+            measurements.
         task: box_inpainting, random_inpainting, gaussian_deblur, motion_deblur (or NCVSD's names, gaussian_deblur_circ,
             motion_deblur_circ), super_resolution, phase_retrieval, colorization, quantization, jpeg, or mine.py:operator.
         out: folder for samples, mean, deviation, measurements, sheets and metrics.json; an earlier restoration is replaced.
         given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them; without npy files
             NAME.png, black for -1 and white for 1, as NCVSD's code writes them.
-        samples: draws for each image.
+        samples: posterior samples per image.
         first: restore only the first so many images.
-        seed: of all noise.
-        sigma_y: standard deviation of the measurement's noise, where images are in [-1, 1].
+        seed: seed of all noise.
+        sigma_y: standard deviation of the measurement noise, for images in [-1, 1].
         solver: pnp_gd, or dps, daps, diffpir for a teacher.
-        preset: of pnp_gd: published (NCVSD's) or balanced (less bias; for tasks without a published one).
-        beta: of pnp_gd: 2 sigma^2 of the noise that the measurement is assumed to have. Default: the preset's.
-        rho: of pnp_gd's published levels: exponent of the ramp. Default: the preset's.
-        sigma_min: of pnp_gd: lowest noise level. Default: the preset's.
-        sigma_max: of pnp_gd: first noise level. Default: the preset's.
-        ema_sigma: of pnp_gd: average the estimates below this noise level. Default: the preset's.
-        ema_decay: of pnp_gd: weight of the previous average; 0 for no averaging. Default: the preset's.
-        nfe: network evaluations for each sample, at most.
-        prior_steps: evaluations for one draw (pnp_gd) or estimate (daps) by a teacher.
-        weight: the step of dps (the authors' code's; twice that of the paper's text), the trust in the denoiser of diffpir
-            (a quarter of its code's lambda).
+        preset: pnp_gd only: published (NCVSD's) or balanced (less bias; for tasks without a published one).
+        beta: pnp_gd only: 2 sigma^2 of the assumed measurement noise. If unset: the preset's.
+        rho: pnp_gd with the published levels only: exponent of the noise schedule. If unset: the preset's.
+        sigma_min: pnp_gd only: lowest noise level. If unset: the preset's.
+        sigma_max: pnp_gd only: first noise level. If unset: the preset's.
+        ema_sigma: pnp_gd only: average the estimates below this noise level. If unset: the preset's.
+        ema_decay: pnp_gd only: weight of the previous average; 0 turns averaging off. If unset: the preset's.
+        nfe: maximum number of network evaluations per sample.
+        prior_steps: network evaluations per draw (pnp_gd) or estimate (daps) with a teacher.
+        weight: dps: step size, as in the authors' code (twice that of the paper's text); diffpir: weight of the denoiser (a
+            quarter of lambda in its code).
         mask: image or npy file for the inpainting tasks: black (or 0) is missing.
         kernel: npy file (h, w) for the deblurring tasks.
-        factor: of super_resolution.
-        ncvsd_shift: the circular blurs also move the image by one pixel, up and left, as NCVSD's code does at even sizes:
-            for measurements made by it.
+        factor: super_resolution only: downsampling factor.
+        ncvsd_shift: shift the image up and left by one pixel in circular blurs, as NCVSD's code does at even sizes; for
+            measurements that it made.
         label: class of all images, or data (those of the data set), or none; a model with classes needs one of them.
-        vae: for a model of latents, the folder of its VAE (diffusers' AutoencoderKL) or the name on the hub; the one that
-            the model names if left out.
-        batch: samples at a time; it does not change them.
+        vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub. If unset: the VAE that
+            the model names.
+        batch: samples at a time; does not affect them.
     """
     changes = {"beta": beta, "rho": rho, "sigma_min": sigma_min, "sigma_max": sigma_max}
     changes |= {"ema_sigma": ema_sigma, "ema_decay": ema_decay}

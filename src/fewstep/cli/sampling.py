@@ -28,13 +28,13 @@ class Sampling:
 
     Attributes:
         sampler: euler, heun, churn, dpmpp_2m, dpmpp_2m_sde, ancestral, euler_maruyama, stochastic_heun, taylor2, ito_taylor,
-            second_order_sde, multistep, posterior, or mine.py:function. Default: for a few-step generator its own sampler, for
+            second_order_sde, multistep, posterior, or mine.py:function. If unset: for a few-step generator its own sampler, for
             other models heun (churn with --S-churn).
-        steps: number of sampling steps. Default: for a few-step generator its own, 32 for EDM2's networks, 18 for others.
+        steps: number of sampling steps. If unset: for a few-step generator its own, 32 for EDM2's networks, 18 for others.
         levels: noise levels to use, largest first, such as 2.5,0.8; replaces --steps, --sigma-min, --sigma-max and --rho.
         ts: NCVSD's noise levels by index, ending with 39, such as 10,22,39 for two steps; replaces --levels.
-        sigma_min: lowest noise level. Default: 0.002, or the lowest that the network accepts if that is higher.
-        sigma_max: highest noise level. Default: 80, or the highest that the network accepts if that is lower.
+        sigma_min: lowest noise level. If unset: 0.002, or the lowest that the network accepts if that is higher.
+        sigma_max: highest noise level. If unset: 80, or the highest that the network accepts if that is lower.
         rho: exponent of the noise schedule (EDM Eq. 5).
         S_churn: stochasticity: amount of noise added per step (EDM Algorithm 2).
         S_min: lowest noise level at which noise is added.
@@ -47,12 +47,12 @@ class Sampling:
         kappa: ito_taylor only: stochasticity; 0 is the probability-flow ODE, 1 the reverse SDE.
         randn_like: ito_taylor and second_order_sde only: ddb draws the exact pair of noises, db the simplified one.
         guidance: guidance scale; 1 means no guidance.
-        guide: model folder of the weaker model that guides (autoguidance). Default: the model itself without a class
+        guide: model folder of the weaker model that guides (autoguidance). If unset: the model itself without a class
             (classifier-free guidance).
         guidance_min: lowest noise level with guidance.
         guidance_max: highest noise level with guidance.
         dtype: precision of the network. auto is bfloat16 where the hardware supports it, else float32.
-        vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub. Default: the VAE that the
+        vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub. If unset: the VAE that the
             model names.
         tf32: allow TF32 on GPUs: faster float32, with factors rounded to 10 bits.
         compile: compile the blocks of the network (torch.compile): slower start, then faster on GPUs.
@@ -189,8 +189,8 @@ def sample(
         grid: PNG file with all images side by side, or their channels if they are neither grey nor RGB.
         npz: npz file with all images in one array, arr_0 (N, H, W, C).
         subdirs: one subfolder of --out per 1,000 seeds.
-        label: class index of all images. Default: drawn from each seed.
-        batch: images at a time; does not affect the images. Default: 64, on GPUs as many as fit.
+        label: class index of all images. If unset: drawn from each seed.
+        batch: images at a time; does not affect the images. If unset: 64, on GPUs as many as fit.
         overwrite: replace existing files.
         sampling: How images are generated.
     """

@@ -33,7 +33,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(commands.demo, "train, distil, sample and evaluate on a laptop; start here", True, True),
+    "demo": Command(commands.demo, "train, distil, sample and evaluate on a laptop", True, True),
     "data pack": Command(data.pack, "pack images into a data set", all_ranks=True),
     "data latents": Command(data.latents, "encode images with a VAE, for training on latents", True, True),
     "data stats": Command(data.stats, "measure a data set and suggest training settings", all_ranks=True),

@@ -150,7 +150,7 @@ def compare(
         methods: recipes such as digits:sid digits:gdd, or mine.py:recipe. Recipes that start from a student use SiD's.
         data: images for training and reference: zip, folder, or digits (built in).
         out: folder for all runs, results.json and report.html; repeat the command to continue.
-        until: training images for every method. Default: those of each recipe.
+        until: training images for every method. If unset: those of each recipe.
         evaluations: number of evaluations during each run.
         metrics: such as fid,pr; see fewstep eval.
         seed: seed of weights, data order and noise.
