@@ -373,7 +373,7 @@ def test_edm2_keeps_the_length_of_its_weights_and_drops_broken_gradients(stream)
     before = frozen.clone()
     objective = DenoisingLoss(LogNormal(-0.4, 1.0))
     trainer = Trainer(
-        Pretraining(denoiser, objective, mend=zero_nonfinite), stream, {"denoiser": Adam(1e-2)}, batch_size=8
+        Pretraining(denoiser, objective, clean=zero_nonfinite), stream, {"denoiser": Adam(1e-2)}, batch_size=8
     )
     logs = trainer.step()
     assert "denoising_loss/error" in logs

@@ -41,7 +41,7 @@ def tensors(module):
 
 
 def pretraining(teacher):
-    return fs.Pretraining(teacher, fs.DenoisingLoss(), mend=zero_nonfinite)
+    return fs.Pretraining(teacher, fs.DenoisingLoss(), clean=zero_nonfinite)
 
 
 def sid2a(teacher):

@@ -62,14 +62,22 @@ class Preconditioned(nn.Module):
 class Denoiser(Preconditioned):
     """A raw network under a preconditioning (Karras et al., 2022, Eq. 7): D = c_skip x + c_out F(c_in x; c_noise).
 
-    net: the network F. precondition: its coefficients and its range of noise levels, kept with the weights.
-    levels: for a distilled generator, the noise levels (largest first) from which it was trained to generate; None for
-    a denoiser of all levels. dtype: the precision in which the network computes; the result has the dtype of `x`, and
-    the skip connection is never rounded. uncertainty: the log-variance head, c_noise (B,) -> (B,), that weights the loss
-    of EDM2 (Karras et al., 2024a, Eq. 21); None if there is none. codec: between its units and images.
+    Args:
+        net: The network F.
+        precondition: Its coefficients and its range of noise levels, kept with the weights; `EDM()` if None.
+        levels: The noise levels (largest first) at which a distilled generator is sampled; None for a denoiser of all levels.
+        dtype: The precision in which the network computes. The result has the dtype of `x`, and the skip connection is never
+            rounded.
+        uncertainty: The log-variance head of EDM2, c_noise (B,) -> (B,), that weights its loss (Karras et al., 2024a,
+            Eq. 21); None for none.
+        codec: Converts between its units and images.
 
-    draws: whether a call returns a random draw of p(x0 | x) instead of its mean. needs_observation: whether it estimates
-    x0 for an observation of it alone, and so makes no images.
+    Attributes:
+        draws: Whether a call returns a random draw of p(x0 | x) instead of its mean.
+        needs_observation: Whether it needs an observation of the image, and so cannot generate.
+
+    Example:
+        >>> model = fs.Denoiser(fs.nets.SongUNet(fs.nets.SongConfig(img_resolution=32)))
     """
 
     entry_points = ("forward", "encode", "decode", "log_variance")
@@ -142,13 +150,25 @@ class Denoiser(Preconditioned):
     def forward(
         self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, augment: Tensor | None = None
     ) -> Tensor:
-        """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,).
+        """Predict the clean image E[x0 | x].
 
-        label: class indices (B,), None for no class. augment: augmentation labels (B, n), None for no augmentation.
+        Warns, once, of noise levels above `highest` and of a label for a model without classes.
 
-        Raises ValueError for an argument of another shape, type or device, for noise levels that are not positive and finite,
-        and for classes that it does not have. Warns, once, of levels above `highest` and of a label without classes. Values
-        on GPUs are not looked at.
+        Args:
+            x: Noisy images (B, C, H, W).
+            sigma: Their noise level: a number, () or (B,).
+            label: Class indices (B,) int64; None for no class.
+            augment: Augmentation labels (B, n); None for no augmentation.
+
+        Returns:
+            The predicted images (B, C, H, W), in the dtype of `x`.
+
+        Raises:
+            ValueError: An argument has the wrong shape, type or device; on the CPU also: a noise level is not positive and
+                finite, or the model does not have a class.
+
+        Example:
+            >>> x0 = model(x0 + 0.5 * torch.randn_like(x0), 0.5)
         """
         return self.decode(self.encode(x, sigma, label, augment=augment))
 
@@ -179,13 +199,13 @@ class Denoiser(Preconditioned):
         return level
 
     def check_level(self, sigma: float | Tensor, top: float, name: str = "sigma") -> None:
-        """Refuse noise levels that are none; warn of those above `top`, up to which it was trained, by more than `RAISED`."""
+        """Raise ValueError for invalid noise levels; warn if one exceeds `top`, up to which it was trained, by `RAISED` times."""
         value = highest(sigma if isinstance(sigma, Tensor | Real) else torch.as_tensor(sigma), name)
         if value > RAISED * top:
             self.warn(f"{name}={value:g} is above {top:g}, up to which this model was trained: it extrapolates")
 
     def warn(self, message: str) -> None:
-        """Warn once of each kind; nothing while it trains, when what it is called with is the method's."""
+        """Warn once for each kind of message, and never in training mode, where the method chooses the arguments."""
         kind = message.partition("=")[0]
         if not self.training and kind not in self._warned:
             self._warned.add(kind)

@@ -1,4 +1,4 @@
-"""Figures of training per noise level, without waiting for the device."""
+"""Training metrics per noise level, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ def by_sigma(sigma: Tensor, value: Tensor) -> Tensor:
 
     Three bins a decade, from 10^(-8/3) = 0.002 to 10^2, each reaching half a bin to either side, the outermost to 0 and to
     infinity. Sums and counts add up over micro-batches, ranks and steps; the mean of a bin is their ratio. In the
-    diagnostics of a `Loss`, the key "gap" is logged as its mean over all samples, and as `gap@0.1` for the bin of 0.1.
+    dict of a `Loss`, the key "gap" is logged as its mean over all samples, and as `gap@0.1` for the bin of 0.1.
+
+    Args:
+        sigma: Noise levels (B,).
+        value: What to average (B,), such as the loss of each sample.
+
+    Raises:
+        ValueError: The shapes are not one and the same (B,).
+
+    Example:
+        >>> return loss, {"error": fs.by_sigma(sigma, loss)}
     """
     if sigma.shape != value.shape or sigma.ndim != 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What denoisers are called with: images, noise levels and classes that are none are refused by name.
+"""Checks of the arguments of denoisers: images, noise levels and classes.
 
 Shapes and types are always checked. Values are looked at only where that is free: numbers, and tensors on the CPU. On a GPU
-it would wait for the device; code that samples or trains there checks what it is given while it is on the CPU.
+that would wait for the device; code that samples or trains there checks its arguments while they are on the CPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def readable(x: Tensor) -> bool:
     return plain and x.is_cpu and not forward_mode()
 
 
-def told(x: Any) -> str:
-    """A value as an error shows it: a tensor by its type and shape."""
+def describe(x: Any) -> str:
+    """A value as errors show it: a tensor by its dtype, shape and device."""
     if not isinstance(x, Tensor):
         return repr(x)
     place = "" if x.is_cpu else f" on {x.device}"
@@ -31,19 +31,19 @@ def told(x: Any) -> str:
 
 
 def check_images(x: Any, shape: tuple[int, ...], weight: Tensor | None, name: str = "x") -> None:
-    """Refuse what is no batch (B, *shape) of floating-point images on the device of the network's `weight`."""
+    """Raise ValueError unless `x` is a floating-point tensor (B, *shape) on the device of the network's `weight`."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[1:] != shape:
         hint = "; encode images with denoiser.codec.encode" if getattr(x, "dtype", None) == torch.uint8 else ""
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (B, {', '.join(map(str, shape))}), images as this model takes "
-            f"them; got {told(x)}{hint}"
+            f"them; got {describe(x)}{hint}"
         )
     if weight is not None and x.device != weight.device:
         raise ValueError(f"{name} is on {x.device} and the model on {weight.device}; move one of them with .to(device)")
 
 
 def highest(sigma: float | Tensor, name: str = "sigma") -> float:
-    """The largest of these noise levels, 0 where they cannot be looked at; refuses those that are not positive and finite."""
+    """The largest noise level, or 0 if the values are not readable; raises ValueError unless all are positive and finite."""
     if not isinstance(sigma, Tensor):
         value = worst = float(sigma)
     elif sigma.numel() and readable(sigma):
@@ -59,13 +59,15 @@ def highest(sigma: float | Tensor, name: str = "sigma") -> float:
 
 
 def check_label(label: Any, n: int, num_classes: int, device: torch.device | None = None) -> None:
-    """Refuse what are no class indices (n,) from 0 to `num_classes` - 1."""
+    """Raise ValueError unless these are class indices (n,) from 0 to `num_classes` - 1."""
     takes = (
         f"label must be an int64 tensor of shape ({n},) with classes from 0 to {num_classes - 1}, or None for no class"
     )
     if not isinstance(label, Tensor) or label.dtype != torch.int64 or label.shape != (n,):
         one_hot = isinstance(label, Tensor) and label.shape == (n, num_classes)
-        raise ValueError(f"{takes}; got {told(label)}{'; for one-hot labels pass label.argmax(1)' if one_hot else ''}")
+        raise ValueError(
+            f"{takes}; got {describe(label)}{'; for one-hot labels pass label.argmax(1)' if one_hot else ''}"
+        )
     if device is not None and label.device != device:
         raise ValueError(f"label is on {label.device} and x on {device}; move it with .to(x.device)")
     if n and readable(label):
@@ -75,11 +77,11 @@ def check_label(label: Any, n: int, num_classes: int, device: torch.device | Non
 
 
 def check_classes(label: Any, n: int, num_classes: int) -> None:
-    """Raise ValueError for what is neither None, a class of a model, nor one class for each of `n` images."""
+    """Raise ValueError unless `label` is None, one class of a model, or one class for each of `n` images."""
     if label is None:
         return
     if not num_classes:
-        raise ValueError(f"this model has no classes; leave the label out; got {told(label)}")
+        raise ValueError(f"this model has no classes; leave the label out; got {describe(label)}")
     try:
         values = torch.as_tensor(label).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -88,7 +90,7 @@ def check_classes(label: Any, n: int, num_classes: int) -> None:
         one_hot = "; for one-hot labels pass label.argmax(1)" if values.shape == (n, num_classes) else ""
         raise ValueError(f"expected one label or one for each of {n} images; got shape {tuple(values.shape)}{one_hot}")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"label must be integers from 0 to {num_classes - 1}; got {told(label)}")
+        raise ValueError(f"label must be integers from 0 to {num_classes - 1}; got {describe(label)}")
     wrong = [k for k in values.flatten().unique().tolist() if not 0 <= k < num_classes]
     if wrong:
         raise ValueError(f"the classes of this model are 0 to {num_classes - 1}; got {', '.join(map(str, wrong[:5]))}")

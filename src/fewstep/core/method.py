@@ -36,11 +36,11 @@ class Batch(NamedTuple):
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""The loss per sample (B,), summed over pixels, and what to log (detached): scalars, and figures `by_sigma`."""
+"""The loss per sample (B,), summed over pixels, and what to log (detached): scalars, and metrics `by_sigma`."""
 
 
 class Clean(Protocol):
-    """Mends gradients in place before an optimizer step; returns how many of them were not finite, as a tensor."""
+    """Makes gradients finite in place before an optimizer step; returns how many were not, as a tensor."""
 
     def __call__(self, gradients: list[Tensor], /) -> Tensor: ...
 
@@ -71,8 +71,19 @@ def zero_nonfinite(gradients: list[Tensor]) -> Tensor:
 class Phase:
     """One move of one player: minimise `loss` over the parameters of `player`.
 
-    player: name of a submodule of the method. loss: `Batch -> Loss`; its name is its name in the logs. every: in
-    steps. start, stop: in images, so that a warm-up is a phase and not a branch. clean: what mends the gradients.
+    Args:
+        player: Name of a submodule of the method.
+        loss: `Batch -> Loss`; logged under the name of the function.
+        every: Steps from one move to the next.
+        start: Images of training before the first move.
+        stop: Images of training after which it no longer moves.
+        clean: Replaces gradients that are not finite before an optimizer step.
+
+    Raises:
+        ValueError: The loss is a lambda, which has no name.
+
+    Example:
+        >>> phases = (fs.Phase("fake_score", self.denoising), fs.Phase("generator", self.matching, start=10_000))
     """
 
     player: str
@@ -91,7 +102,7 @@ class Phase:
         return self.loss.__name__
 
     def losses(self, batch: Batch) -> Loss:
-        """The loss of a batch. Raises ValueError, which says what a loss is, for anything else."""
+        """The loss of a batch; raises ValueError if the function does not return a `Loss`."""
         found = self.loss(batch)
         n = len(batch.image)
         contract = f"the loss {self.name} must return a pair: the loss per sample ({n},), and a dict of what to log"
@@ -141,8 +152,11 @@ class Method(nn.Module):
     ramp_after_transfer: bool = True
 
     def after_step(self, logs: dict[str, Tensor], images: int) -> None:
-        """What follows a step of the Trainer over `images` images without a gradient: estimates, adaptive settings.
+        """Called after each step of the Trainer, for updates without a gradient: estimates, adaptive settings.
 
-        logs: what the step logged, the same on every rank. What is kept belongs into buffers, so that a resumed run is
-        the same run.
+        Keep state in buffers, so that a resumed run is the same run.
+
+        Args:
+            logs: What the step logged, the same on every rank.
+            images: Training images of the step.
         """

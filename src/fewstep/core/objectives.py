@@ -1,4 +1,4 @@
-"""What a denoiser is trained to: the weighted squared error to a target, and the one-player Method made of it.
+"""Losses of denoisers: the weighted squared error to a target, and the Method that trains one denoiser with it.
 
 | paper | sigma | weight |
 |---|---|---|
@@ -68,7 +68,7 @@ Rule = Literal["matched", "published"]
 
 
 class Augment(Protocol):
-    """Transforms the images of a batch at random, and tells the network how (`Batch.augment`); `data.augment` has one."""
+    """Transforms the images of a batch at random, and stores how in `Batch.augment`; `data.augment` has one."""
 
     def __call__(self, batch: Batch, /) -> Batch: ...
     def exact(self, batch: Batch, /) -> Batch:
@@ -99,10 +99,19 @@ class StableTarget:
     it, as in the authors' code. Every image has its references, but the target is biased where there are classes or
     augmentation: it is the mean over all classes and augmentations.
 
-    n: the images of the micro-batch included, as the authors' `--rbatch`, which counts on each GPU. augment: the pipe of
-    the loss.
-
     It is computed in float64, as float32 loses the digits by which references differ, in B x n memory.
+
+    Args:
+        stream: Where the other references come from.
+        n: The number of references, including the images of the micro-batch; the authors' `--rbatch`, per GPU.
+        augment: The augmentation of the loss; None for none.
+        rule: Which references count, see above.
+
+    Raises:
+        ValueError: The rule is unknown, or `n` is below 1; on a call, `n` is below the size of the micro-batch.
+
+    Example:
+        >>> loss = fs.DenoisingLoss(target=fs.StableTarget(stream, 1024))
     """
 
     def __init__(
@@ -163,8 +172,14 @@ class DenoisingLoss:
     For a denoiser with a log-variance head u(sigma), of n pixels, it is lambda / e^u |D - target|^2 + n u, whose
     minimum in u is the logarithm of the weighted error per pixel (Karras et al., 2024, Eq. 21).
 
-    noise: the distribution of sigma. weight: lambda. target: what is regressed; its expectation given x must be
-    E[x0 | x]. augment: transforms the images first, and tells the network how.
+    Args:
+        noise: The distribution of sigma.
+        weight: lambda.
+        target: The regression target; its expectation given x must be E[x0 | x].
+        augment: Transforms the images first, and passes the transformation to the network; None for none.
+
+    Example:
+        >>> method = fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(-0.4, 1.0)))
     """
 
     def __init__(
@@ -188,7 +203,7 @@ class DenoisingLoss:
         return self.weigh(denoiser, sigma, error)
 
     def weigh(self, denoiser: Denoiser, sigma: Tensor, error: Tensor) -> Loss:
-        """The loss of an error D - target (B, C, H, W) that the denoiser made at `sigma` (B,)."""
+        """The loss of an error D - target (B, C, H, W) of the denoiser at `sigma` (B,)."""
         loss = self.weight(sigma, denoiser.sigma_data) * error.square().flatten(1).sum(1)
         diagnostics = {"error": by_sigma(sigma, loss)}
         if denoiser.uncertainty is None:
@@ -198,15 +213,21 @@ class DenoisingLoss:
 
 
 class Pretraining(Method):
-    """Diffusion training: the Method with one player. mend: what cleans its gradients."""
+    """Diffusion training: the Method with one player.
+
+    Args:
+        denoiser: The denoiser to train.
+        objective: Its loss.
+        clean: Replaces gradients that are not finite before an optimizer step.
+    """
 
     product = "denoiser"
     ramp_after_transfer = False
 
-    def __init__(self, denoiser: Denoiser, objective: DenoisingLoss, *, mend: Clean = sanitize) -> None:
+    def __init__(self, denoiser: Denoiser, objective: DenoisingLoss, *, clean: Clean = sanitize) -> None:
         super().__init__()
         self.denoiser, self.objective = denoiser, objective
-        self.phases = (Phase("denoiser", self.denoising_loss, clean=mend),)
+        self.phases = (Phase("denoiser", self.denoising_loss, clean=clean),)
 
     def denoising_loss(self, batch: Batch) -> Loss:
         return self.objective(self.denoiser, batch)

@@ -117,7 +117,7 @@ class EDM2(Teacher):
         )
         objective = fs.DenoisingLoss(fs.LogNormal(self.p_mean, self.p_std), target=target)
         return Parts(
-            fs.Pretraining(denoiser, objective, mend=zero_nonfinite),
+            fs.Pretraining(denoiser, objective, clean=zero_nonfinite),
             stream,
             {"denoiser": adam},
             ema=(fs.PowerFunction(0.10), fs.PowerFunction(0.05)),

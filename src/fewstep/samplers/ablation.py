@@ -39,14 +39,33 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class Ablation:
-    """A sampler by its four choices; `sigmas(n)` are its noise levels, and calling it samples.
+    """A sampler defined by four choices; `sigmas(n)` are its noise levels, and calling it samples.
 
-    solver, alpha: Euler, or the second-order family with its second evaluation at the fraction `alpha` of the step
-    (1 Heun, 1/2 midpoint, 2/3 Ralston). discretization: where the steps are. schedule, scaling: sigma(t) and s(t).
-    sigma_min, sigma_max: None for the range of the discretization. epsilon_s: the smallest time of the VP
-    discretization. C_1, C_2, M: constants of the iDDPM levels. S_churn, S_min, S_max, S_noise: as in `churn`, and noise
-    is drawn as there. precondition: that of the network; it clamps the range and rounds the levels to those that the
-    network knows.
+    Args:
+        solver: euler, or heun for the second-order family with its second evaluation at the fraction `alpha` of the step.
+        discretization: Where the steps are.
+        schedule: sigma(t).
+        scaling: s(t).
+        sigma_min: Lowest noise level; that of the discretization if None.
+        sigma_max: Highest noise level; that of the discretization if None.
+        rho: Exponent of the edm discretization.
+        epsilon_s: Smallest time of the vp discretization.
+        C_1: Constant of the iDDPM levels.
+        C_2: Constant of the iDDPM levels.
+        M: Number of the iDDPM levels.
+        alpha: 1 is Heun, 1/2 midpoint, 2/3 Ralston.
+        S_churn: Amount of fresh noise, as in `churn`; so are the next three.
+        S_min: Lowest level that gets noise.
+        S_max: Highest level that gets noise.
+        S_noise: Standard deviation of the noise.
+        precondition: That of the network; it clamps the range and rounds the levels to those that the network knows.
+
+    Raises:
+        ValueError: A choice is unknown, alpha lies outside (0, 1], or the range is empty.
+
+    Example:
+        >>> sampler = fs.samplers.Ablation(solver="euler", discretization="vp", schedule="vp", scaling="vp")
+        >>> x0 = fs.samplers.last(sampler(denoise, x, sampler.sigmas(50)))
     """
 
     solver: Solver = "heun"

@@ -49,7 +49,7 @@ def find(sampler: str | Sampler) -> Sampler:
 
 
 def parameters(sampler: Sampler) -> Collection[str]:
-    """The names of what a sampler takes."""
+    """The names of the parameters of a sampler."""
     return inspect.signature(sampler).parameters
 
 
@@ -68,4 +68,4 @@ def check_options(name: str, known: Collection[str], options: Mapping[str, Any])
 
 
 WITHHELD = {"denoise", "x", "sigmas", "noise", "mean", "round_sigma", "idle_noise"}
-"""What a plan gives to a sampler by itself."""
+"""The parameters of samplers that are not options: `fs.generate` fills them in."""

@@ -1,6 +1,6 @@
-"""What a sampler is: a generator function `(denoise, x, sigmas, **options) -> Iterator[Tensor]`.
+"""The contract of samplers: generator functions `(denoise, x, sigmas, **options) -> Iterator[Tensor]`.
 
-It receives a noisy image `x` (B, ...) at level `sigmas[0]` and the decreasing levels `sigmas` (n + 1,), closed by a
+A sampler receives a noisy image `x` (B, ...) at level `sigmas[0]` and the decreasing levels `sigmas` (n + 1,), closed by a
 zero; it yields the state at each next level, the last one at sigma = 0. `denoise` gets `x` in the state's dtype
 (float64 where accuracy counts) and sigma as a 0-dim tensor. States are never changed in place, so that they may be
 kept. Samplers run without gradients. Stochastic ones take `noise`, which draws unit Gaussian noise like its argument:
@@ -59,9 +59,15 @@ def final_state(kept: deque[Tensor], like: Tensor | None) -> Tensor:
 
 
 def steps(sigmas: Tensor, *, distinct: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs (sigma, sigma_next) of a schedule (n + 1,), which must not increase and must end in its only 0.
+    """The pairs (sigma, sigma_next) of a schedule.
 
-    Levels rounded to those of a network may coincide; `distinct` refuses that, for formulas that divide by the step.
+    Args:
+        sigmas: Noise levels (n + 1,) that do not increase and end in their only 0.
+        distinct: Whether levels must differ, for formulas that divide by the step. Levels rounded to those of a network may
+            coincide.
+
+    Raises:
+        ValueError: The levels are not such a schedule.
     """
     if not isinstance(sigmas, Tensor):
         raise ValueError(f"noise levels are a tensor (n + 1,), such as fs.karras_sigmas(18); got {sigmas!r}")
@@ -93,7 +99,7 @@ class Counted:
 
 
 def counted(denoise: Denoise) -> Counted:
-    """`denoise`, with counters `nfe` and `jvp` that start at 0."""
+    """Wrap `denoise` with counters of its evaluations, `nfe` and `jvp`; see `Counted`."""
     return Counted(denoise)
 
 
