@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from fewstep.runtime.files import new_folder
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -22,6 +26,7 @@ class Hub(ThreadingHTTPServer):
             body breaks off; "more", a larger length is declared; "loop", a redirection to itself; "away", one to ftp.
         listed: names of files that every repository claims to have besides its own.
         requests: the paths that were asked for.
+        writable: whether it creates repositories and accepts commits, each of which appears as a whole.
     """
 
     daemon_threads = True
@@ -32,6 +37,7 @@ class Hub(ThreadingHTTPServer):
         self.faults: dict[str, int | str] = {}
         self.listed: list[str] = []
         self.requests: list[str] = []
+        self.writable = False
 
     @property
     def address(self) -> str:
@@ -70,7 +76,42 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self):
-        self.answer(b'{"error": "read-only"}', 403)
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if not self.server.writable:
+            return self.answer(b'{"error": "read-only"}', 403)
+        if len(body) < length:
+            return None  # the client has gone
+        path = self.path.removeprefix("/api/")
+        if path == "validate-yaml":
+            return self.answer(b'{"errors": [], "warnings": []}')
+        if path == "repos/create":
+            about = json.loads(body)
+            (self.server.root / about["organization"] / about["name"]).mkdir(parents=True, exist_ok=True)
+            return self.answer(
+                json.dumps({"url": f"{self.server.address}/{about['organization']}/{about['name']}"}).encode()
+            )
+        _, owner, name, verb, _ = path.split("/")
+        if verb == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            return self.answer(json.dumps({"files": modes}).encode())
+        self.commit(self.server.root / owner / name, [json.loads(line) for line in body.splitlines()])
+        about = {
+            "success": True,
+            "commitOid": COMMIT,
+            "commitUrl": f"{self.server.address}/{owner}/{name}/commit/{COMMIT}",
+        }
+        return self.answer(json.dumps(about).encode())
+
+    def commit(self, folder: Path, lines: list[dict]) -> None:
+        """Add the files of a commit to those of a repository, all at once."""
+        added = {line["value"]["path"]: line["value"] for line in lines if line["key"] == "file"}
+        names = {p.name for p in folder.iterdir()} | set(added)
+        with new_folder(folder, names) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+            for name, file in added.items():
+                (new / name).write_bytes(base64.b64decode(file["content"]))
 
     def about(self, file: Path) -> dict[str, str]:
         data = file.read_bytes()

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod")
+FILES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod")
+CHANGES = (*FILES, "socket.connect", "http.client.send")
 """Events of Python's audit hooks; `open` is one of them if the file is opened for writing."""
 WRITES = os.O_WRONLY | os.O_RDWR
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests import ROOT
 from tests.endurance import commands
+from tests.endurance.trial import Trial
 
 SECONDS = 120.0
 """How long anything may take before a test gives up."""
@@ -87,24 +88,43 @@ def two_versions(tmp_path_factory):
 def test_a_command_loses_nothing(two_versions, kind):
     """Killed at one of its changes of files, and on a disk that is full at another; `make endurance` tries many."""
     moments = random.Random(kind)
-    trial = commands.Trial(two_versions, kind)
-    for fault in (0, errno.ENOSPC):
-        trial.faulty(moments.randint(0, 6), fault)
-    trial.clear()
+    with Trial(two_versions, kind) as trial:
+        for fault in (0, errno.ENOSPC):
+            trial.faulty(moments.randint(0, 6), fault)
 
 
-def test_a_fault_that_loses_something_is_found(two_versions, monkeypatch):
+def test_a_fault_that_loses_something_is_found(two_versions):
     """As a writer would be that removes what is there before it writes."""
-    trial = commands.Trial(two_versions, "export")
-    (trial.folder / "out.safetensors").unlink()
-    with pytest.raises(AssertionError, match=r"lost \['out.safetensors'\]"):
-        trial.check("removed")
-    trial.before()
-    (trial.folder / "out.safetensors").write_bytes(b"half")
-    with pytest.raises(AssertionError, match=r"torn \['out.safetensors'\]"):
-        trial.check("torn")
-    trial.before()
-    (trial.folder / ".out-left").write_text("")
-    with pytest.raises(AssertionError, match=r"the same command again leaves \['.out-left'\]"):
-        trial.check("left")
-    trial.clear()
+    with Trial(two_versions, "export") as trial:
+        (trial.folder / "out.safetensors").unlink()
+        with pytest.raises(AssertionError, match=r"lost \['out.safetensors'\]"):
+            trial.check("removed")
+        trial.before()
+        (trial.folder / "out.safetensors").write_bytes(b"half")
+        with pytest.raises(AssertionError, match=r"torn \['out.safetensors'\]"):
+            trial.check("torn")
+        trial.before()
+        (trial.folder / "b.npz").touch()
+        with pytest.raises(AssertionError, match=r"changed or left \['b.npz'"):
+            trial.check("changed")
+
+
+def test_what_is_left_is_found(two_versions):
+    """Also after the command was repeated from the same output without it."""
+    with Trial(two_versions, "export") as trial:
+        trial.before()
+        trial.check("nothing")
+        trial.before()
+        (trial.folder / ".out.old-left").write_text("")
+        with pytest.raises(AssertionError, match=r"the same command again leaves \['.out.old-left'\]"):
+            trial.check("left")
+
+
+def test_files_of_two_versions_are_found(two_versions):
+    """As a hub would have that takes the files one by one."""
+    with Trial(two_versions, "push") as trial:
+        trial.before()
+        name = "out/owner/tiny/model.safetensors"
+        (trial.folder / name).write_bytes(trial.new[name])
+        with pytest.raises(AssertionError, match="files of both versions"):
+            trial.check("half")
