@@ -22,6 +22,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageStream, digits
 from fewstep.io import hub, model_folder
+from fewstep.io.card import Card
 from fewstep.runtime.files import clear_once
 from fewstep.train.ema import PowerFunction
 from fewstep.train.loop import fit
@@ -56,7 +57,7 @@ def world(folder: Path) -> None:
     for seed, (v, name) in enumerate([("a", "edm-ddpmpp-cond"), ("b", "edm-ncsnpp-uncond")]):
         shutil.copyfile(GOLDEN / f"{name}.pkl", folder / f"{v}.pkl")
         torch.manual_seed(seed)
-        model_folder.save(Denoiser(tiny_net()), folder / f"model-{v}")
+        model_folder.save(Denoiser(tiny_net()), folder / f"model-{v}", Card(v, "EDM"))
         images = np.random.default_rng(seed).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
         np.savez(folder / f"{v}.npz", images, images=images)
         method = Pretraining(Denoiser(tiny_net()), DenoisingLoss())
