@@ -37,6 +37,7 @@ COMMANDS = {
     "restore": "restore model-{v} digits --task box_inpainting --first 1 --nfe 3 --preset balanced --class 3 "
     "--prior-steps 1 --out out",
     "sample folder": "sample model-{v} --seeds 0-3 --steps 2 --out out --overwrite",
+    "sample tar": "sample model-{v} --seeds 0-3 --steps 2 --out out.tar --overwrite",
     "sample npz": "sample model-{v} --seeds 0-3 --steps 2 --npz out.npz --overwrite",
     "sample grid": "sample model-{v} --seeds 0-3 --steps 2 --grid out.png --overwrite",
     "convert": "convert {v}.pkl out --kind teacher --overwrite",

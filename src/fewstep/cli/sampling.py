@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -184,8 +185,8 @@ def sample(
     Args:
         model: model or run folder, or hf://owner/name.
         seeds: seeds, such as 0-63 or 1,2,5-10; each gives one image.
-        out: folder for one PNG per seed (npy (C, H, W) for images that are neither grey nor RGB). The folder must be new, or
-            hold only numbered images.
+        out: folder, .tar or .zip file for one PNG per seed (npy (C, H, W) for images that are neither grey nor RGB). A folder
+            must be new, or hold only numbered images.
         grid: PNG file with all images side by side, or their channels if they are neither grey nor RGB.
         npz: npz file with all images in one array, arr_0 (N, H, W, C).
         subdirs: one subfolder of --out per 1,000 seeds.
@@ -204,7 +205,9 @@ def sample(
             )
         if path is not None:
             outputs.file(path, overwrite=overwrite)
-    if out is not None:
+    if out is not None and out.suffix.lower() in (".tar", ".zip"):
+        outputs.file(out, overwrite=overwrite)
+    elif out is not None:
         outputs.image_folder(out, (f"{seed:06d}" for seed in chosen), overwrite=overwrite)
     if batch is not None and batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
@@ -212,7 +215,8 @@ def sample(
     import numpy as np
 
     from fewstep.data.grid import grid as make_grid
-    from fewstep.data.grid import save_image, save_png
+    from fewstep.data.grid import save_png
+    from fewstep.data.writer import image_files
     from fewstep.runtime.distributed import process_group, rank, share
     from fewstep.runtime.files import new_file
     from fewstep.sample import gathered, generate
@@ -222,12 +226,12 @@ def sample(
         plan = sampling.plan(network)
         made = generate(network, chosen, label=label, plan=plan, batch_size=batch, tf32=sampling.tf32, progress=True)
         kept: list[NDArray[np.uint8]] = []
-        for seed, image in zip(share(chosen), made, strict=True):
-            if out is not None:
-                folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
-                save_image(image, folder / f"{seed:06d}")
-            if grid is not None or npz is not None:
-                kept.append(image)
+        with image_files(out) if out is not None else nullcontext() as add:
+            for seed, image in zip(share(chosen), made, strict=True):
+                if add is not None:
+                    add(f"{seed - seed % 1000:06d}/{seed:06d}" if subdirs else f"{seed:06d}", image)
+                if grid is not None or npz is not None:
+                    kept.append(image)
         images = gathered(kept, len(chosen)) if grid is not None or npz is not None else []
         if grid is not None and rank() == 0:
             save_png(make_grid(np.stack(images)), grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -75,10 +76,19 @@ def save_png(image: Image.Image, path: str | Path) -> None:
         image.save(partial, format="PNG", optimize=True)
 
 
-def save_image(image: NDArray[np.uint8], path: Path) -> None:
-    """Write an image (H, W, C) as `data pack` stores it: `path`.png if it is grey or RGB, else `path`.npy, (C, H, W)."""
+def encode_image(image: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """An image (H, W, C) as `data pack` stores it: its extension and content, .png if it is grey or RGB, else .npy, (C, H, W)."""
+    buffer = io.BytesIO()
     if image.shape[2] in (1, 3):
-        save_png(grid(image, scale=1), path.with_name(f"{path.name}.png"))
-        return
-    with new_file(path.with_name(f"{path.name}.npy")) as partial, partial.open("wb") as file:
-        np.save(file, np.ascontiguousarray(image.transpose(2, 0, 1)), allow_pickle=False)
+        pixels = image[..., 0] if image.shape[2] == 1 else image
+        Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+        return ".png", buffer.getvalue()
+    np.save(buffer, np.ascontiguousarray(image.transpose(2, 0, 1)), allow_pickle=False)
+    return ".npy", buffer.getvalue()
+
+
+def save_image(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an image (H, W, C) by `encode_image` to `path` and its extension, complete or not at all."""
+    extension, content = encode_image(image)
+    with new_file(path.with_name(path.name + extension)) as partial:
+        partial.write_bytes(content)
