@@ -115,6 +115,15 @@ def test_what_is_not_on_the_hub_and_what_it_does_not_take(online, fewstep):
     assert "cannot be reached, or breaks off (ConnectionRefusedError" in fewstep("pull", "me/tiny", "x")[1]
 
 
+def test_a_model_is_pushed(online, fewstep):
+    """In one commit, by which the repository has the files of the model and no others."""
+    online.writable = True
+    assert fewstep("push", str(online.root / "me" / "tiny"), "me/new")[0] == 0
+    sent = online.root / "me" / "new"
+    assert sorted(p.name for p in sent.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sha256(sent / "model.safetensors") == sha256(online.root / "me" / "tiny" / "model.safetensors")
+
+
 def test_datasets(tmp_path, monkeypatch):
     """A data set in a folder, which `load_dataset` takes as it takes a name on the hub: splits and configurations."""
     monkeypatch.chdir(tmp_path)
