@@ -35,7 +35,7 @@ from benchmarks import reference
 from benchmarks.measure import Table, compared
 from fewstep.metrics.catalog import parse
 from fewstep.metrics.distribution import Moments, ScoreSums, frechet_distance, kernel_distance
-from fewstep.metrics.evaluate import Options, evaluate
+from fewstep.metrics.evaluation import Options, evaluate
 from fewstep.metrics.extractors import FeatureNetwork, fast, precision
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.networks.inception import Inception

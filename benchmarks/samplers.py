@@ -25,7 +25,7 @@ from fewstep.core.noise import karras_sigmas
 from fewstep.core.plan import Plan
 from fewstep.data import images as open_images
 from fewstep.io.model_folder import card, find_model_folder, load
-from fewstep.metrics.evaluate import evaluate
+from fewstep.metrics.evaluation import evaluate
 from fewstep.report import Series, line_chart
 from fewstep.report.numerals import human
 from fewstep.runtime.distributed import device

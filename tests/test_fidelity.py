@@ -22,7 +22,7 @@ from fewstep.cli.table import COMMANDS
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.metrics.catalog import parse
-from fewstep.metrics.evaluate import BATCH
+from fewstep.metrics.evaluation import BATCH
 from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.nets.layers import GroupNorm
 from fewstep.recipes import get

@@ -34,7 +34,7 @@ from fewstep.io.card import Card as Card
 from fewstep.io.model_folder import card as card
 from fewstep.io.model_folder import load as load
 from fewstep.io.model_folder import save as save
-from fewstep.metrics.evaluate import evaluate as evaluate
+from fewstep.metrics.evaluation import evaluate as evaluate
 from fewstep.runtime.threads import use_threads as use_threads
 from fewstep.sample import generate as generate
 from fewstep.sample import generated as generated

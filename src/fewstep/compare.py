@@ -19,7 +19,7 @@ from fewstep.data import images as open_images
 from fewstep.data.grid import grid, save_png
 from fewstep.data.images import ImageData
 from fewstep.io.model_folder import card, find_model_folder, load
-from fewstep.metrics.evaluate import Options, evaluate
+from fewstep.metrics.evaluation import Options, evaluate
 from fewstep.metrics.protocol import show_seeds
 from fewstep.recipes import build, get, required
 from fewstep.report.page import write_report

@@ -119,7 +119,7 @@ def test_how_many_images(model, capsys):
 
 
 def test_mistakes_are_told_before_anything_is_measured(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["fewstep.metrics.evaluate"], "evaluate", None)
+    monkeypatch.setattr(sys.modules["fewstep.metrics.evaluation"], "evaluate", None)
     command = ["eval", model, "--reference", "digits", "--metrics", "fd_pixels"]
     for option, value in (("--num", "0"), ("--num", "-5"), ("--batch", "0"), ("--repeats", "0")):
         assert f"{option} must be at least 1; got {value}" in fails(capsys, *command, f"{option}={value}")

@@ -23,7 +23,7 @@ from fewstep.metrics import cost
 from fewstep.metrics.catalog import Metric, parse
 from fewstep.metrics.cost import check_cost
 from fewstep.metrics.distribution import Moments, frechet_distance, kernel_distance
-from fewstep.metrics.evaluate import Options, evaluate, make_reference
+from fewstep.metrics.evaluation import Options, evaluate, make_reference
 from fewstep.metrics.extractors import NETWORKS, FeatureNetwork, PixelFeatures, UserExtractor, extractor
 from fewstep.metrics.neighbours import overlap
 from fewstep.metrics.protocol import (

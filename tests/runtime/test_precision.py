@@ -13,7 +13,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import digits
 from fewstep.inverse import sample_posterior
-from fewstep.metrics.evaluate import evaluate
+from fewstep.metrics.evaluation import evaluate
 from fewstep.metrics.extractors import FeatureNetwork
 from fewstep.metrics.sources import ImageSource
 from fewstep.runtime import precision

@@ -24,7 +24,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.data import ImageData, ImageStream, digits
 from fewstep.io import model_folder
-from fewstep.metrics.evaluate import evaluate
+from fewstep.metrics.evaluation import evaluate
 from fewstep.metrics.extractors import NETWORKS, FeatureNetwork
 from fewstep.metrics.protocol import MetricResult
 from fewstep.nets.sizes import EDM_SIZES

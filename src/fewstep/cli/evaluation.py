@@ -12,7 +12,7 @@ from fewstep.cli.sampling import Sampling
 from fewstep.runtime import outputs
 
 if TYPE_CHECKING:
-    from fewstep.metrics.evaluate import Options
+    from fewstep.metrics.evaluation import Options
     from fewstep.metrics.protocol import MetricResult
     from fewstep.metrics.references import ReferenceData
     from fewstep.metrics.sources import ImageSource
@@ -63,8 +63,8 @@ def evaluate(
         sampling: How images are generated, for a model.
     """
     from fewstep.io.reference_files import open_reference
-    from fewstep.metrics.evaluate import BATCH, Options
-    from fewstep.metrics.evaluate import evaluate as measure
+    from fewstep.metrics.evaluation import BATCH, Options
+    from fewstep.metrics.evaluation import evaluate as measure
     from fewstep.metrics.sources import first, from_path
     from fewstep.runtime.distributed import process_group
     from fewstep.runtime.precision import chosen_dtype
@@ -196,7 +196,7 @@ def reference(
         overwrite: replace an existing file.
     """
     from fewstep.io.reference_files import open_reference
-    from fewstep.metrics.evaluate import Options, make_reference
+    from fewstep.metrics.evaluation import Options, make_reference
     from fewstep.metrics.references import save_reference
     from fewstep.runtime.distributed import process_group, rank
     from fewstep.runtime.precision import chosen_dtype

@@ -9,27 +9,8 @@
 - An `Extractor` computes features: `PixelFeatures`, a `FeatureNetwork`, or your own.
 """
 
-from fewstep.metrics.evaluate import Options as Options
-from fewstep.metrics.evaluate import evaluate as evaluate
-from fewstep.metrics.evaluate import make_reference as make_reference
-from fewstep.metrics.extractors import Extractor as Extractor
-from fewstep.metrics.extractors import FeatureNetwork as FeatureNetwork
-from fewstep.metrics.extractors import PixelFeatures as PixelFeatures
-from fewstep.metrics.image import PerceptualDistance as PerceptualDistance
-from fewstep.metrics.image import psnr as psnr
-from fewstep.metrics.image import ssim as ssim
-from fewstep.metrics.pairs import evaluate_pairs as evaluate_pairs
-from fewstep.metrics.pairs import evaluate_sets as evaluate_sets
-from fewstep.metrics.protocol import MetricResult as MetricResult
-from fewstep.metrics.protocol import compare as compare
-from fewstep.metrics.protocol import markdown as markdown
-from fewstep.metrics.protocol import read_results as read_results
-from fewstep.metrics.protocol import write_results as write_results
-from fewstep.metrics.references import ReferenceData as ReferenceData
-from fewstep.metrics.references import load_reference as load_reference
-from fewstep.metrics.references import save_reference as save_reference
-from fewstep.metrics.sources import ImageSet as ImageSet
-from fewstep.metrics.sources import ImageSource as ImageSource
-from fewstep.metrics.sources import from_function as from_function
-from fewstep.metrics.sources import from_images as from_images
-from fewstep.metrics.sources import from_path as from_path
+from fewstep.runtime.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__, __file__
+)  # the names are in `__init__.pyi`; reports read results without torch

@@ -39,7 +39,7 @@ class Evaluation:
         reference: Real images or their statistics; None for the training images.
         n: Number of images to generate, from the seeds 0 to n - 1, by the default plan of the product.
         batch_size: ImageSet at a time.
-        feature_dtype: Precision of feature networks, see `metrics.evaluate.Options`.
+        feature_dtype: Precision of feature networks, see `metrics.Options`.
 
     Raises:
         ValueError: `every` is not positive, a metric is unknown, or `n` is too small for it.
