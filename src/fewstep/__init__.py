@@ -6,7 +6,7 @@ line can show its help without importing torch.
 
 from fewstep.runtime.lazy import lazy
 
-find, __dir__, names = lazy(__name__, __file__)
+find, _, names = lazy(__name__, __file__)
 __all__ = sorted([*names, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
@@ -16,3 +16,7 @@ def __getattr__(name: str) -> object:
 
         return version("fewstep")
     return find(name)
+
+
+def __dir__() -> list[str]:
+    return __all__

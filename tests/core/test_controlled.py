@@ -457,7 +457,7 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
     ("sampling", "message"),
     [
         (Sampling(ts="10,22"), "end in 39"),
-        (Sampling(ts="ten"), "--ts are indices"),
+        (Sampling(ts="ten"), "--ts needs indices of noise levels, .*; got .ten"),
         (Sampling(ts="10,39", steps=1), "takes one of steps, levels and ts"),
         (Sampling(levels="5", S_churn=1.0), "no option of other samplers"),
         (Sampling(sampler="heun"), "draws images where heun needs their mean"),
