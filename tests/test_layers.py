@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,18 @@ def test_every_public_name_is_what_its_module_defines():
     paths = [path.relative_to(ROOT.parent).with_suffix("") for path in ROOT.rglob("*.py")]
     modules = sorted(".".join(path.parts) for path in paths if not path.stem.startswith("__"))
     run(f"names, modules = {names!r}, {modules!r}\n{PUBLIC}")
+
+
+def test_every_module_of_a_room_is_in_the_architecture():
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    listed: dict[str, set[str]] = {}
+    for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        room = re.match(r"`(\w+)`", section)
+        if room:
+            rows = re.findall(r"^\| (`.*?) \|", section.split("\n## ")[0], flags=re.MULTILINE)
+            listed[room[1]] = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)}
+    assert {"core", "train", "distill"} <= set(listed)
+    for room, names in listed.items():
+        there = {p.stem for p in (ROOT / room).iterdir() if (p.suffix == ".py" and p.stem != "__init__")}
+        there |= {p.name for p in (ROOT / room).iterdir() if p.is_dir() and p.name != "__pycache__"}
+        assert names == there, room

@@ -14,6 +14,8 @@ from tyro.conf import Positional, arg
 from fewstep.runtime.foreign import visible_output
 from fewstep.runtime.launch import command_line
 
+Device = Annotated[str | None, arg(help="cpu, cuda, cuda:1, ... If unset: a GPU if there is one, else the CPU.")]
+"""The option `--device` of commands that compute with networks."""
 MOST_SEEDS = 10_000_000
 """Limit for one command. More are a typo, and would fill the memory."""
 
@@ -111,26 +113,6 @@ def shown(command: Callable[..., Any]) -> Callable[..., Any]:
     same.__signature__ = inspect.signature(command)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
     same.__annotations__ = hints | named
     same.__doc__ = paragraphs(command.__doc__ or "")
-    return same
-
-
-DEVICE = "device: cpu, cuda, cuda:1, ... If unset: a GPU if there is one, else the CPU."
-
-
-def placed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that computes with networks, with the option `--device` beside its own."""
-
-    def same(*args: Any, device: str | None = None, **options: Any) -> Any:
-        from fewstep.runtime.distributed import use
-
-        use(device)
-        return command(*args, **options)
-
-    option = inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None)
-    parameters = [*inspect.signature(command).parameters.values(), option]
-    same.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
-    same.__annotations__ = {**get_type_hints(command, include_extras=True), "device": str | None}
-    same.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n    {DEVICE}"
     return same
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from fewstep.cli.arguments import Device
 from fewstep.runtime import outputs
 
 
@@ -16,6 +17,7 @@ def demo(
     all_methods: bool = False,
     fresh: bool = False,
     seed: int = 0,
+    device: Device = None,
 ) -> None:
     """Train, distil, sample, evaluate and restore on a laptop with the built-in digits, and write a report.
 
@@ -27,8 +29,9 @@ def demo(
         seed: seed of weights, data order and noise.
     """
     from fewstep.demo import demo as run_demo
-    from fewstep.runtime.distributed import process_group
+    from fewstep.runtime.distributed import process_group, use
 
+    use(device)
     outputs.folder(out)
     with process_group():
         run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from fewstep.cli.arguments import next_step
+from fewstep.cli.arguments import Device, next_step
 from fewstep.runtime import outputs
 from fewstep.runtime.foreign import visible
 
@@ -94,6 +94,7 @@ def latents(
     encoder: Annotated[str, arg(aliases=["--vae"])] = "stabilityai/sd-vae-ft-mse",
     batch: int = 8,
     overwrite: bool = False,
+    device: Device = None,
 ) -> None:
     """Encode images with Stable Diffusion's VAE, as EDM2 trains on them at 512x512; needs fewstep[vae].
 
@@ -107,14 +108,16 @@ def latents(
     from fewstep.data import images as open_images
     from fewstep.data.codec import StabilityVAE
     from fewstep.data.latents import encode_images
-    from fewstep.runtime.distributed import device, process_group, rank
+    from fewstep.runtime import distributed
 
+    distributed.use(device)
     outputs.file(dest, outside=[source], overwrite=overwrite)
     codec = StabilityVAE(encoder, batch_size=batch)
-    with process_group():
-        codec.prepare(device())
-        n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=device())
-        if rank() == 0:
+    with distributed.process_group():
+        place = distributed.device()
+        codec.prepare(place)
+        n = encode_images(open_images(source, memory=0), dest, codec, batch_size=batch, device=place)
+        if distributed.rank() == 0:
             print(f"{dest}: latents of {n:,} images; {next_step('recipes', 'imagenet512:teacher')}")
 
 

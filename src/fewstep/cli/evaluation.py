@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli.arguments import parse_seeds
+from fewstep.cli.arguments import Device, parse_seeds
 from fewstep.cli.sampling import Sampling
 from fewstep.runtime import outputs
 
@@ -39,6 +39,7 @@ def evaluate(
     markdown: Path | None = None,
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
+    device: Device = None,
 ) -> None:
     """Evaluate a model or images against a reference. Every value is reported with its protocol.
 
@@ -66,9 +67,10 @@ def evaluate(
     from fewstep.metrics.evaluation import BATCH, Options
     from fewstep.metrics.evaluation import evaluate as measure
     from fewstep.metrics.sources import first, from_path
-    from fewstep.runtime.distributed import process_group
+    from fewstep.runtime.distributed import process_group, use
     from fewstep.runtime.precision import chosen_dtype
 
+    use(device)
     at_least_one(batch=batch, num=num, repeats=repeats)
     destinations(json_file, markdown, apart=[source, reference], overwrite=overwrite)
     dtype = chosen_dtype(feature_dtype)
@@ -183,6 +185,7 @@ def reference(
     feature_dtype: Dtype = "float32",
     batch: int = 64,
     overwrite: bool = False,
+    device: Device = None,
 ) -> None:
     """Compute reference statistics of real images once, and write them to a file that labels each array.
 
@@ -198,9 +201,10 @@ def reference(
     from fewstep.io.reference_files import open_reference
     from fewstep.metrics.evaluation import Options, make_reference
     from fewstep.metrics.references import save_reference
-    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.distributed import process_group, rank, use
     from fewstep.runtime.precision import chosen_dtype
 
+    use(device)
     if out.suffix.lower() != ".npz":
         raise ValueError(f"a reference is an npz file; name it so: {out.with_suffix('.npz')}")
     at_least_one(batch=batch)
@@ -227,6 +231,7 @@ def pairs(
     json_file: Json = None,
     markdown: Path | None = None,
     overwrite: bool = False,
+    device: Device = None,
 ) -> None:
     """Compare images with their targets, pair by pair, and print the mean of each metric.
 
@@ -240,8 +245,9 @@ def pairs(
         overwrite: replace existing files.
     """
     from fewstep.metrics.pairs import evaluate_sets
-    from fewstep.runtime.distributed import process_group
+    from fewstep.runtime.distributed import process_group, use
 
+    use(device)
     at_least_one(batch=batch)
     destinations(json_file, markdown, apart=[a, b], overwrite=overwrite)
     with process_group():

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from fewstep.cli.arguments import Device
+
 
 def restore(
     model: Positional[Path],
@@ -37,6 +39,7 @@ def restore(
     label: Annotated[str | None, arg(name="class")] = None,
     vae: str | None = None,
     batch: int = 32,
+    device: Device = None,
 ) -> None:
     """Restore images: simulate measurements, or read given ones, and draw samples from the posterior.
 
@@ -79,8 +82,9 @@ def restore(
     changes |= {"ema_sigma": ema_sigma, "ema_decay": ema_decay}
 
     from fewstep.inverse import restore as restore_images
-    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.distributed import process_group, rank, use
 
+    use(device)
     with process_group():
         found = restore_images(
             model,

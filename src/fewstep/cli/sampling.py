@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli.arguments import parse_seeds
+from fewstep.cli.arguments import Device, parse_seeds
 from fewstep.runtime import outputs
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def sample(
     batch: int | None = None,
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
+    device: Device = None,
 ) -> None:
     """Generate one image per seed, and write them as PNG files, a grid, an array, or all of these.
 
@@ -217,10 +218,11 @@ def sample(
     from fewstep.data.grid import grid as make_grid
     from fewstep.data.grid import save_png
     from fewstep.data.writer import image_files
-    from fewstep.runtime.distributed import process_group, rank, share
+    from fewstep.runtime.distributed import process_group, rank, share, use
     from fewstep.runtime.files import new_file
     from fewstep.sample import gathered, generate
 
+    use(device)
     with process_group():
         network = sampling.load(model)
         plan = sampling.plan(network)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from fewstep.cli import assets, commands, data, evaluation, models, restoration, sampling, training
-from fewstep.cli.arguments import placed, shown, with_config
+from fewstep.cli.arguments import shown, with_config
 from fewstep.cli.parsing import call
 from fewstep.runtime.environment import OFFLINE
 from fewstep.runtime.launch import launched
@@ -22,35 +22,35 @@ class Command(NamedTuple):
     Attributes:
         function: its signature is the command's options, its docstring the help.
         summary: for the overview.
-        computes: with networks, so that it takes `--device`.
         all_ranks: of torchrun work on it; other commands run on the first rank alone.
     """
 
     function: Callable[..., Any]
     summary: str
-    computes: bool = False
     all_ranks: bool = False
 
 
 COMMANDS = {
-    "demo": Command(commands.demo, "train, distil, sample and evaluate on a laptop", True, True),
+    "demo": Command(commands.demo, "train, distil, sample and evaluate on a laptop", all_ranks=True),
     "data pack": Command(data.pack, "pack images into a data set", all_ranks=True),
-    "data latents": Command(data.latents, "encode images with a VAE, for training on latents", True, True),
+    "data latents": Command(data.latents, "encode images with a VAE, for training on latents", all_ranks=True),
     "data stats": Command(data.stats, "measure a data set and suggest training settings", all_ranks=True),
     "data check": Command(data.check, "list every unusable file of a data set", all_ranks=True),
-    "train": Command(training.fit_recipe, "train a teacher with a recipe", True, True),
-    "distill": Command(training.fit_recipe, "distil a teacher with a recipe", True, True),
-    "compare": Command(training.compare, "distil one teacher with several methods and compare them", True, True),
-    "sample": Command(sampling.sample, "generate images", True, True),
-    "restore": Command(restoration.restore, "solve inverse problems: inpainting, deblurring, ...", True, True),
+    "train": Command(training.fit_recipe, "train a teacher with a recipe", all_ranks=True),
+    "distill": Command(training.fit_recipe, "distil a teacher with a recipe", all_ranks=True),
+    "compare": Command(training.compare, "distil one teacher with several methods and compare them", all_ranks=True),
+    "sample": Command(sampling.sample, "generate images", all_ranks=True),
+    "restore": Command(restoration.restore, "solve inverse problems: inpainting, deblurring, ...", all_ranks=True),
     "ema": Command(models.ema, "reconstruct EMA weights of any length (post-hoc, EDM2)"),
     "convert": Command(models.convert, "convert an upstream checkpoint to a model folder"),
     "export": Command(models.export, "export a model's weights under their upstream names"),
     "push": Command(models.push, "upload a model to the Hugging Face hub"),
     "pull": Command(models.pull, "download a model from the Hugging Face hub"),
-    "eval": Command(evaluation.evaluate, "evaluate a model or images: FID, KID, precision, recall, ...", True, True),
-    "eval reference": Command(evaluation.reference, "compute reference statistics of real images", True, True),
-    "eval pairs": Command(evaluation.pairs, "compare images with their targets: PSNR, SSIM, LPIPS", True, True),
+    "eval": Command(
+        evaluation.evaluate, "evaluate a model or images: FID, KID, precision, recall, ...", all_ranks=True
+    ),
+    "eval reference": Command(evaluation.reference, "compute reference statistics of real images", all_ranks=True),
+    "eval pairs": Command(evaluation.pairs, "compare images with their targets: PSNR, SSIM, LPIPS", all_ranks=True),
     "eval compare": Command(evaluation.compare, "compare results in one table, with warnings"),
     "assets list": Command(assets.assets_list, "list the weights of feature networks"),
     "assets fetch": Command(assets.assets_fetch, "download the weights of a feature network"),
@@ -131,8 +131,7 @@ def find_and_call(words: list[str]) -> None:
 
 def signature(name: str) -> Callable[..., Any]:
     """The function of a command as the parser sees it."""
-    command = COMMANDS[name]
-    return shown(placed(command.function) if command.computes else command.function)
+    return shown(COMMANDS[name].function)
 
 
 def unknown(words: list[str], group: Sequence[str]) -> str:

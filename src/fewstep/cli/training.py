@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from fewstep import recipes
-from fewstep.cli.arguments import next_step, with_config
+from fewstep.cli.arguments import Device, next_step, with_config
 from fewstep.cli.parsing import call_settings
 from fewstep.recipes.base import REQUIRED
 from fewstep.runtime import outputs
@@ -142,6 +142,7 @@ def compare(
     metrics: str = "fd_pixels",
     seed: int = 0,
     fresh: bool = False,
+    device: Device = None,
 ) -> None:
     """Distil one teacher with several recipes at equal budget, and report quality over NFE, training images and time.
 
@@ -158,8 +159,9 @@ def compare(
     """
     from fewstep.compare import compare as run_compare
     from fewstep.compare import show
-    from fewstep.runtime.distributed import process_group, rank
+    from fewstep.runtime.distributed import process_group, rank, use
 
+    use(device)
     if not methods:
         raise ValueError("name the recipes to compare, such as digits:sid digits:sida; fewstep recipes lists them")
     with process_group():
