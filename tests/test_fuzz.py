@@ -123,7 +123,7 @@ def test_headers_of_arrays_are_not_believed(tmp_path):
     broken = b"\x93NUMPY\x01\x00" + struct.pack("<H", 12) + b"{'descr': '\n" + bytes(9)  # half a text, for the parser
     for content, message in [
         (broken, "expected an array of NumPy"),
-        (array_file((2**40,)), "got 1 bytes of it"),
+        (array_file((2**40,)), "cut off or damaged; expected .* bytes of .*; got 1$"),
         (array_file((True,)), "expected an array of numbers"),
         (array_file((-1,)), "expected an array of numbers"),
         (array_file((1,), "|O"), "expected an array of numbers"),
