@@ -198,6 +198,8 @@ def test_empty_weights_are_refused(denoiser, tmp_path):
         ({"network__channel_mult": [1, "2"]}, "expected int; got '2'"),
         ({"network": {"kind": "EDM2Config", "img_resolution": 8, "res_balance": 1e308}}, "shares from 0 to 1"),
         ({"network": {"kind": "EDM2Config", "img_resolution": 8, "normalizations": 10**6}}, "1 to 16 normalizations"),
+        ({"network": {"kind": "EDM2Config", "img_resolution": 8, "clip_act": 1e308}}, "clip_act bounds activations"),
+        ({"network": {"kind": "EDM2Config", "img_resolution": 8, "clip_act": -1.0}}, "above 0 and at most 65504"),
         ({"network__resample_filter": [1]}, r"an even number of taps with a sum other than 0; got \(1.0,\)"),
         ({"network__resample_filter": [1, -1]}, r"an even number of taps with a sum other than 0; got \(1.0, -1.0\)"),
         ({"network__model_channels": 0}, "at least one pixel and channel"),

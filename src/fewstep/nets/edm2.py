@@ -107,6 +107,8 @@ class MPConv(nn.Module):
 
 MOST_NORMALIZATIONS = 16
 """Of a weight, each of which takes time; known files have two."""
+LARGEST_BOUND = 65504.0
+"""Of activations: the largest number of float16, beyond which PyTorch refuses to clamp."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,11 @@ class EDM2Config:
             raise ValueError(
                 f"an EDM2 network has shares from 0 to 1 and 1 to {MOST_NORMALIZATIONS} normalizations; got {shares} and "
                 f"{self.normalizations}"
+            )
+        if self.clip_act is not None and not 0 < self.clip_act <= LARGEST_BOUND:
+            raise ValueError(
+                f"clip_act bounds activations, which float16 must hold: above 0 and at most {LARGEST_BOUND:g}, or None; got "
+                f"{self.clip_act:g}"
             )
 
     @property
