@@ -89,7 +89,7 @@ def group(own: Callable[..., Any] | None, inner: Mapping[str, Callable[..., Any]
     """A command that has commands within it, beside its own options if it has any."""
 
     def command(**_: Any) -> None:
-        raise NotImplementedError
+        """Never called: completion reads its signature."""
 
     parameters = list(inspect.signature(own).parameters.values()) if own is not None else []
     nested = inspect.Parameter("command", inspect.Parameter.KEYWORD_ONLY)
