@@ -1,6 +1,6 @@
 """A method of your own in one file: consistency distillation (Song et al., 2023, arXiv 2303.01469, Algorithm 2).
 
-    fewstep distill examples/own_method.py:digits --teacher runs/teacher --out runs/consistency
+    fewstep distill examples/own_method.py:Consistency --teacher runs/teacher --data digits --out runs/consistency
     fewstep sample runs/consistency --grid images.png
 
 A consistency model f(x; sigma) maps every point of a trajectory of the probability-flow ODE to its end. Two neighbouring
@@ -9,43 +9,30 @@ method. The target carries no gradient and is the model itself, without the aver
 (2023, arXiv 2310.14189, Sec. 3.2) show that it does no good.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 import fewstep as fs
 from fewstep.core.noise import expand
-from fewstep.data import digits as built_in_digits
-from fewstep.distill.gdd import generator_of
-from fewstep.distill.players import check_teacher, frozen
 
 
 class ConsistencyDistillation(fs.Method):
-    """Players: teacher (fixed) and generator, which is the identity at the lowest level.
-
-    loss = |f(x_n+1; sigma_n+1) - sg[f(x_n; sigma_n)]|^2, summed over pixels, with x_n+1 = x0 + sigma_n+1 eps and x_n one step of
-    Heun's method from there with the teacher (Eq. 7 with the squared distance, lambda = 1 and mu = 0).
-
-    Args:
-        teacher: a denoiser of all noise levels under EDM's preconditioning.
-        levels: number of noise levels N on Karras' ramp.
-        sigma_max: the highest level, from which the generator makes images in one step.
+    """loss = |f(x_n+1; sigma_n+1) - sg[f(x_n; sigma_n)]|^2, summed over pixels, with x_n+1 = x0 + sigma_n+1 eps and x_n one
+    step of Heun's method from there with the teacher (Eq. 7 with the squared distance, lambda = 1 and mu = 0).
     """
 
     product = "generator"
 
-    def __init__(self, teacher: fs.Denoiser, *, levels: int = 18, sigma_max: float = 80.0) -> None:
+    def __init__(self, teacher: fs.Denoiser, levels: int = 18, sigma_max: float = 80.0):
         super().__init__()
-        check_teacher(teacher)
-        self.teacher = frozen(teacher)
-        self.generator = generator_of(teacher, sigma_max, eps=0.002)
+        fs.distill.check_teacher(teacher)
+        self.teacher = fs.distill.frozen(teacher)
+        self.generator = fs.distill.generator_of(teacher, sigma_max, eps=0.002)
         self.levels, self.sigma_max = levels, sigma_max
         self.phases = (fs.Phase("generator", self.consistency_loss),)
 
-    def consistency_loss(self, batch: fs.Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def consistency_loss(self, batch: fs.Batch):
         sigmas = fs.karras_sigmas(self.levels, sigma_max=self.sigma_max)[:-1].to(batch.image)
         n = torch.randint(self.levels - 1, (len(batch.image),), device=batch.image.device)
         sigma, lower = sigmas[n], sigmas[n + 1]
@@ -57,29 +44,20 @@ class ConsistencyDistillation(fs.Method):
             ahead = x + step / 2 * (slope + (euler - self.teacher(euler, lower, batch.label)) / expand(lower, x))
             target = self.generator(ahead, lower, batch.label)
         gap = (self.generator(x, sigma, batch.label) - target).square().flatten(1).sum(1)
-        return gap, {"gap": gap.detach().mean()}
+        return gap, {"gap": fs.by_sigma(sigma, gap.detach())}
 
 
-def digits(teacher: Path, *, lr: float = 4e-4, batch_size: int = 128, until: int = 1_000_000, seed: int = 0) -> fs.Run:
-    """Consistency distillation of a teacher of the built-in digits.
+@dataclass(frozen=True, kw_only=True)
+class Consistency(fs.recipes.Distillation):
+    """Consistency distillation of a teacher with EDM's preconditioning."""
 
-    Args:
-        teacher: a model folder or a run.
-        lr: learning rate of Adam.
-        batch_size: images per step.
-        until: training images in all.
-        seed: of data order and noise.
-    """
-    torch.manual_seed(seed)
-    data = fs.ImageStream(built_in_digits(), seed=seed)
-    return fs.Run(
-        ConsistencyDistillation(fs.load(teacher)),
-        data,
-        {"generator": fs.Adam(lr, until=until, cooldown=until / 2)},
-        batch_size=batch_size,
-        until=until,
-        ema=fs.HalfLife(20_000),
-        seed=seed,
-        name="consistency",
-        card=fs.Card(method="consistency distillation"),
-    )
+    until: int = 1_000_000
+    dtype: fs.recipes.Dtype = "float32"  # the loss is a small difference
+    lr: float = 4e-4
+    """Learning rate of Adam."""
+
+    def parts(self) -> fs.recipes.Parts:
+        teacher = self.loaded_teacher()
+        adam = fs.Adam(self.lr, until=self.until, cooldown=self.until / 2)
+        method = ConsistencyDistillation(teacher)
+        return fs.recipes.Parts(method, self.stream(teacher), {"generator": adam}, ema=fs.HalfLife(20_000))

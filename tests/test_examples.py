@@ -102,8 +102,14 @@ def test_own_method_reaches_the_sampler_of_its_teacher():
 def test_own_method_is_a_command(denoiser, tmp_path):
     teacher, out = fs.save(denoiser, tmp_path / "teacher"), tmp_path / "run"
     options = ["--teacher", str(teacher), "--until", "32", "--batch-size", "16", "--out", str(out)]
-    assert main(["distill", f"{EXAMPLES}/own_method.py:digits", *options]) == 0
+    assert main(["distill", f"{EXAMPLES}/own_method.py:Consistency", "--data", "digits", *options]) == 0
+    card = fs.card(out)
+    assert (card.name, card.method) == ("Consistency", "ConsistencyDistillation")
     assert fs.load(out).levels == (80.0,)
+
+
+def test_own_method_and_its_recipe_are_about_60_lines():
+    assert len((EXAMPLES / "own_method.py").read_text().splitlines()) <= 65
 
 
 def test_own_sampler_is_of_second_order():

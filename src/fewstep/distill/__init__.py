@@ -1,13 +1,14 @@
 """Distillation: turning a teacher into a one- or few-step generator. One Method a file.
 
-For methods of your own: copies of the teacher (`frozen`, `trainable`, `student`, `check_teacher`) and how a generator makes
-images while it trains (`one_step`, `few_steps`, `simulated`, over `uniform_levels` or others).
+For methods of your own: copies of the teacher (`frozen`, `trainable`, `student`, `generator_of`, `check_teacher`) and how a
+generator makes images while it trains (`one_step`, `few_steps`, `simulated`, over `uniform_levels` or others).
 """
 
 from fewstep.distill.dmd2 import DMD2 as DMD2
 from fewstep.distill.dmd2 import dmd_loss as dmd_loss
 from fewstep.distill.gdd import GDD as GDD
 from fewstep.distill.gdd import INNATE as INNATE
+from fewstep.distill.gdd import generator_of as generator_of
 from fewstep.distill.ncvsd import NCVSD as NCVSD
 from fewstep.distill.ncvsd import vsd_loss as vsd_loss
 from fewstep.distill.players import check_teacher as check_teacher

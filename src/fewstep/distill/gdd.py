@@ -59,8 +59,17 @@ def check_start(teacher: Denoiser) -> None:
 
 
 def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
-    """The teacher as a generator from `sigma`: its weights, without dropout and augmentation labels, as the identity at
-    `eps`.
+    """Return a generator to train that starts as the teacher and is the identity at the noise level `eps`.
+
+    It has neither dropout nor augmentation labels.
+
+    Args:
+        teacher: a denoiser of all noise levels under EDM's preconditioning.
+        sigma: the noise level from which it makes images in one step.
+        eps: the noise level at which it returns its input.
+
+    Raises:
+        ValueError: the teacher has another preconditioning.
     """
     check_start(teacher)
     config = teacher.net.config

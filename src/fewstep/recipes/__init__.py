@@ -8,8 +8,22 @@ Example:
     >>> student = fs.fit(run, "runs/sid")
 """
 
-from fewstep.recipes.base import REQUIRED, Distillation, Parts, Recipe, record, required
+from fewstep.recipes.base import REQUIRED, Distillation, Dtype, Fixed, Parts, Recipe, record, required
 from fewstep.recipes.own import build
 from fewstep.recipes.table import TABLE, Row, get, names
 
-__all__ = ["REQUIRED", "TABLE", "Distillation", "Parts", "Recipe", "Row", "build", "get", "names", "record", "required"]
+__all__ = [
+    "REQUIRED",
+    "TABLE",
+    "Distillation",
+    "Dtype",
+    "Fixed",
+    "Parts",
+    "Recipe",
+    "Row",
+    "build",
+    "get",
+    "names",
+    "record",
+    "required",
+]

@@ -37,14 +37,24 @@ REQUIRED: Any = Required()
 
 
 class Parts(NamedTuple):
-    """What a family makes of its settings; `Recipe.run` adds those that every run has."""
+    """What a family makes of its settings; `Recipe.run` adds those that every run has.
+
+    Attributes:
+        method: the networks and their losses.
+        data: where batches come from.
+        optimizers: an optimizer for each player that trains.
+        ema: how the product is averaged; None for the default of `Run`.
+        snapshots: how many snapshots to take, evenly spaced.
+        card: the model card; None for the name of the method, and for a student the lineage and license of its teacher.
+        checkpoint_seconds: least time between two checkpoints.
+    """
 
     method: fs.Method
     data: fs.ImageStream | LatentStream | LabelStream
     optimizers: Mapping[str, fs.Adam]
-    ema: Profile | tuple[Profile, ...]
-    snapshots: int
-    card: fs.Card
+    ema: Profile | tuple[Profile, ...] | None = None
+    snapshots: int = 10
+    card: fs.Card | None = None
     checkpoint_seconds: float = 600.0
 
 
@@ -65,8 +75,8 @@ class Recipe:
     scale. Weights are stored in float32."""
     seed: int = 0
     """Seed of weight initialization, data order and noise."""
-    name: Fixed[str] = "run"
-    """Name of the run in its log and model card; {size} stands for the setting."""
+    name: Fixed[str] = ""
+    """Name of the run in its log and model card, {size} standing for the setting; if empty, that of the class."""
 
     def parts(self) -> Parts:
         """The method, its data and how it is optimized."""
@@ -77,24 +87,34 @@ class Recipe:
         return self
 
     def run(self) -> fs.Run:
-        """The run that these settings describe.
+        """The run that these settings describe. New weights are drawn from `seed`.
 
         Raises:
             ValueError: A required setting is missing, or data and networks do not fit the recipe.
         """
+        import torch
+
+        name = self.name or type(self).__name__
         if missing := required(self):
-            raise ValueError(f"the recipe {self.name} needs {', '.join(missing)}")
+            raise ValueError(f"the recipe {name} needs {', '.join(missing)}")
         final = self.resolved()
         assert final.until is not None
+        torch.manual_seed(final.seed)
+        parts = final.parts()
+        parts = parts._replace(card=parts.card or final.card(type(parts.method).__name__))
         return fs.Run(
-            **final.parts()._asdict(),
+            **{name: part for name, part in parts._asdict().items() if part is not None},
             batch_size=final.batch_size,
             micro_batch=final.micro_batch,
             until=final.until,
             seed=final.seed,
-            name=final.name.format(**vars(final)),
+            name=name.format(**vars(final)),
             recipe=record(self),
         )
+
+    def card(self, method: str) -> fs.Card:
+        """The model card of what the run trains."""
+        return fs.Card(method=method)
 
     def torch_dtype(self) -> torch.dtype:
         from fewstep.runtime.precision import chosen_dtype
@@ -117,6 +137,10 @@ class Distillation(Recipe):
 
     teacher: Path = REQUIRED
     """Model or run folder of the teacher."""
+
+    def card(self, method: str) -> fs.Card:
+        """The model card of what the run trains: it inherits lineage and license of the teacher."""
+        return fs.card(self.teacher).student(method)
 
     def loaded_teacher(self) -> fs.Denoiser:
         """The teacher, computing in `dtype`; students are refused."""

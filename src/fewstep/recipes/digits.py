@@ -97,7 +97,7 @@ class Student(Distillation):
             optimizers,
             ema=fs.HalfLife(8_000, rampup=0.25),
             snapshots=4,
-            card=fs.card(self.teacher).student(about),
+            card=self.card(about),
             checkpoint_seconds=60.0,
         )
 

@@ -71,8 +71,6 @@ class EDM(Teacher):
     """The published networks of the data set, of `nets.sizes.EDM_SIZES`."""
 
     def parts(self) -> Parts:
-        import torch
-
         from fewstep.core.objectives import VPTime, edm_weight, inverse_variance
         from fewstep.core.precondition import EDM, VE, VP
         from fewstep.data.augment import AugmentPipe
@@ -96,7 +94,6 @@ class EDM(Teacher):
             "ve": (VE(), fs.LogUniform(), inverse_variance),
         }[self.precond]
         target, about = self.target(stream, pipe)
-        torch.manual_seed(self.seed)
         net = ADMUNet(config) if isinstance(config, ADMConfig) else SongUNet(config)
         denoiser = fs.Denoiser(net, precondition=precondition, dtype=self.torch_dtype())
         return Parts(

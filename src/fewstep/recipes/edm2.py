@@ -83,8 +83,6 @@ class EDM2(Teacher):
         return dataclasses.replace(self, until=until, lr=lr)
 
     def parts(self) -> Parts:
-        import torch
-
         from fewstep.core.codec import Pixels
         from fewstep.core.method import zero_nonfinite
         from fewstep.data.latents import LatentStream
@@ -95,7 +93,6 @@ class EDM2(Teacher):
         images = stream.data
         if self.cond and images.labels is None:
             raise ValueError(f"{images.name} has no classes; train without them: --no-cond")
-        torch.manual_seed(self.seed)
         config = sizes.edm2(
             self.size,
             img_resolution=images.shape[1],

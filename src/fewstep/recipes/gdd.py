@@ -82,7 +82,6 @@ class GDD(Distillation):
         sight = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float32
         place = "hub" if self.weights == "hub" else Path(self.weights)
         first = {"vgg": (VGG,), "deit": (DEIT,), "lite": ()}[self.backbone]
-        torch.manual_seed(self.seed)
         networks = [
             PretrainedFeatures(each, *open_network(each.name, place), seed=self.seed, dtype=sight)
             for each in (*first, EFFICIENTNET)
@@ -106,7 +105,7 @@ class GDD(Distillation):
             },
             ema=fs.HalfLife(self.ema),
             snapshots=self.snapshots(250_000),
-            card=fs.card(self.teacher).student(f"{words}, discriminator on {judge.sees}"),
+            card=self.card(f"{words}, discriminator on {judge.sees}"),
         )
 
 

@@ -84,10 +84,7 @@ class NCVSD(Distillation):
         return dataclasses.replace(self, lr=row.lr if self.lr is None else self.lr, micro_batch=micro_batch)
 
     def parts(self) -> Parts:
-        import torch
-
         denoiser = self.checked_teacher()
-        torch.manual_seed(self.seed)
         method = fs.distill.NCVSD(
             denoiser,
             levels=(fs.karras_sigmas(GRID)[self.level].item(),),
@@ -110,7 +107,7 @@ class NCVSD(Distillation):
             {"fake_score": adam, "discriminator": slow, "generator": slow},
             ema=(fs.PowerFunction(0.10), fs.PowerFunction(0.05)),
             snapshots=self.snapshots(self.snapshot),
-            card=fs.card(self.teacher).student("NCVSD"),
+            card=self.card("NCVSD"),
         )
 
     def checked_teacher(self) -> fs.Denoiser:

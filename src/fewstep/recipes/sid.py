@@ -96,7 +96,7 @@ class SiD(Distillation):
             {"fake_score": adam, "generator": dataclasses.replace(adam, lr=lr, betas=(self.g_beta1, 0.999))},
             ema=fs.HalfLife(self.ema),
             snapshots=self.snapshots(2_500_000),
-            card=fs.card(self.teacher).student(f"{self.method_name}, alpha {self.alpha:g}"),
+            card=self.card(f"{self.method_name}, alpha {self.alpha:g}"),
         )
 
     def method(self, teacher: fs.Denoiser, **options: Any) -> fs.Method:
