@@ -1,7 +1,8 @@
-"""Denoisers that are given an observation y = x0 + sigma_y eps: the conditional mean, and draws of the posterior.
+"""Denoisers that take an observation y = x0 + sigma_y eps: the conditional mean, and draws of the posterior.
 
-For NCVSD (Peng et al., 2025, arXiv 2506.09416). The law p(x0 | y) is the denoising posterior; what `ConditionalDenoiser`
-estimates with a network, a perfect unconditional denoiser D knows already: E[x0 | x, y] = D(*fuse(y, sigma_y, x, sigma)).
+For NCVSD (Peng et al., 2025, arXiv 2506.09416). The distribution p(x0 | y) is the denoising posterior. What
+`ConditionalDenoiser` estimates with a network follows from a perfect unconditional denoiser D:
+E[x0 | x, y] = D(*fuse(y, sigma_y, x, sigma)).
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from fewstep.core.plan import Plan, Sampler, closed
 
 
 class Observation(NamedTuple):
-    """A noisy image y (B, C, H, W) that is known of x0, and its noise level sigma_y, a number, () or (B,)."""
+    """A noisy image that is known of x0.
+
+    Args:
+        y: the observation y = x0 + sigma_y eps (B, C, H, W).
+        sigma: its noise level sigma_y: a number, () or (B,).
+    """
 
     y: Tensor
     sigma: float | Tensor
 
 
 def check_observation(y: Any, x: Tensor) -> None:
+    """Raise ValueError unless the observation has the shape and device of `x`."""
     if not isinstance(y, Tensor) or y.shape != x.shape or y.device != x.device:
         found = f"{tuple(y.shape)} on {y.device}" if isinstance(y, Tensor) else repr(y)
         raise ValueError(
@@ -43,7 +50,7 @@ def given_observation(
     augment: Tensor | None,
     given: Observation,
 ) -> Tensor:
-    """The answer of a `Controlled` network; its preconditioning is that of (x, sigma)."""
+    """Return the prediction of a `Controlled` network; its preconditioning is that of (x, sigma)."""
     check_observation(given.y, x)
     encoded = denoiser.encode(x, sigma, label, augment=augment)
     control = denoiser.features(denoiser.net.ctrl, *given, label)
@@ -51,11 +58,14 @@ def given_observation(
 
 
 class ConditionalDenoiser(Denoiser):
-    """D(x; sigma, y, sigma_y), an estimate of E[x0 | x, y]: a `Controlled` network under a preconditioning.
+    """An estimate D(x; sigma, y, sigma_y) of E[x0 | x, y]: a `Controlled` network under a preconditioning.
 
-    fused: the network sees, beside y, not x but `fuse(y, sigma_y, x, sigma)`, preconditioned for its level. Nothing is lost,
-    as y and this give x; but one that is made of a denoiser then starts at E[x0 | x, y] where x0 is distributed as that
-    denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
+    Args:
+        net: the network, usually a `Controlled` one.
+        fused: whether the network sees, beside y, not x but `fuse(y, sigma_y, x, sigma)`, preconditioned for its level. Nothing
+            is lost, as y and this give x. A network that is made from a denoiser then starts at E[x0 | x, y], where x0 has the
+            distribution of that denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
+        **options: further arguments of `Denoiser`.
     """
 
     needs_observation = True
@@ -73,7 +83,21 @@ class ConditionalDenoiser(Denoiser):
         augment: Tensor | None = None,
         given: Observation | None = None,
     ) -> Tensor:
-        """The clean image (B, C, H, W) expected behind `x` at `sigma`, a number, () or (B,), and the observation `given`."""
+        """Predict the clean image E[x0 | x, y].
+
+        Args:
+            x: noisy images (B, C, H, W).
+            sigma: their noise level: a number, () or (B,).
+            label: class indices (B,); None for no class.
+            augment: augmentation labels (B, n); None for none.
+            given: the observation; required.
+
+        Returns:
+            The predicted images (B, C, H, W).
+
+        Raises:
+            ValueError: there is no observation, or an argument has the wrong shape, type or device.
+        """
         if given is None:
             raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
         if not torch.compiler.is_compiling():
@@ -86,24 +110,32 @@ class ConditionalDenoiser(Denoiser):
         return given_observation(self, x, sigma, label, augment, given)
 
     def plan(self, steps: int | None = None, **options: Any) -> Plan:
-        """Raises ValueError: a fake score makes no images."""
+        """Raise ValueError: a fake score does not generate images."""
         raise ValueError("this model is a fake score of NCVSD, for training alone; it makes no images")
 
 
 class GenerativeDenoiser(Denoiser):
-    """G(y, sigma_y, z): a draw of p(x0 | y = x0 + sigma_y eps) in one evaluation, for every noise level (NCVSD).
+    """A draw G(y, sigma_y, z) of p(x0 | y = x0 + sigma_y eps) in one evaluation, for every noise level (NCVSD).
 
-    Where a denoiser answers with the mean of all images that could lie behind `y`, this one answers with one of them, a
-    different one for each z ~ N(0, I). A `Controlled` network sees the observation (y, sigma_y) and, at the level
-    s = (1 + gamma) sigma_y, the noisier y + sqrt(s^2 - sigma_y^2) z.
+    A denoiser predicts the mean of all images that could be behind `y`. This one returns one of them, a different one for each
+    z ~ N(0, I). A `Controlled` network sees the observation (y, sigma_y) and, at the level s = (1 + gamma) sigma_y, the noisier
+    y + sqrt(s^2 - sigma_y^2) z.
 
-    Called as `(y, sigma_y, label)` it draws z itself, by `noise`; so with label and noise bound it is a `Denoise` for
-    samplers and inverse solvers, whose every answer is a sample. `draw` takes z.
+    Called as `(y, sigma_y, label)` it draws z itself, by `noise`. With label and noise bound it is a denoiser for samplers and
+    inverse solvers, each prediction of which is a sample. `draw` takes z.
 
-    sigma_init: the noise level of the observation of nothing, y = sigma_init eps, from which images are made. levels: the
-    noise levels of `samplers.posterior` that follow it when the model is sampled. sigma_end: the lowest level of the grid
-    on which other numbers of steps are spread, normally the lowest that it has learned. means: how many mean images the
-    model keeps in `mean` (means, C, H, W), one for each class or one for all; with none it starts about 0, as in the paper.
+    Args:
+        net: the network, usually a `Controlled` one.
+        gamma: how far the noise level is raised.
+        sigma_init: the noise level of the observation without information, y = sigma_init eps, from which images are made.
+        sigma_end: the lowest level of the grid on which other numbers of steps are spread, normally the lowest of training.
+        levels: the noise levels of `samplers.posterior` that follow `sigma_init` when the model is sampled.
+        means: number of mean images that the model keeps in `mean` (means, C, H, W): one for each class, or one for all; with 0
+            sampling starts about 0, as in the paper.
+        **options: further arguments of `Denoiser`.
+
+    Raises:
+        ValueError: `gamma` or a level is out of range, or there is another number of means.
     """
 
     draws = True
@@ -142,9 +174,17 @@ class GenerativeDenoiser(Denoiser):
         augment: Tensor | None = None,
         noise: Noise = torch.randn_like,
     ) -> Tensor:
-        """A draw (B, C, H, W) given the observation `x` (B, C, H, W) at `sigma`, a number, () or (B,).
+        """Draw from p(x0 | x).
 
-        label: class indices (B,), None for no class. noise: draws z.
+        Args:
+            x: observations (B, C, H, W).
+            sigma: their noise level: a number, () or (B,).
+            label: class indices (B,); None for no class.
+            augment: augmentation labels (B, n); None for none.
+            noise: draws z.
+
+        Returns:
+            The draws (B, C, H, W).
         """
         return self.draw(x, sigma, noise(x), label, augment=augment)
 
@@ -157,7 +197,21 @@ class GenerativeDenoiser(Denoiser):
         *,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """The draw that belongs to the unit Gaussian `z`, of the shape of `y`; deterministic."""
+        """Return the draw for a given z; deterministic.
+
+        Args:
+            y: observations (B, C, H, W).
+            sigma_y: their noise level: a number, () or (B,).
+            z: unit Gaussian noise (B, C, H, W).
+            label: class indices (B,); None for no class.
+            augment: augmentation labels (B, n); None for none.
+
+        Returns:
+            The draws (B, C, H, W).
+
+        Raises:
+            ValueError: an argument has the wrong shape, type or device.
+        """
         if not torch.compiler.is_compiling():
             check_images(y, self.shape, next(self.net.parameters(), None))
             check_images(z, self.shape, y, "z")
@@ -178,18 +232,21 @@ class GenerativeDenoiser(Denoiser):
         guidance: Guidance | None = None,
         **options: Any,
     ) -> Plan:
-        """How this model makes images: by the sampler `posterior`, in any number of steps.
+        """Return how this model makes images: by the sampler `posterior`, in any number of steps.
 
         Args:
             steps: number of steps: its own levels if they are as many, else spread over NCVSD's grid.
             sampler: posterior if None; multistep, or a function of the user's.
             levels: the noise levels themselves, largest first, that follow `sigma_init`.
             ts: NCVSD's noise levels by index, see `indexed_sigmas`.
-            guidance: refused, as there is no mean to guide.
-            options: of the sampler.
+            guidance: must be None, as there is no mean to guide.
+            **options: options of the sampler.
+
+        Returns:
+            The sampler with its noise levels.
 
         Raises:
-            ValueError: more than one of steps, levels and ts, or a sampler that needs a mean.
+            ValueError: there is guidance, more than one of steps, levels and ts, or a sampler that needs a mean.
         """
         if guidance is not None:
             self.check_guidance(guidance)
@@ -216,8 +273,9 @@ class GenerativeDenoiser(Denoiser):
         )
 
     def spread(self, steps: int | None) -> Tensor:
-        """Noise levels of `posterior` for any number of steps: indices at equal distances, as 0,10,20,30,39 for four, on the
-        grid down to the lowest level that the model has learned.
+        """Return levels of `posterior` for any number of steps, equally spaced in the index: 0,10,20,30,39 for four steps.
+
+        They end at the lowest level that the model has learned.
         """
         if steps is None or not 0 < steps < GRID:
             raise ValueError(f"a generative denoiser takes 1 to {GRID - 1} steps; got {steps}")
@@ -225,29 +283,29 @@ class GenerativeDenoiser(Denoiser):
         return indexed_sigmas(indices, sigma_init=self.sigma_init, sigma_min=self.sigma_end)
 
     def bind(self, label: Tensor | None, noise: Noise) -> Denoise:
-        """Draws for images of these classes (B,), each from its own noise."""
+        """Return draws for images of these classes (B,), each from its own noise."""
         return partial(self, label=label, noise=noise)
 
     def sampler_options(self, label: Tensor | None) -> dict[str, Any]:
-        """Also the mean of all images, for samplers that start about it."""
+        """Return also the mean of all images, for samplers that start about it."""
         mean = self.centre(label)
         return super().sampler_options(label) | ({} if mean is None else {"mean": mean})
 
     def check_guidance(self, guidance: Guidance) -> None:
-        """Raises ValueError: draws have no mean to guide."""
+        """Raise ValueError: draws have no mean to guide."""
         raise ValueError("a generative denoiser draws images, of which there is no guided mean; leave guidance out")
 
     @property
     def highest(self) -> float:
-        """Of the raised level that the network sees."""
+        """The highest level that the network sees, which is raised."""
         return (1 + self.gamma) * max(self.sigma_init, USUAL)
 
     def centre(self, label: Tensor | None) -> Tensor | None:
-        """The mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""
+        """Return the mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""
         if self.mean is None or label is None or self.means == 1:
             return self.mean if self.mean is None else self.mean.mean(0, keepdim=True)
         return self.mean[label]
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """The log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
+        """Return the log-variance (B,) for observations at `sigma`, (B,) or (): the head sees the raised level."""
         return super().log_variance((1 + self.gamma) * sigma)

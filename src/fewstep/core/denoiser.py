@@ -30,7 +30,7 @@ RAISED = 1.4143
 
 
 class Encoded(NamedTuple):
-    """The input of a denoiser beside the features that its encoder saw in it: all that `decode` needs."""
+    """The features of noisy images with all else that `Denoiser.decode` needs: the images and their coefficients."""
 
     x: Tensor
     coefficients: Coefficients
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 class Preconditioned(nn.Module):
-    """A raw network `net` under a preconditioning, which computes in `dtype`: denoisers, and discriminators of noisy images."""
+    """A raw network `net` under a preconditioning, which computes in `dtype`: a denoiser, or a discriminator of noisy images."""
 
     def __init__(self, net: nn.Module, precondition: Precondition, dtype: torch.dtype) -> None:
         super().__init__()
@@ -175,13 +175,13 @@ class Denoiser(Preconditioned):
     def encode(
         self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None, *, augment: Tensor | None = None
     ) -> Encoded:
-        """The first half: features of the noisy image, for discriminators and control branches, and for `decode`."""
+        """Return the features of noisy images, from the arguments of `forward`: its first half, for discriminators, `decode`."""
         level = expand(sigma, x) if torch.compiler.is_compiling() else self.check(x, sigma, label)
         c = self.precondition(level)
         return Encoded(x, c, self.net.encode(*self.inputs(x, c), label, augment))
 
     def check(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> Tensor:
-        """Check what the model is called with; warn, once for each model, of what it was not trained for.
+        """Check the arguments of `forward`, and warn, once for each model, about what it was not trained for.
 
         Returns:
             The noise levels (B, 1, 1, 1).
@@ -199,7 +199,7 @@ class Denoiser(Preconditioned):
         return level
 
     def check_level(self, sigma: float | Tensor, top: float, name: str = "sigma") -> None:
-        """Raise ValueError for invalid noise levels; warn if one exceeds `top`, up to which it was trained, by `RAISED` times."""
+        """Raise ValueError for invalid noise levels; warn if one is more than `RAISED` times `top`, the highest of training."""
         value = highest(sigma if isinstance(sigma, Tensor | Real) else torch.as_tensor(sigma), name)
         if value > RAISED * top:
             self.warn(f"{name}={value:g} is above {top:g}, up to which this model was trained: it extrapolates")
@@ -212,12 +212,22 @@ class Denoiser(Preconditioned):
             warnings.warn(message, stacklevel=2)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """The second half: the clean image, from what `encode` returned."""
+        """Predict the clean image (B, C, H, W) from what `encode` returned: the second half of `forward`."""
         x, c, features = encoded
         return c.skip * x + c.out * self.net.decode(features)[:, : x.shape[1]].to(x.dtype)
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """The log-variance u (B,) that the network expects of its error at `sigma`, (B,) or (); in float32."""
+        """Return the log-variance u that the network expects of its error (Karras et al., 2024a, Eq. 21).
+
+        Args:
+            sigma: noise levels, (B,) or ().
+
+        Returns:
+            The log-variances (B,), float32.
+
+        Raises:
+            ValueError: the denoiser has no log-variance head.
+        """
         if self.uncertainty is None:
             raise ValueError("this denoiser has no log-variance head; build it with Denoiser(..., uncertainty=...)")
         return self.uncertainty(self.precondition(sigma.float().reshape(-1)).noise)
@@ -254,23 +264,26 @@ class Denoiser(Preconditioned):
         guidance: Guidance | None = None,
         **options: Any,
     ) -> Plan:
-        """How this model makes images.
+        """Return how this model makes images.
 
         A few-step generator goes through its own levels; other models take Heun's method on Karras' schedule.
 
         Args:
-            steps: number of steps; 18 if None, 32 for EDM2's networks, its own for a generator.
+            steps: number of steps; None for 18, for 32 with EDM2's networks, for a generator's own.
             sampler: the name of one of `fewstep.samplers`, or a function; None for the default above.
-            levels: the noise levels themselves, largest first, instead of steps and range; with no sampler they are
+            levels: the noise levels themselves, largest first, instead of steps and range; without a sampler they are
                 those of `multistep`.
             sigma_min: lowest noise level of the schedule (0.002).
             sigma_max: highest noise level of the schedule (80).
             rho: exponent of the schedule (7).
-            guidance: what steers the model.
-            options: of the sampler, such as S_churn.
+            guidance: guidance of the model; None for none.
+            **options: options of the sampler, such as S_churn.
+
+        Returns:
+            The sampler with its noise levels and options.
 
         Raises:
-            ValueError: the model cannot be sampled so, or an option would have no effect.
+            ValueError: the model cannot be sampled in this way, or an option would have no effect.
 
         Example:
             >>> plan = model.plan(9)
@@ -323,14 +336,16 @@ class Denoiser(Preconditioned):
         return Plan("multistep", closed(levels), {}, guidance)
 
     def bind(self, label: Tensor | None, noise: Noise) -> Denoise:
-        """This model for images of these classes (B,), None for no class, as samplers and inverse solvers call it.
+        """Return this model for images of given classes, `(x, sigma) -> x0`, as samplers and inverse solvers call it.
 
-        noise: what a model that draws takes its noise from.
+        Args:
+            label: class indices (B,); None for no class.
+            noise: draws the noise of a model that needs any.
         """
         return partial(self, label=label)
 
     def sampler_options(self, label: Tensor | None) -> dict[str, Any]:
-        """Options that the model has for samplers which take them, so that a seed gives its authors' image."""
+        """Return options for samplers that take them, with which a seed gives the image of the network's authors."""
         return {"round_sigma": self.precondition.round, "idle_noise": self.sampling.idle_noise}
 
     def check_guidance(self, guidance: Guidance) -> None:
@@ -366,6 +381,18 @@ def lay_out(module: nn.Module) -> None:
 
 
 def score(denoise: Denoise, x: Tensor, sigma: float | Tensor) -> Tensor:
-    """The gradient of ln p(x; sigma): (D(x; sigma) - x) / sigma^2 (Karras et al., 2022, Eq. 3)."""
+    """Return the score, the gradient of ln p(x; sigma): (D(x; sigma) - x) / sigma^2 (Karras et al., 2022, Eq. 3).
+
+    Args:
+        denoise: the denoiser D, `(x, sigma) -> x0`.
+        x: noisy images (B, ...).
+        sigma: their noise level: a number, () or (B,).
+
+    Returns:
+        The score (B, ...).
+
+    Example:
+        >>> gradient = fs.score(model, x, 2.0)
+    """
     level = expand(sigma, x)
     return (denoise(x, level.flatten()) - x) / level**2

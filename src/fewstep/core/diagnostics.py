@@ -14,21 +14,24 @@ LEVELS = tuple(f"{float(f'{10 ** (k / PER_DECADE):.0e}'):g}" for k in range(FIRS
 
 @torch.no_grad()
 def by_sigma(sigma: Tensor, value: Tensor) -> Tensor:
-    """Sum and count of `value` (B,) per logarithmic bin of `sigma` (B,): shape (2, BINS), float32, detached.
+    """Return sum and count of a metric per logarithmic bin of sigma.
 
-    Three bins a decade, from 10^(-8/3) = 0.002 to 10^2, each reaching half a bin to either side, the outermost to 0 and to
-    infinity. Sums and counts add up over micro-batches, ranks and steps; the mean of a bin is their ratio. In the
-    dict of a `Loss`, the key "gap" is logged as its mean over all samples, and as `gap@0.1` for the bin of 0.1.
+    There are three bins a decade, from 10^(-8/3) = 0.002 to 10^2. Each reaches half a bin to either side, the outermost to 0
+    and to infinity. Sums and counts add up over micro-batches, ranks and steps; the mean of a bin is their ratio. In the metrics
+    of a loss, the key "gap" is logged as its mean over all samples, and as `gap@0.1` for the bin of 0.1.
 
     Args:
-        sigma: Noise levels (B,).
-        value: What to average (B,), such as the loss of each sample.
+        sigma: noise levels (B,).
+        value: what to average (B,), such as the loss of each sample.
+
+    Returns:
+        Sums and counts (2, BINS), float32, detached.
 
     Raises:
-        ValueError: The shapes are not one and the same (B,).
+        ValueError: the shapes are not one and the same (B,).
 
     Example:
-        >>> return loss, {"error": fs.by_sigma(sigma, loss)}
+        >>> metrics = {"error": fs.by_sigma(torch.tensor([0.1, 2.0]), torch.tensor([0.3, 0.7]))}
     """
     if sigma.shape != value.shape or sigma.ndim != 1:
         raise ValueError(

@@ -31,14 +31,27 @@ def check_guidance(scale: Any, interval: Any) -> None:
 def guided(
     denoise: Denoise, guide: Denoise, scale: float, *, interval: tuple[float, float] = (0.0, math.inf)
 ) -> Denoise:
-    """Guidance: guide + scale (denoise - guide) where sigma lies in `interval`, plain `denoise` elsewhere.
+    """Return a guided denoiser: guide + scale (denoise - guide) where sigma lies in `interval`, plain `denoise` elsewhere.
 
-    With the same network without a label as guide it is classifier-free guidance (Ho & Salimans, 2022), with a weaker
-    network autoguidance (Karras et al., 2024b), with the interval of Kynkaanniemi et al. (2024). The guide is evaluated
-    only if a sample of the batch needs it.
+    If the guide is the same network without a label, this is classifier-free guidance (Ho & Salimans, 2022); if it is a weaker
+    network, autoguidance (Karras et al., 2024b, Sec. 3). The interval is that of Kynkaanniemi et al. (2024). The guide is
+    evaluated only if a sample of the batch needs it.
+
+    Args:
+        denoise: the prediction to guide, `(x, sigma) -> x0`.
+        guide: the prediction to move away from, `(x, sigma) -> x0`.
+        scale: strength of guidance; 1 is no guidance, 0 the guide alone.
+        interval: the lowest and the highest noise level at which guidance applies.
+
+    Returns:
+        The guided prediction, `(x, sigma) -> x0`.
 
     Raises:
         ValueError: the scale is negative or not finite, or the interval is empty.
+
+    Example:
+        >>> better = fs.guided(lambda x, sigma: model(x, sigma, label), model, 1.5, interval=(0.2, 5.0))
+        >>> x0 = better(x, 2.0)
     """
     check_guidance(scale, interval)
     low, high = interval
@@ -62,13 +75,16 @@ def guided(
 
 @dataclass(frozen=True)
 class Guidance:
-    """How another prediction steers a model: guide + scale (model - guide), for sigma in `interval`.
+    """Settings of guidance: guide + scale (model - guide), for sigma in `interval`; see `guided`.
 
     Args:
-        scale: 1 is no guidance, 0 the guide alone.
+        scale: strength of guidance; 1 is no guidance, 0 the guide alone.
         guide: a weaker model (autoguidance), or one without classes; None for the model itself without its label
             (classifier-free guidance).
-        interval: the lowest and the highest noise level that are guided.
+        interval: the lowest and the highest noise level at which guidance applies.
+
+    Raises:
+        ValueError: the scale is negative or not finite, the interval is empty, or the guide is not a model.
 
     Example:
         >>> images = fs.generate(model, range(64), guidance=fs.Guidance(1.5, interval=(0.2, 5.0)))
@@ -84,16 +100,33 @@ class Guidance:
             raise ValueError(f"guide is a model, such as fs.load(path); got a {type(self.guide).__name__}")
 
     def mix(self, denoise: Denoise, guide: Denoise) -> Denoise:
-        """`guided` with this scale and interval."""
+        """Return the guided denoiser of two denoisers, with this scale and interval.
+
+        Args:
+            denoise: the prediction to guide, `(x, sigma) -> x0`.
+            guide: the prediction to move away from, `(x, sigma) -> x0`.
+
+        Returns:
+            The guided prediction; see `guided`.
+        """
         return guided(denoise, guide, self.scale, interval=self.interval)
 
     def bind(self, model: Denoiser, label: Tensor | None, noise: Noise) -> Denoise:
-        """The guided prediction of a model for images of these classes (B,)."""
+        """Return the guided prediction of a model for images of given classes.
+
+        Args:
+            model: the model to guide.
+            label: class indices (B,); None for no class.
+            noise: draws the noise of models that need any.
+
+        Returns:
+            The guided prediction, `(x, sigma) -> x0`.
+        """
         guide = model if self.guide is None else self.guide
         known = label if self.guide is not None and guide.num_classes else None
         return self.mix(model.bind(label, noise), guide.bind(known, noise))
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of the guidance."""
+        """Return the settings as they are recorded with a result."""
         guide = "the model without its label" if self.guide is None else "another model"
         return {"scale": self.scale, "guide": guide, "interval": [str(v) for v in self.interval]}

@@ -16,8 +16,15 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """Images in the denoiser's units (B, C, H, W), their class indices (B,) int64 or None, and what augmentation did to
-    them, as labels (B, n), or None without augmentation.
+    """A batch of training images.
+
+    Args:
+        image: images (B, C, H, W) in the denoiser's units.
+        label: class indices (B,) int64; None without classes.
+        augment: augmentation labels (B, n), how the images were augmented; None without augmentation.
+
+    Example:
+        >>> loss, metrics = fs.DenoisingLoss()(model, fs.Batch(x0, label))
     """
 
     image: Tensor
@@ -25,12 +32,16 @@ class Batch(NamedTuple):
     augment: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """On a device; out of pinned memory without waiting for the copy."""
+        """Return the batch on a device; a copy out of pinned memory does not wait.
+
+        Args:
+            device: where to.
+        """
         rest = (None if x is None else x.to(device, non_blocking=True) for x in (self.label, self.augment))
         return Batch(self.image.to(device, non_blocking=True), *rest)
 
     def pinned(self) -> Batch:
-        """In memory from which a GPU copies while it computes."""
+        """Return the batch in pinned memory, from which a GPU copies while it computes."""
         rest = (None if x is None else x.pin_memory() for x in (self.label, self.augment))
         return Batch(self.image.pin_memory(), *rest)
 
@@ -72,18 +83,18 @@ class Phase:
     """One move of one player: minimise `loss` over the parameters of `player`.
 
     Args:
-        player: Name of a submodule of the method.
-        loss: `Batch -> Loss`; logged under the name of the function.
-        every: Steps from one move to the next.
-        start: Images of training before the first move.
-        stop: Images of training after which it no longer moves.
-        clean: Replaces gradients that are not finite before an optimizer step.
+        player: the name of a submodule of the method.
+        loss: `Batch -> (loss per sample (B,), metrics)`; logged under the name of the function.
+        every: steps from one move to the next.
+        start: images of training before the first move.
+        stop: images of training after which it no longer moves.
+        clean: replaces gradients that are not finite before an optimizer step.
 
     Raises:
-        ValueError: The loss is a lambda, which has no name.
+        ValueError: the loss is a lambda, which has no name.
 
     Example:
-        >>> phases = (fs.Phase("fake_score", self.denoising), fs.Phase("generator", self.matching, start=10_000))
+        >>> phases = (fs.Phase("fake_score", method.fake_score_loss), fs.Phase("generator", method.generator_loss, start=10_000))
     """
 
     player: str
@@ -102,7 +113,17 @@ class Phase:
         return self.loss.__name__
 
     def losses(self, batch: Batch) -> Loss:
-        """The loss of a batch; raises ValueError if the function does not return a `Loss`."""
+        """Compute the loss of a batch.
+
+        Args:
+            batch: images and labels.
+
+        Returns:
+            The loss (B,) and the metrics to log, tensors by name.
+
+        Raises:
+            ValueError: the function returned something else, or a loss that does not depend on the player.
+        """
         found = self.loss(batch)
         n = len(batch.image)
         contract = f"the loss {self.name} must return a pair: the loss per sample ({n},), and a dict of what to log"
@@ -120,7 +141,12 @@ class Phase:
         return loss, dict(logs)
 
     def due(self, step: int, nimg: int) -> bool:
-        """Whether the phase moves at this step, which begins at `nimg` images."""
+        """Return whether the phase moves at a step.
+
+        Args:
+            step: the number of the step, from 0.
+            nimg: images of training before the step.
+        """
         return step % self.every == 0 and self.start <= nimg < self.stop
 
 
@@ -130,17 +156,31 @@ def kind(value: object) -> str:
 
 
 class Method(nn.Module):
-    """Networks and losses of one algorithm; no optimizer, loop, device or file.
+    """Networks and losses of one algorithm, without optimizers, loop, device or files.
 
     Attributes:
-        phases: In the order in which they run.
-        product: The player that is averaged, evaluated and released.
-        needs_images: Whether it uses the images of the data, or only their labels.
-        warm_started: Players that train and start as copies of networks that were given, whose weights decide the result.
-        uneven: Whether ranks evaluate networks in different numbers, so that these cannot be sharded.
-        every_level: Whether the product denoises at all noise levels although there is a teacher. Otherwise it is a
+        phases: the moves of a training step, in order.
+        product: the player that is averaged, evaluated and saved.
+        needs_images: whether the method uses the images of the data, or only their labels.
+        warm_started: players that train and start as copies of given networks, whose weights decide the result.
+        uneven: whether ranks evaluate networks in different numbers, so that these cannot be sharded.
+        every_level: whether the product denoises at all noise levels although there is a teacher. Otherwise it is a
             generator, which has its `levels`.
-        ramp_after_transfer: Whether the average of a product that starts from another network's weights keeps its ramp-up.
+        ramp_after_transfer: whether the average of a product that starts from another network's weights keeps its ramp-up.
+
+    Example:
+        >>> class Regression(fs.Method):
+        ...     product = "denoiser"
+        ...
+        ...     def __init__(self, denoiser):
+        ...         super().__init__()
+        ...         self.denoiser = denoiser
+        ...         self.phases = (fs.Phase("denoiser", self.error),)
+        ...
+        ...     def error(self, batch):
+        ...         x0 = self.denoiser(fs.add_noise(batch.image, 0.5), 0.5, batch.label)
+        ...         return (x0 - batch.image).square().flatten(1).sum(1), {}
+        >>> method = Regression(model)
     """
 
     phases: tuple[Phase, ...]

@@ -9,7 +9,17 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What a U-Net's encoder hands to its decoder."""
+    """What a U-Net's encoder hands to its decoder.
+
+    Args:
+        bottleneck: the output of the encoder's last block (B, C, h, w).
+        skips: the outputs of all layers of the encoder, the finest first.
+        embedding: the embedding (B, n) of noise level, class and augmentation.
+
+    Example:
+        >>> features = net.encode(x, c_noise)
+        >>> logits = features.bottleneck.mean(1)
+    """
 
     bottleneck: Tensor
     skips: tuple[Tensor, ...]
@@ -19,8 +29,10 @@ class Features(NamedTuple):
 class SamplingDefaults(NamedTuple):
     """How the authors of a network sample it, down to the random numbers: with these a seed gives their image.
 
-    steps: number of steps of Heun's method. noise_dtype: in which the noise of a stochastic sampler is drawn, None for
-    that of its state, float64. idle_noise: whether churn also draws noise at steps that add none. The defaults are EDM's.
+    Args:
+        steps: number of steps of Heun's method.
+        noise_dtype: the precision in which the noise of a stochastic sampler is drawn; None for that of its state, float64.
+        idle_noise: whether churn also draws noise at steps that add none.
     """
 
     steps: int = 18
@@ -29,7 +41,17 @@ class SamplingDefaults(NamedTuple):
 
 
 class Network(Protocol):
-    """A raw network F: a U-Net in two halves, with its frozen configuration."""
+    """What a raw network F must provide: a U-Net in two halves, with its frozen configuration.
+
+    Attributes:
+        config: a frozen dataclass, from which the network can be built again.
+        in_channels: channels of the images.
+        resolution: side of the images in pixels.
+        num_classes: number of classes, 0 without.
+
+    Example:
+        >>> network: fs.nets.Network = fs.nets.SongUNet(fs.nets.SongConfig(8, model_channels=8, num_blocks=1, channel_mult=(1,)))
+    """
 
     config: Any
     in_channels: int

@@ -35,20 +35,26 @@ Target = Callable[[Tensor, Tensor, Batch], Tensor]
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / c_out^2 (Karras et al., 2022, Table 1)."""
+    """Return EDM's loss weight lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 = 1 / c_out^2.
+
+    Source: Karras et al., 2022, Table 1.
+    """
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def inverse_variance(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = 1 / sigma^2: the error in the noise, as the VP and VE SDEs weight it (Song et al., 2021)."""
+    """Return lambda(sigma) = 1 / sigma^2, with which the VP and VE SDEs weight the error in the noise (Song et al., 2021)."""
     return 1 / sigma**2
 
 
 @dataclass(frozen=True)
 class VPTime:
-    """t uniform on [epsilon_t, 1] in sigma(t) of the variance-preserving SDE: where it trains (Song et al., 2021).
+    """Training noise levels of the variance-preserving SDE: sigma(t) with t uniform on [epsilon_t, 1] (Song et al., 2021).
 
-    Called with x (B, ...) it draws (B,).
+    Called with images (B, ...), it draws levels (B,).
+
+    Args:
+        schedule: the VP preconditioning, which has sigma(t) and epsilon_t.
     """
 
     schedule: VP = VP()
@@ -127,7 +133,17 @@ class StableTarget:
         return posterior_mean(x, sigma, *self.references(batch))
 
     def references(self, batch: Batch) -> tuple[Batch, Batch | None]:
-        """The batch and the other references, with the conditions in which they must agree with an image to count."""
+        """Return the reference images of a batch, with the conditions in which they must agree with an image to count.
+
+        Args:
+            batch: the micro-batch.
+
+        Returns:
+            The batch itself and the other references, None if there are no others.
+
+        Raises:
+            ValueError: `n` is below the size of the batch.
+        """
         more = self.n - len(batch.image)
         if more < 0:
             raise ValueError(f"the references include the micro-batch; got n={self.n} for {len(batch.image)} images")
@@ -179,7 +195,7 @@ class DenoisingLoss:
         augment: Transforms the images first, and passes the transformation to the network; None for none.
 
     Example:
-        >>> method = fs.Pretraining(denoiser, fs.DenoisingLoss(fs.LogNormal(-0.4, 1.0)))
+        >>> method = fs.Pretraining(model, fs.DenoisingLoss(fs.LogNormal(-0.4, 1.0)))
     """
 
     def __init__(
@@ -203,7 +219,16 @@ class DenoisingLoss:
         return self.weigh(denoiser, sigma, error)
 
     def weigh(self, denoiser: Denoiser, sigma: Tensor, error: Tensor) -> Loss:
-        """The loss of an error D - target (B, C, H, W) of the denoiser at `sigma` (B,)."""
+        """Return the loss of given errors.
+
+        Args:
+            denoiser: the denoiser, whose log-variance head weights the loss if there is one.
+            sigma: noise levels (B,).
+            error: D - target (B, C, H, W).
+
+        Returns:
+            The loss (B,) and its metrics.
+        """
         loss = self.weight(sigma, denoiser.sigma_data) * error.square().flatten(1).sum(1)
         diagnostics = {"error": by_sigma(sigma, loss)}
         if denoiser.uncertainty is None:
@@ -216,9 +241,13 @@ class Pretraining(Method):
     """Diffusion training: the Method with one player.
 
     Args:
-        denoiser: The denoiser to train.
-        objective: Its loss.
-        clean: Replaces gradients that are not finite before an optimizer step.
+        denoiser: the denoiser to train.
+        objective: its loss.
+        clean: replaces gradients that are not finite before an optimizer step.
+
+    Example:
+        >>> method = fs.Pretraining(model, fs.DenoisingLoss())
+        >>> run = fs.Run(method, stream, {"denoiser": fs.Adam(1e-3)}, batch_size=8, until=16)
     """
 
     product = "denoiser"
@@ -230,4 +259,5 @@ class Pretraining(Method):
         self.phases = (Phase("denoiser", self.denoising_loss, clean=clean),)
 
     def denoising_loss(self, batch: Batch) -> Loss:
+        """Return the loss (B,) of a batch and its metrics."""
         return self.objective(self.denoiser, batch)

@@ -43,12 +43,23 @@ def check_measurement(A: Tensor, y: Tensor, sigma_y: float, dim: int) -> None:
 class MixtureDenoiser(nn.Module):
     """The exact denoiser of data x0 ~ sum_k w_k N(mu_k, S_k), over events of any shape with d elements.
 
-    With K_k = S_k (S_k + sigma^2 I)^-1 and r = softmax_k(ln w_k + ln N(x; mu_k, S_k + sigma^2 I)) it is
-    D(x; sigma) = sum_k r_k (mu_k + K_k (x - mu_k)).
+    D(x; sigma) = sum_k r_k (mu_k + K_k (x - mu_k)), with K_k = S_k (S_k + sigma^2 I)^-1 and
+    r = softmax_k(ln w_k + ln N(x; mu_k, S_k + sigma^2 I)).
 
-    weights: (K,), positive; normalised here. means: (K, ...). covariances: (K, d, d), or (K,) for variances of
-    isotropic components. classes: (K,) int64, the class of each component, if there are classes; a label then selects
-    the mixture of its components.
+    Args:
+        weights: positive weights (K,), normalised here.
+        means: the means (K, ...), each of the shape of an event.
+        covariances: positive semi-definite matrices (K, d, d), or variances (K,) of isotropic components.
+        classes: the class of each component (K,) int64, with which a label selects the mixture of its components; None
+            without classes.
+
+    Raises:
+        ValueError: the shapes do not agree, or a covariance has a negative eigenvalue.
+
+    Example:
+        >>> means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+        >>> denoise = fs.oracle.MixtureDenoiser(torch.ones(2), means, torch.full((2,), 0.01), classes=torch.arange(2))
+        >>> x0 = denoise(torch.randn(5, 2), 1.0, label=torch.ones(5, dtype=torch.int64))
     """
 
     log_weights: Tensor
@@ -90,7 +101,19 @@ class MixtureDenoiser(nn.Module):
         return 0 if self.classes is None else int(self.classes.max()) + 1
 
     def forward(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x0 | x] for `x` (B, ...) at `sigma`, a number, () or (B,); label: class indices (B,) or None."""
+        """Return E[x0 | x].
+
+        Args:
+            x: noisy events (B, ...).
+            sigma: their noise level: a number, () or (B,).
+            label: class indices (B,); None for all classes.
+
+        Returns:
+            The expected clean events (B, ...).
+
+        Raises:
+            ValueError: the shapes do not agree, or there is no such class.
+        """
         z, total, logits = self.components(x, sigma, label)
         shrunk = z * self.variances.to(z) / total
         if self.vectors is not None:
@@ -112,17 +135,36 @@ class MixtureDenoiser(nn.Module):
         return z, total, log_weights.log_softmax(1) + log_normal
 
     def log_density(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """ln p(x; sigma), of the class if a label is given: (B,)."""
+        """Return ln p(x; sigma), of the class if a label is given.
+
+        Args:
+            x: noisy events (B, ...).
+            sigma: their noise level: a number, () or (B,).
+            label: class indices (B,); None for all classes.
+
+        Returns:
+            The log-densities (B,).
+        """
         return self.components(x, sigma, label)[2].logsumexp(1).to(x.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """The gradient of `log_density` in x."""
+        """Return the gradient of `log_density` in `x`, (B, ...); the arguments are the same."""
         return (self(x, sigma, label) - x) / expand(sigma, x) ** 2
 
     def sample(
         self, n: int, sigma: float = 0.0, label: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws of the marginal at `sigma`: (n, ...); label: class indices (n,) or None."""
+        """Draw from the marginal p(x; sigma).
+
+        Args:
+            n: number of draws.
+            sigma: noise level; 0 for the data.
+            label: class indices (n,); None for all classes.
+            generator: source of the random numbers; None for torch's own.
+
+        Returns:
+            The draws (n, ...).
+        """
         weights = select(self.log_weights.expand(n, -1), self.classes, label).exp()
         k = weights.multinomial(1, generator=generator).squeeze(1)
         z = torch.randn(
@@ -135,13 +177,13 @@ class MixtureDenoiser(nn.Module):
         return self.means[k] + z.reshape(n, *self.shape)
 
     def covariances(self) -> Tensor:
-        """(K, d, d)."""
+        """The covariances of the components, (K, d, d)."""
         if self.vectors is None:
             return self.variances.diag_embed()
         return torch.einsum("kde,ke,kfe->kdf", self.vectors, self.variances, self.vectors)
 
     def moments(self, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean (...) and covariance (d, d) of the marginal at `sigma`."""
+        """Return mean (...) and covariance (d, d) of the marginal p(x; sigma)."""
         weights, means = self.log_weights.exp(), self.means.flatten(1)
         mean = weights @ means
         spread = torch.einsum("k,kd,ke->de", weights, means - mean, means - mean)
@@ -150,10 +192,21 @@ class MixtureDenoiser(nn.Module):
         return mean.reshape(self.shape), spread + within + noise
 
     def posterior(self, A: Tensor, y: Tensor, sigma_y: float) -> MixtureDenoiser:
-        """The law of x0 given y = A x0 + sigma_y eps, again a mixture (of the same classes).
+        """Return the distribution of x0 given y = A x0 + sigma_y eps, again a mixture, of the same classes.
 
-        A: (m, d), acting on the flattened event. y: (m,). With G_k = A S_k A^T + sigma_y^2 I the components are
-        N(mu_k + S_k A^T G_k^-1 (y - A mu_k), S_k - S_k A^T G_k^-1 A S_k), weighted by w_k N(y; A mu_k, G_k).
+        With G_k = A S_k A^T + sigma_y^2 I the components are N(mu_k + S_k A^T G_k^-1 (y - A mu_k), S_k - S_k A^T G_k^-1 A S_k),
+        weighted by w_k N(y; A mu_k, G_k).
+
+        Args:
+            A: a matrix (m, d), which acts on the flattened event.
+            y: the measurement (m,).
+            sigma_y: its noise level; 0 for none.
+
+        Returns:
+            The exact denoiser of the posterior.
+
+        Raises:
+            ValueError: the shapes do not agree, or `sigma_y` is negative.
         """
         means, S = self.means.flatten(1), self.covariances()
         check_measurement(A, y, sigma_y, means.shape[1])
@@ -171,9 +224,18 @@ class MixtureDenoiser(nn.Module):
 
 
 class GaussianDenoiser(MixtureDenoiser):
-    """The exact denoiser of data x0 ~ N(mean, covariance), a mixture of one component: mean + K (x - mean).
+    """The exact denoiser of data x0 ~ N(mean, S): D(x; sigma) = mean + S (S + sigma^2 I)^-1 (x - mean).
 
-    mean: (...), the shape of an event. covariance: (d, d), or a number for an isotropic variance.
+    Args:
+        mean: the mean, of the shape of an event.
+        covariance: S, a positive semi-definite matrix (d, d), or a number for an isotropic variance.
+
+    Raises:
+        ValueError: the shapes do not agree, or the covariance has a negative eigenvalue.
+
+    Example:
+        >>> denoise = fs.oracle.GaussianDenoiser(torch.zeros(3, 8, 8), 0.25)
+        >>> x0 = denoise(torch.randn(2, 3, 8, 8), 0.5)
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
@@ -182,25 +244,25 @@ class GaussianDenoiser(MixtureDenoiser):
 
 
 class EmpiricalDenoiser(nn.Module):
-    """The exact denoiser of a finite set of points r_k: D(x; sigma) = sum_k p_k r_k with
-    p = softmax_k(ln w_k - |x - r_k|^2 / (2 sigma^2)), in B x K memory.
+    """The exact denoiser of a finite set of points r_k, such as a training set.
 
-    The squared distances come from a matrix product, so they lose digits far from the origin: keep the points in
-    float64 where sigma is much smaller than |x - r|.
+    D(x; sigma) = sum_k p_k r_k with p = softmax_k(ln w_k - |x - r_k|^2 / (2 sigma^2)), in B x K memory. The squared distances
+    come from a matrix product, so they lose digits far from the origin: keep the points in float64 where sigma is much smaller
+    than |x - r|.
 
     Args:
-        points: (K, ...), on the device of the `x` to come.
+        points: the points (K, ...), on the device of the `x` to come.
         classes: None without classes; (K,) int64, the class of each point; or (K, n), the n conditions of each point. A
             label (B,) or (B, n) then selects the points that agree with it in all n.
-        weights: (K,), positive; None for equal ones.
+        weights: positive weights (K,); None for equal ones.
 
     Raises:
         ValueError: the shapes do not agree. When it is called on the CPU: no point has the class of a label. On a GPU this
             is not checked, as it would wait for the device; the result is then NaN.
 
     Example:
-        >>> denoise = EmpiricalDenoiser(images.flatten(1).double())
-        >>> x0 = denoise(x, sigma=0.5)
+        >>> denoise = fs.oracle.EmpiricalDenoiser(x0.double())
+        >>> mean = denoise(x, sigma=0.5)
     """
 
     points: Tensor
@@ -230,12 +292,30 @@ class EmpiricalDenoiser(nn.Module):
         return 0 if self.classes is None or self.classes.ndim == 2 else int(self.classes.max()) + 1
 
     def forward(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x0 | x] for `x` (B, ...) at `sigma`, a number, () or (B,); label: (B,), (B, n) or None."""
+        """Return E[x0 | x].
+
+        Args:
+            x: noisy points (B, ...).
+            sigma: their noise level: a number, () or (B,).
+            label: classes (B,) or conditions (B, n); None for all points.
+
+        Returns:
+            The expected clean points (B, ...).
+
+        Raises:
+            ValueError: the shapes do not agree, or no point has such a class.
+        """
         _, points, logits = self.logits(x, sigma, label)
         return (logits.softmax(1) @ points).reshape(x.shape).to(x.dtype)
 
     def weights(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """The probability p (B, K) that each of the points made `x`; 1 / sum p^2 is their effective number."""
+        """Return the probability p (B, K) that each point is the clean one of `x`; 1 / sum p^2 is their effective number.
+
+        Args:
+            x: noisy points (B, ...).
+            sigma: their noise level: a number, () or (B,).
+            label: classes (B,) or conditions (B, n); None for all points.
+        """
         return self.logits(x, sigma, label)[2].softmax(1)
 
     def logits(self, x: Tensor, sigma: float | Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,26 +329,52 @@ class EmpiricalDenoiser(nn.Module):
         return flat, points, log_weights - distance / (2 * expand(sigma, flat) ** 2)
 
     def log_density(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """ln p(x; sigma), of the class if a label is given: (B,)."""
+        """Return ln p(x; sigma) (B,), of the class if a label is given.
+
+        Args:
+            x: noisy points (B, ...).
+            sigma: their noise level: a number, () or (B,).
+            label: classes (B,) or conditions (B, n); None for all points.
+        """
         flat, _, logits = self.logits(x, sigma, label)
         log_scale = 0.5 * (2 * math.pi * expand(sigma, flat).flatten() ** 2).log()
         return (logits.logsumexp(1) - flat.shape[1] * log_scale).to(x.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """The gradient of `log_density` in x."""
+        """Return the gradient of `log_density` in `x`, (B, ...); the arguments are the same."""
         return (self(x, sigma, label) - x) / expand(sigma, x) ** 2
 
     def sample(
         self, n: int, sigma: float = 0.0, label: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws of the marginal at `sigma`: (n, ...); label: class indices (n,) or None."""
+        """Draw from the marginal p(x; sigma).
+
+        Args:
+            n: number of draws.
+            sigma: noise level; 0 for the points themselves.
+            label: class indices (n,); None for all points.
+            generator: source of the random numbers; None for torch's own.
+
+        Returns:
+            The draws (n, ...).
+        """
         weights = select(self.log_weights.expand(n, -1), self.classes, label).exp()
         x0 = self.points[weights.multinomial(1, generator=generator).squeeze(1)]
         return x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
 
     def posterior(self, A: Tensor, y: Tensor, sigma_y: float) -> EmpiricalDenoiser:
-        """The law of x0 given y = A x0 + sigma_y eps (A (m, d) on the flattened point, y (m,), sigma_y > 0): the same
-        points, weighted by w_k N(y; A r_k, sigma_y^2 I).
+        """Return the distribution of x0 given y = A x0 + sigma_y eps: the same points, weighted by w_k N(y; A r_k, sigma_y^2 I).
+
+        Args:
+            A: a matrix (m, d), which acts on the flattened point.
+            y: the measurement (m,).
+            sigma_y: its noise level, above 0.
+
+        Returns:
+            The exact denoiser of the posterior.
+
+        Raises:
+            ValueError: the shapes do not agree, or `sigma_y` is not positive.
         """
         points = self.points.flatten(1)
         check_measurement(A, y, sigma_y, points.shape[1])

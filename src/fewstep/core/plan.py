@@ -17,13 +17,17 @@ Sampler = Callable[..., Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model makes images; `Denoiser.plan` proposes one, and `fs.generate` carries it out.
+    """How a model makes images. `Denoiser.plan` proposes one, and `fs.generate` carries it out.
 
     Args:
         sampler: the name of one of `fewstep.samplers`, or a function that follows their contract.
         sigmas: the noise levels (n + 1,), decreasing to a closing 0.
-        options: of the sampler.
-        guidance: what steers the model; None for nothing.
+        options: options of the sampler, by name.
+        guidance: guidance of the model; None for none.
+
+    Example:
+        >>> plan = fs.Plan("churn", fs.karras_sigmas(18), {"S_churn": 40.0})
+        >>> images = fs.generate(model, range(64), plan=plan)
     """
 
     sampler: str | Sampler
@@ -40,6 +44,6 @@ class Plan:
 
 
 def closed(levels: Sequence[float] | Tensor) -> Tensor:
-    """Noise levels, largest first, with the closing 0 that a sampler needs: (n + 1,) float64."""
+    """Return noise levels, largest first, with the closing 0 that a sampler needs: (n + 1,) float64."""
     values = [float(level) for level in levels]
     return torch.tensor(values if values and values[-1] == 0 else [*values, 0.0], dtype=torch.float64)

@@ -23,7 +23,7 @@ from fewstep.distill.sid import deviation, relative_gap
 
 
 def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """Return |x0 - sg[x0 + (real - fake) / w]|^2 / 2 per sample (B,), summed over pixels (Yin et al., 2024, Eq. 7).
+    """Return |x0 - sg[x0 + (real - fake) / w]|^2 / 2 per sample, summed over pixels (Yin et al., 2024, Eq. 7).
 
     Its gradient in x0 is -(real - fake) / w with w = mean |x0 - real|, which is that of `sid_loss` if no gradient flows through
     the scores.
@@ -32,6 +32,12 @@ def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         x0: generated images (B, C, H, W).
         real: the teacher's prediction for their noisy versions.
         fake: the fake score's prediction for the same.
+
+    Returns:
+        The loss (B,).
+
+    Example:
+        >>> loss = fs.distill.dmd_loss(x0, teacher(x, sigma), fake_score(x, sigma))
     """
     target = x0 + (real - fake) / expand(deviation(x0, real), x0)
     return (x0 - target.detach()).square().flatten(1).sum(1) / 2
@@ -105,6 +111,10 @@ class DMD2(Method):
         adversarial: False leaves plain distribution matching, which needs no images.
         clip: largest norm of the gradients.
 
+    Raises:
+        ValueError: the teacher is not a denoiser of all noise levels, the generator does not fit it, or the bottleneck is not a
+            square of 1, 2, 4, 8 ... pixels a side.
+
     Example:
         >>> method = fs.distill.DMD2(teacher, levels=(80.0, 5.0, 1.0))
     """
@@ -148,6 +158,7 @@ class DMD2(Method):
         return self.fake_score.logits(self.fake_score.score.encode(add_noise(image, t), t, label))
 
     def generator_loss(self, batch: Batch) -> Loss:
+        """Return the generator's loss (B,) and its metrics."""
         x0 = simulated(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         with torch.no_grad():
@@ -162,6 +173,7 @@ class DMD2(Method):
         return loss + self.gan_weight * gan, metrics | {"dmd": loss.detach().mean(), "gan": gan.detach().mean()}
 
     def fake_score_loss(self, batch: Batch) -> Loss:
+        """Return the loss (B,) of the fake score and of the discriminator's head, and its metrics."""
         with torch.no_grad():
             x0 = simulated(self.generator, batch, self.levels)
         loss, metrics = self.objective(self.fake_score.score, batch._replace(image=x0))

@@ -132,7 +132,9 @@ class GDD(Method):
             layer has one of the roles.
 
     Example:
-        >>> judge = ProjectedDiscriminator([EncoderFeatures(teacher, 0.2)], num_classes=teacher.num_classes)
+        >>> from fewstep.distill.gdd import EncoderFeatures
+        >>> features = EncoderFeatures(teacher, 0.2)
+        >>> judge = fs.nets.ProjectedDiscriminator([features], num_classes=teacher.num_classes)
         >>> method = fs.distill.GDD(teacher, judge, freeze=fs.distill.INNATE)
     """
 
@@ -172,10 +174,12 @@ class GDD(Method):
         )
 
     def generator_loss(self, batch: Batch) -> Loss:
+        """Return the generator's adversarial loss (B,) and its metrics."""
         logits = self.discriminator(one_step(self.generator, batch, self.sigma_init), batch.label)
         return self.loss_scale * total(as_real, logits), {}
 
     def discriminator_loss(self, batch: Batch) -> Loss:
+        """Return the discriminator's adversarial loss (B,) and its metrics."""
         with torch.no_grad():
             x0 = one_step(self.generator, batch, self.sigma_init)
         fake, real = self.discriminator(x0, batch.label), self.discriminator(batch.image, batch.label)
@@ -183,7 +187,7 @@ class GDD(Method):
         return loss, discriminator_stats(torch.cat(real, dim=1), torch.cat(fake, dim=1))
 
     def r1_penalty(self, batch: Batch) -> Loss:
-        """every gamma / 2 |d(sum of all logits of an image) / d image|^2 (Mescheder et al., 2018), on images as they are."""
+        """Return every gamma / 2 |d(sum of all logits) / d image|^2 per image (Mescheder et al., 2018), without augmentation."""
         image = batch.image.detach().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be differentiated twice
             logits = self.discriminator(image, batch.label)

@@ -48,7 +48,7 @@ class KarrasGrid:
 
 
 def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
-    """Return lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample (B,), summed over pixels.
+    """Return lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample, summed over its n pixels (Peng et al., 2025).
 
     Its gradient in x0 is -2 lambda / e^u (real - fake).
 
@@ -58,6 +58,12 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
         fake: the fake score's prediction for the same; it carries no gradient.
         weight: lambda (B,).
         u: the generator's log-variance (B,), which learns the size of the difference; None for none.
+
+    Returns:
+        The loss (B,).
+
+    Example:
+        >>> loss = fs.distill.vsd_loss(x0, teacher(x, sigma), fake_score(x, sigma), weight=torch.ones(len(x0)))
     """
     loss = weight * (x0 - (x0 + real - fake).detach()).square().flatten(1).sum(1)
     return loss if u is None else loss / u.exp() + u * x0[0].numel()
@@ -90,6 +96,9 @@ class NCVSD(Method):
         gan_weight: factor of the adversarial term; with 0 there is no discriminator.
         gan_start: training images after which the adversarial term enters; the discriminator is trained from the beginning.
         loss_scale: factor of all losses, to which Adam is nearly invariant: 1, and 0.1 in the FFHQ run in float16.
+
+    Raises:
+        ValueError: the teacher is not a denoiser of all noise levels, or a given player does not fit the teacher or an option.
 
     Example:
         >>> method = fs.distill.NCVSD(teacher, gamma=1.4, levels=(2.5,), centred=True, fused=True)
@@ -158,6 +167,7 @@ class NCVSD(Method):
             self.phases += (Phase("generator", self.vsd_loss, clean=zero_nonfinite),)
 
     def observe(self, batch: Batch) -> Observation:
+        """Return noisy observations of the images of a batch."""
         sigma = self.observed(batch.image)
         return Observation(add_noise(batch.image, sigma), sigma)
 
@@ -195,7 +205,7 @@ class NCVSD(Method):
         return self.loss_scale * loss, {**metrics, "vsd": vsd.detach().mean(), "gan": gan.detach().mean()}
 
     def distil(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor], Observation, dict[str, Tensor]]:
-        """The VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; metrics."""
+        """Return the VSD loss of fresh draws; their noisy versions with their levels; what they were drawn from; metrics."""
         given = self.observe(batch)
         x0 = self.generator(*given, batch.label)
         t = self.noise(x0)

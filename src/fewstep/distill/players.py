@@ -19,14 +19,33 @@ D = TypeVar("D", bound=Denoiser)
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
-    """Return a copy that is never trained: in evaluation mode, without gradients to its parameters."""
+    """Return a copy that is never trained: in evaluation mode, without gradients to its parameters.
+
+    Args:
+        denoiser: the model to copy, such as a teacher.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> teacher = fs.distill.frozen(model)
+    """
     return copy.deepcopy(denoiser).requires_grad_(False).eval()
 
 
 def trainable(denoiser: D) -> D:
     """Return a copy to train, with weights in at least float32 and without label dropout.
 
-    A teacher may hide classes from itself for guidance; the players of distillation always know the class.
+    A teacher may be trained without classes at times, for guidance; the players of distillation always know the class.
+
+    Args:
+        denoiser: the model to copy, such as a teacher.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> fake_score = fs.distill.trainable(teacher)
     """
     result = copy.deepcopy(denoiser).requires_grad_(True)
     master(result)
@@ -38,7 +57,17 @@ def trainable(denoiser: D) -> D:
 
 
 def check_teacher(teacher: Denoiser) -> None:
-    """Raise ValueError unless this is a denoiser of all noise levels: no generator, and no fake score of NCVSD."""
+    """Check that a model is a denoiser of all noise levels, neither a generator nor a fake score of NCVSD.
+
+    Args:
+        teacher: the model.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> fs.distill.check_teacher(teacher)
+    """
     if not isinstance(teacher, Denoiser):
         raise ValueError(f"teacher is a model, such as fs.load(path); got a {type(teacher).__name__}")
     if teacher.needs_observation:
@@ -58,9 +87,15 @@ def student(teacher: Denoiser, generator: Denoiser | None, levels: tuple[float, 
         generator: what to start from, or None for the teacher.
         levels: the noise levels from which it will make images, the highest first.
 
+    Returns:
+        The generator.
+
     Raises:
         ValueError: the levels do not decrease, or the generator makes images of another shape, of other classes or from
             other levels.
+
+    Example:
+        >>> generator = fs.distill.student(teacher, None, levels=(2.5,))
     """
     if not isinstance(levels, Sequence):
         raise ValueError(f"levels is a tuple of decreasing noise levels, such as (2.5,); got {levels!r}")
@@ -85,17 +120,53 @@ def student(teacher: Denoiser, generator: Denoiser | None, levels: tuple[float, 
 
 
 def uniform_levels(sigma: float, steps: int) -> tuple[float, ...]:
-    """sigma (N - s) / N for s = 0 ... N - 1: the levels of SiDA's N-step generators."""
+    """Return the levels of SiDA's generators of N steps: sigma (N - s) / N for s = 0 ... N - 1.
+
+    Args:
+        sigma: the highest level.
+        steps: number of steps N.
+
+    Returns:
+        Decreasing noise levels.
+
+    Example:
+        >>> fs.distill.uniform_levels(2.5, 2)
+        (2.5, 1.25)
+    """
     return tuple(sigma * (steps - s) / steps for s in range(steps))
 
 
 def one_step(generator: Denoiser, batch: Batch, sigma: float) -> Tensor:
-    """Generate images (B, C, H, W) from noise in one evaluation, G(sigma z; sigma), with the labels of the batch."""
+    """Generate images from noise in one evaluation, G(sigma z; sigma).
+
+    Args:
+        generator: the generator.
+        batch: gives the labels, and the shape of the images.
+        sigma: the generator's noise level.
+
+    Returns:
+        Images (B, C, H, W), with gradients.
+
+    Example:
+        >>> x0 = fs.distill.one_step(generator, batch, 2.5)
+    """
     return generator(sigma * torch.randn_like(batch.image), sigma, batch.label)
 
 
 def few_steps(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
-    """Generate images over the levels as `samplers.multistep` does, with gradients through every step."""
+    """Generate images over the levels as `samplers.multistep` does, with gradients through every step.
+
+    Args:
+        generator: the generator.
+        batch: gives the labels, and the shape of the images.
+        levels: the generator's noise levels, the highest first.
+
+    Returns:
+        Images (B, C, H, W), with gradients.
+
+    Example:
+        >>> x0 = fs.distill.few_steps(generator, batch, (2.5, 1.25))
+    """
     x0 = one_step(generator, batch, levels[0])
     for sigma in levels[1:]:
         x0 = generator(add_noise(x0, sigma), sigma, batch.label)
@@ -103,10 +174,21 @@ def few_steps(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> T
 
 
 def simulated(generator: Denoiser, batch: Batch, levels: tuple[float, ...]) -> Tensor:
-    """Generate images by one step of a generator, drawn for the batch, with gradients through that step alone.
+    """Generate images by one step of a generator, drawn at random, with gradients through that step alone.
 
-    The input of the step is what the generator itself makes at the levels before it, so that training sees what sampling does
+    The input of the step is what the generator itself makes at the levels before it, so that training matches sampling
     ("backward simulation", Yin et al., 2024b, Sec. 4.5).
+
+    Args:
+        generator: the generator.
+        batch: gives the labels, and the shape of the images.
+        levels: the generator's noise levels, the highest first.
+
+    Returns:
+        Images (B, C, H, W), with gradients.
+
+    Example:
+        >>> x0 = fs.distill.simulated(generator, batch, (2.5, 1.25))
     """
     k = int(torch.randint(len(levels), ()))
     if k == 0:

@@ -37,6 +37,9 @@ def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
 
     Returns:
         The loss (B,), which may be negative.
+
+    Example:
+        >>> loss = fs.distill.sid_loss(x0, teacher(x, sigma), fake_score(x, sigma), alpha=1.2)
     """
     gap = real - fake
     return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / deviation(x0, real)
@@ -59,6 +62,9 @@ def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
     Args:
         teacher: the denoiser that is distilled.
         uncertainty: whether it has the teacher's log-variance head; None for a head if the teacher has one.
+
+    Raises:
+        ValueError: a head is asked for that the teacher does not have.
     """
     if uncertainty and teacher.uncertainty is None:
         raise ValueError(
@@ -92,9 +98,14 @@ class SiD(Method):
             teacher has one.
         loss_scale: factor of the generator's loss, to which Adam is nearly invariant; the paper's is 100.
 
+    Raises:
+        ValueError: the teacher is not a denoiser of all noise levels or has no log-variance head that is asked for, or the
+            generator does not fit it.
+
     Example:
-        >>> run = fs.Run(fs.distill.SiD(teacher), stream, {"fake_score": fs.Adam(1e-5), "generator": fs.Adam(1e-5)}, until=10**6)
-        >>> generator = fs.fit(run, "runs/sid")
+        >>> method = fs.distill.SiD(teacher, alpha=1.2)
+        >>> optimizers = {"fake_score": fs.Adam(1e-5), "generator": fs.Adam(1e-5)}
+        >>> run = fs.Run(method, stream, optimizers, batch_size=256, until=10**6)  # fs.fit(run, "runs/sid") trains it
     """
 
     product = "generator"
@@ -123,11 +134,13 @@ class SiD(Method):
         self.phases = (Phase("fake_score", self.fake_score_loss), Phase("generator", self.generator_loss))
 
     def fake_score_loss(self, batch: Batch) -> Loss:
+        """Return the denoising loss (B,) of the fake score on generated images, and its metrics."""
         with torch.no_grad():
             x0 = few_steps(self.generator, batch, self.levels)
         return self.objective(self.fake_score, Batch(x0, batch.label))
 
     def generator_loss(self, batch: Batch) -> Loss:
+        """Return the generator's loss (B,) and its metrics."""
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)

@@ -49,8 +49,12 @@ class SiDA(Method):
             with "global" each image has its own term, and a step does not depend on how its batch is split.
         clip: bound of each entry of the fake score's gradient (EDM), None for none (EDM2).
 
+    Raises:
+        ValueError: the teacher is not a denoiser of all noise levels, the generator does not fit it, `average` is unknown, or the
+            gates are in the wrong order.
+
     Example:
-        >>> method = fs.distill.SiDA(teacher, generator=fs.load("runs/sid"), gates=(0, 0))  # SiD2A
+        >>> method = fs.distill.SiDA(teacher, generator=generator, levels=(2.5,), gates=(0, 0))  # SiD2A
     """
 
     product = "generator"
@@ -100,7 +104,7 @@ class SiDA(Method):
         return terms.mean().expand_as(terms) if self.average == "micro_batch" else terms
 
     def fake_score_loss(self, batch: Batch) -> Loss:
-        """Denoise generated images, and tell them from real ones at the same classes, levels and noise."""
+        """Denoise generated images, and classify them against real ones at the same classes, levels and noise."""
         with torch.no_grad():
             x0 = few_steps(self.generator, batch, self.levels)
         augment = self.objective.augment or (lambda batch: batch)
@@ -136,9 +140,11 @@ class SiDA(Method):
         return sid, gan, {"gap": by_sigma(sigma, relative_gap(x0, real, fake)), "logit": logits.detach().mean()}
 
     def sid_alone(self, batch: Batch) -> Loss:
+        """Return the generator's loss (B,) before the adversarial term enters, and its metrics."""
         sid, _, metrics = self.terms(batch)
         return sid, metrics
 
     def sid_and_gan(self, batch: Batch) -> Loss:
+        """Return the generator's loss (B,) with the adversarial term, and its metrics."""
         sid, gan, metrics = self.terms(batch)
         return (sid + gan) / 2, metrics | {"sid": sid.detach().mean(), "gan": gan.detach().mean()}

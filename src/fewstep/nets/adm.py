@@ -21,10 +21,29 @@ from fewstep.nets.layers import GroupNorm, Init, Linear, PositionalEmbedding, ch
 
 @dataclass(frozen=True)
 class ADMConfig:
-    """Options of the U-Net; the defaults are ImageNet-64's.
+    """Options of ADM; the defaults are ImageNet-64's (Karras et al., 2022, Table 7).
 
-    The fields are those of `SongConfig`, without its choices of embedding, encoder, decoder and filter. Heads of attention
-    have 64 channels; blocks that are narrower have none.
+    Heads of attention have 64 channels; narrower blocks have no attention.
+
+    Args:
+        img_resolution: side of the image in pixels.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        label_dim: number of classes, 0 for none.
+        augment_dim: size of the augmentation label, 0 for none.
+        model_channels: width, times `channel_mult` at each resolution.
+        channel_mult: factors of the width, the finest resolution first.
+        channel_mult_emb: width of the embedding in units of model_channels.
+        num_blocks: residual blocks per resolution.
+        attn_resolutions: sides at which blocks have self-attention.
+        dropout: probability of dropout in the blocks.
+        label_dropout: probability of training without the class.
+
+    Raises:
+        ValueError: the resolution cannot be halved as often as there are levels.
+
+    Example:
+        >>> config = fs.nets.ADMConfig(64, label_dim=1000)
     """
 
     img_resolution: int
@@ -45,7 +64,15 @@ class ADMConfig:
 
 
 class ADMUNet(nn.Module):
-    """ADM, by its configuration."""
+    """ADM, the U-Net of Dhariwal & Nichol (2021) in the form of EDM (Karras et al., 2022, Table 7).
+
+    Args:
+        config: its options, from which it can be built again.
+
+    Example:
+        >>> net = fs.nets.ADMUNet(fs.nets.ADMConfig(8, model_channels=32, channel_mult=(1, 2), num_blocks=1))
+        >>> model = fs.Denoiser(net)
+    """
 
     def __init__(self, config: ADMConfig) -> None:
         super().__init__()
@@ -99,11 +126,21 @@ class ADMUNet(nn.Module):
         self.out_conv = Conv2d(channels, c.out_channels, 3, init=init_zero)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,), augmentation labels (B, n)."""
+        """Compute F(x; c_noise).
+
+        Args:
+            x: scaled images (B, C, H, W).
+            c_noise: noise conditions (B,).
+            label: class indices (B,); None for no class.
+            augment: augmentation labels (B, n); None for none.
+
+        Returns:
+            The output (B, out_channels, H, W).
+        """
         return self.decode(self.encode(x, c_noise, label, augment))
 
     def embed(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
-        """The embedding (B, emb_channels) of noise level, class and augmentation."""
+        """Return the embedding (B, emb_channels) of noise level, class and augmentation."""
         emb = self.map_noise(c_noise)
         emb = add_augment(emb, augment, self.map_augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
@@ -115,6 +152,7 @@ class ADMUNet(nn.Module):
     def encode(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Features:
+        """Return the features of images: the first half of `forward`, with its arguments."""
         emb = self.embed(c_noise, label, augment)
         skips: list[Tensor] = []
         for layer in self.enc.values():
@@ -123,6 +161,7 @@ class ADMUNet(nn.Module):
         return Features(x, tuple(skips), emb)
 
     def decode(self, features: Features) -> Tensor:
+        """Return the output of features: the second half of `forward`."""
         x, skips, emb = features
         stack = list(skips)
         for layer in self.dec.values():

@@ -44,16 +44,25 @@ def without_dropout(net: nn.Module) -> Any:
 
 
 class Controlled(nn.Module):
-    """F(x, y): the decoder works on the features of `x`, into which those of `y` are merged by
+    """F(x, y): a network with a control branch for an observation y, as in NCVSD (Peng et al., 2025).
+
+    The decoder works on the features of `x`, into which those of `y` are merged by
 
     mp_sum(of x, of y, w) = ((1 - w) of x + w of y) / sqrt((1 - w)^2 + w^2),
 
-    with one weight w in [0, 1] for the bottleneck and one for each skip connection. They start at 0, so that a new
-    network answers as the one that it is made from and ignores `y`; gradients reach the weights nevertheless.
+    with one weight w in [0, 1] for the bottleneck and one for each skip connection. The weights start at 0, so that a new
+    network predicts what the given one does and ignores `y`; gradients reach them nevertheless. Networks other than EDM2's
+    train at about a tenth of its learning rate; their w is ten times the parameter, which would otherwise take too long to
+    leave 0.
 
-    net: the network whose copies the parts are: EDM2's, DDPM++, NCSN++ or ADM, or any other with `enc`, `dec`, `embed`,
-    `encode` and `decode`. Networks other than EDM2's learn at about a tenth of its rate; their w is ten times the parameter,
-    which at that rate would take too long to leave 0.
+    Args:
+        net: the network whose copies the parts are: EDM2's, DDPM++, NCSN++ or ADM, or any other with `enc`, `dec`, `embed`,
+            `encode` and `decode`.
+
+    Example:
+        >>> net = fs.nets.Controlled(model.net)
+        >>> features = net.merge(net.encode(x, c_noise), net.ctrl.encode(y, c_noise))
+        >>> out = net.decode(features)
     """
 
     forced = True
@@ -72,12 +81,20 @@ class Controlled(nn.Module):
     def encode(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Features:
-        """Features of `x` alone, with the decoder's own embedding."""
+        """Return the features of `x` alone, with the decoder's own embedding; arguments as of the network's `encode`."""
         features = self.enc.encode(x, c_noise, label, augment)
         return features._replace(embedding=self.dec.embed(c_noise, label, augment))
 
     def merge(self, features: Features, control: Features) -> Features:
-        """The features of `x` with those of `y`, which `ctrl.encode` returned."""
+        """Merge the features of an observation into those of an image.
+
+        Args:
+            features: what `encode` returned for the image.
+            control: what `ctrl.encode` returned for the observation.
+
+        Returns:
+            The features for `decode`.
+        """
         weights = torch.cat([self.dec.additional_x_weight, self.dec.additional_skips_weight])
         deepest, *shares = (self.gain * weights).clamp(0, 1)
         skips = zip(features.skips, control.skips, shares, strict=True)
@@ -87,11 +104,12 @@ class Controlled(nn.Module):
         )
 
     def decode(self, features: Features) -> Tensor:
+        """Return the output of merged features."""
         return self.dec.decode(features)
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring the merge weights w back to [0, 1], in place: outside they would get no gradient. Before each step."""
+        """Clamp the merge weights w to [0, 1], in place, before each step: outside they would get no gradient."""
         self.dec.additional_x_weight.clamp_(0, 1 / self.gain)
         self.dec.additional_skips_weight.clamp_(0, 1 / self.gain)
 

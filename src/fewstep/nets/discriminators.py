@@ -1,8 +1,8 @@
-"""Discriminators: NCVSD's of pairs, made of a teacher's encoder, and GDD's, which sees through frozen feature networks.
+"""Discriminators: NCVSD's of pairs, made from a teacher's encoder, and GDD's on frozen feature networks.
 
 The projected discriminator (Sauer et al., 2021, arXiv 2111.01007) is in the form of GDD (Zheng & Yang, 2024): frozen feature
-networks look at the image, frozen random convolutions mix their channels and their scales, and small heads with spectral
-norms judge each scale. Only the heads are trained.
+networks process the image, frozen random convolutions mix their channels and their scales, and small heads with spectral
+norms classify each scale. Only the heads are trained.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ from fewstep.runtime.precision import accurate
 
 
 class PairDiscriminator(nn.Module):
-    """NCVSD's: whether an image belongs to an observation of it (Peng et al., 2025). Two encoders, `ctrl` for the
-    observation and `enc` for the image; the logit is a linear map of their bottlenecks' channels, averaged over the pixels:
-    without bias and of fixed gain for EDM2's, whose features have unit magnitude, an ordinary one for others'.
+    """NCVSD's discriminator: whether an image belongs to an observation of it (Peng et al., 2025).
 
-    net: the network of which both encoders are copies. Its weights train freely: an optimizer step is not followed by
-    EDM2's projection, as in the reference implementation.
+    Two encoders, `ctrl` for the observation and `enc` for the image. The logit is a linear map of their bottlenecks' channels,
+    averaged over the pixels: without bias and of fixed gain for EDM2's networks, whose features have unit magnitude, an
+    ordinary one for others. The weights train freely: no optimizer step is followed by EDM2's projection, as in the reference
+    implementation.
+
+    Args:
+        net: the network of which both encoders are copies.
+
+    Example:
+        >>> net = fs.nets.PairDiscriminator(model.net)
+        >>> logits = net(net.enc.encode(x, c_noise), net.ctrl.encode(y, c_noise))
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -45,14 +52,22 @@ class PairDiscriminator(nn.Module):
             layer.forced = False
 
     def forward(self, features: Features, control: Features) -> Tensor:
-        """Logits (B, 1), large for real pairs, of the features of images and of their observations; at least float32."""
+        """Return logits, large for real pairs.
+
+        Args:
+            features: what `enc.encode` returned for images.
+            control: what `ctrl.encode` returned for their observations.
+
+        Returns:
+            Logits (B, 1), at least float32.
+        """
         both = mp_cat(control.bottleneck, features.bottleneck)
         return self.out_conv(accurate(both).mean((2, 3)))
 
 
 @torch.no_grad()
 def bottleneck_channels(net: Any) -> int:
-    """The width of what an encoder returns, seen on an empty image."""
+    """Return the width of what an encoder returns, found with an empty image."""
     first = next(net.parameters())
     x = first.new_zeros(1, net.in_channels, net.resolution, net.resolution)
     return net.encode(x, first.new_zeros(1)).bottleneck.shape[1]
@@ -131,10 +146,10 @@ class ClassVector(nn.Module):
 
 
 class Head(nn.Module):
-    """Judges one scale: blocks of a 4x4 spectral convolution of stride 2, batch norm and leaky ReLU, then a window of 4x4.
+    """The discriminator of one scale: 4x4 spectral convolutions of stride 2, batch norm and leaky ReLU, then a window of 4x4.
 
-    Batch norm takes the statistics of the batch at hand, in training and at rest. Without classes the window gives a
-    logit at each place; with classes 64 numbers h, and the logit is h . e / 8 with e the vector of the class.
+    Batch norm takes the statistics of the current batch, in training and in evaluation mode. Without classes the window gives
+    a logit at each place; with classes 64 numbers h, and the logit is h . e / 8 with e the vector of the class.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -153,7 +168,7 @@ class Head(nn.Module):
         self.vector = ClassVector(num_classes, n) if num_classes else None
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Logits (B, K), one for each place."""
+        """Return logits (B, K), one for each place."""
         h = self.window(self.blocks(x))
         if self.vector is not None:
             h = (h * self.vector(label)[:, :, None, None]).sum(1) / math.sqrt(h.shape[1])
@@ -161,13 +176,24 @@ class Head(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Logits of images by each of several frozen feature networks.
+    """GDD's discriminator: logits of images by each of several frozen feature networks (Sauer et al., 2021).
 
-    Level i of L has L - i blocks that halve the side, so that all scales are judged on windows of the same size; its
+    Level i of L has L - i blocks that halve the side, so that all scales are classified on windows of the same size; its
     widths end at width 2^(L - 1).
 
-    num_classes: of the class-conditional heads, 0 for none. width: of the finest level. seed: of the projections, which
-    are therefore the same on every rank and stored with the run; the heads are drawn from torch's stream.
+    Args:
+        networks: the feature networks, which are not trained.
+        num_classes: number of classes of the class-conditional heads; 0 for none.
+        width: channels of the finest level.
+        seed: seed of the projections, which are therefore the same on every rank and stored with the run; the heads are
+            drawn from torch's stream.
+
+    Raises:
+        ValueError: there is no feature network.
+
+    Example:
+        >>> discriminator = fs.nets.ProjectedDiscriminator([fs.nets.Classifier((1, 8, 8), 10, width=8)], width=8)
+        >>> logits = discriminator(x0)
     """
 
     def __init__(
@@ -194,7 +220,18 @@ class ProjectedDiscriminator(nn.Module):
             self.heads.append(nn.ModuleList(Head(plan, num_classes) for plan in plans))
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> list[Tensor]:
-        """For images (B, C, H, W) in [-1, 1] and class indices (B,), the logits (B, K) of each feature network."""
+        """Return the logits of images.
+
+        Args:
+            x: images (B, C, H, W) in [-1, 1].
+            label: class indices (B,); None without classes.
+
+        Returns:
+            The logits (B, K) of each feature network.
+
+        Raises:
+            ValueError: the discriminator has classes, and there is no label.
+        """
         if self.num_classes and label is None:
             raise ValueError("this discriminator judges images of known classes; got no label")
         result = []
@@ -205,13 +242,13 @@ class ProjectedDiscriminator(nn.Module):
         return result
 
     def train(self, mode: bool = True) -> ProjectedDiscriminator:
-        """The feature networks, whosever they are, stay in evaluation mode."""
+        """Set training mode, but for the feature networks, which stay in evaluation mode."""
         super().train(mode)
         self.networks.eval()
         return self
 
     def after_step(self) -> None:
-        """One power iteration of every spectral norm; after each step of the heads."""
+        """Take one power iteration of every spectral norm; called after each step of the heads."""
         for layer in self.modules():
             if isinstance(layer, SpectralConv2d):
                 layer.iterate()

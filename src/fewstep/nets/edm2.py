@@ -25,25 +25,25 @@ from fewstep.runtime.precision import accurate
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], *, eps: float = 1e-4) -> Tensor:
-    """x / (rms(x) + eps), with the root mean square over `dim`."""
+    """Return x / (rms(x) + eps), with the root mean square over `dim` (Karras et al., 2024a, Eq. 47)."""
     count = math.prod([x.shape[d] for d in (dim if isinstance(dim, tuple) else (dim,))])
     rms = torch.linalg.vector_norm(accurate(x), dim=dim, keepdim=True) / math.sqrt(count)
     return x / (rms + eps).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """silu(x) / 0.596: unit variance for unit Gaussian inputs (Eq. 81)."""
+    """Return silu(x) / 0.596, of unit variance for unit Gaussian inputs (Eq. 81)."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float | Tensor = 0.5) -> Tensor:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
+    """Return ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
     norm = ((1 - t) ** 2 + t**2) ** 0.5
     return a * ((1 - t) / norm) + b * (t / norm)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Channels of `a`, then of `b`, scaled to contribute by 1 - t and t whatever their number (Eq. 103)."""
+    """Return channels of `a`, then of `b`, scaled to contribute by 1 - t and t whatever their number (Eq. 103)."""
     na, nb = a.shape[1], b.shape[1]
     scale = math.sqrt((na + nb) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (scale * (1 - t) / math.sqrt(na)), b * (scale * t / math.sqrt(nb))], dim=1)
@@ -113,7 +113,7 @@ LARGEST_BOUND = 65504.0
 
 @dataclass(frozen=True)
 class EDM2Config:
-    """Options of the U-Net; the defaults are EDM2-S.
+    """Options of EDM2; the defaults are EDM2-S (Karras et al., 2024a, Table 6).
 
     Args:
         img_resolution: side of the image or latent in pixels.
@@ -135,6 +135,13 @@ class EDM2Config:
         resample_filter: taps of the filter that halves and doubles images.
         normalizations: how often weights are normalised at each use. Published networks with more than one exist; the results
             differ only by the eps of `normalize`.
+
+    Raises:
+        ValueError: a share, a bound or the number of normalizations is out of range, or the resolution or the filter does not
+            fit the halvings.
+
+    Example:
+        >>> config = fs.nets.EDM2Config(64, label_dim=1000)
     """
 
     img_resolution: int
@@ -333,7 +340,15 @@ def run_decoder(layers: nn.ModuleDict, features: Features, concat_balance: float
 
 
 class EDM2UNet(MPEmbedding):
-    """EDM2, by its configuration."""
+    """EDM2's U-Net, config G (Karras et al., 2024a).
+
+    Args:
+        config: its options, from which it can be built again.
+
+    Example:
+        >>> net = fs.nets.EDM2UNet(fs.nets.EDM2Config(8, 3, model_channels=16, channel_mult=(1, 2), num_blocks=1))
+        >>> model = fs.Denoiser(net, uncertainty=fs.nets.Uncertainty())
+    """
 
     sampling = SamplingDefaults(steps=32, noise_dtype=torch.float32, idle_noise=False)
 
@@ -349,20 +364,40 @@ class EDM2UNet(MPEmbedding):
                 module.normalizations = config.normalizations
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,). A new network returns zeros."""
+        """Compute F(x; c_noise); a new network returns zeros.
+
+        Args:
+            x: scaled images (B, C, H, W).
+            c_noise: noise conditions (B,).
+            label: class indices (B,); None for no class.
+            augment: must be None, as EDM2's network takes no augmentation labels.
+
+        Returns:
+            The output (B, C, H, W).
+        """
         return self.decode(self.encode(x, c_noise, label, augment))
 
     def encode(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Features:
+        """Return the features of images: the first half of `forward`, with its arguments."""
         return run_encoder(self.enc, x, self.embed(c_noise, label, augment))
 
     def decode(self, features: Features) -> Tensor:
+        """Return the output of features: the second half of `forward`."""
         return self.out_conv(run_decoder(self.dec, features, self.config.concat_balance), gain=self.out_gain)
 
 
 class Uncertainty(nn.Module):
-    """The log-variance u(sigma) that weights the denoising loss (Karras et al., 2024, Eq. 21): c_noise (B,) -> (B,)."""
+    """EDM2's log-variance head u(sigma), which weights the denoising loss (Karras et al., 2024a, Eq. 21).
+
+    Args:
+        channels: number of Fourier features.
+        normalizations: how often the weights are normalised at each use, as in `EDM2Config`.
+
+    Example:
+        >>> model = fs.Denoiser(net, uncertainty=fs.nets.Uncertainty())
+    """
 
     def __init__(self, channels: int = 128, normalizations: int = 1) -> None:
         super().__init__()
@@ -372,4 +407,5 @@ class Uncertainty(nn.Module):
         self.linear.normalizations = normalizations
 
     def forward(self, c_noise: Tensor) -> Tensor:
+        """Return the log-variances (B,) at noise conditions (B,)."""
         return self.linear(self.fourier(c_noise)).flatten()

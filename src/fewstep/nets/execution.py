@@ -95,6 +95,9 @@ def compile_blocks(module: nn.Module) -> None:
 
     Args:
         module: a denoiser, a method or any module that holds some.
+
+    Example:
+        >>> fs.nets.compile_blocks(model)
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     # `precision.tf32` decides this
@@ -107,7 +110,7 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
-    """Let blocks keep less for the backward pass and compute it again there (activation checkpointing), in place.
+    """Keep less for the backward pass and compute it again there (activation checkpointing), in place.
 
     Gradients are the same. Compiled blocks, and all blocks of which a second derivative is taken, keep their inputs alone.
 
@@ -119,6 +122,9 @@ def recompute_blocks(module: nn.Module, what: Recomputation) -> None:
 
     Raises:
         ValueError: the number is less than 1.
+
+    Example:
+        >>> fs.nets.recompute_blocks(model, "light")
     """
     if what != "light" and what < 1:
         raise ValueError(f"blocks are recomputed from a side of at least 1 pixel on; got {what}")

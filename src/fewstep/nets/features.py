@@ -20,9 +20,15 @@ MIN_SIZE = 4
 
 
 class FeatureNetwork(Protocol):
-    """A frozen network of feature maps, each of half the side of the one before it.
+    """The contract of a frozen network of feature maps, each of half the side of the one before it.
 
-    name: in cards and records. channels: of each level, the finest first.
+    Attributes:
+        name: its name in cards and records.
+        channels: channels of each level, the finest first.
+
+    Example:
+        >>> network: fs.nets.FeatureNetwork = fs.nets.Classifier((1, 8, 8), 10, width=8)
+        >>> widths = [len(maps[0]) for maps in network(x0)]
     """
 
     name: str
@@ -35,8 +41,12 @@ class FeatureNetwork(Protocol):
 class Backbone:
     """A network of `fewstep.nets.backbones` by the name of its weights.
 
-    mean, std: of its input's channels, for pixels in [0, 1]. tokens: widths of the levels of a transformer, whose maps
-    are equally fine and are brought to four scales by frozen random convolutions.
+    Args:
+        name: name of the weights.
+        mean: means of its input's channels, for pixels in [0, 1].
+        std: standard deviations of its input's channels.
+        tokens: widths of the levels of a transformer, whose maps are equally fine and are brought to four scales by frozen
+            random convolutions.
     """
 
     name: str
@@ -55,10 +65,19 @@ DEIT = Backbone("deit_base_distilled_patch16_224", **IMAGENET, tokens=(96, 192, 
 class PretrainedFeatures(Frozen):
     """A backbone with its published weights; its name has the SHA-256 of their file.
 
-    net, digest: the network with its weights and that hash, as `fewstep.io.feature_networks.open_network` returns them.
-    size: the side to which smaller images are enlarged first,
-    bilinearly; a transformer takes this size alone. seed: of the frozen convolutions behind a transformer. dtype: in
-    which its products are computed; the features have it, and what looks at them computes in it.
+    Args:
+        backbone: what the network expects as input.
+        net: the network with its weights, as `fewstep.io.feature_networks.open_network` returns it.
+        digest: the SHA-256 of the weights, from the same function.
+        size: the side to which smaller images are enlarged first, bilinearly; a transformer takes this size alone.
+        seed: seed of the frozen convolutions behind a transformer.
+        dtype: the precision of its products and its features, in which a discriminator on them computes as well.
+
+    Example:
+        >>> from fewstep.nets.features import VGG
+        >>> from fewstep.nets.backbones import VGG16BN
+        >>> features = fs.nets.PretrainedFeatures(VGG, VGG16BN(), "untrained", size=32)
+        >>> maps = features(x0)
     """
 
     mean: Tensor
@@ -86,7 +105,18 @@ class PretrainedFeatures(Frozen):
         self.channels = backbone.tokens or found
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
-        """Images (B, C, H, W) in [-1, 1], grey or RGB; the label counts for nothing."""
+        """Return the feature maps of images.
+
+        Args:
+            x: images (B, C, H, W) in [-1, 1], grey or RGB.
+            label: has no effect.
+
+        Returns:
+            The feature maps of each level, the finest first.
+
+        Raises:
+            ValueError: the images have neither 1 nor 3 channels.
+        """
         if x.shape[1] not in (1, 3):
             raise ValueError(f"{self.name} looks at grey or RGB images; got {x.shape[1]} channels")
         x = ((x + 1) / 2).expand(-1, 3, -1, -1)
@@ -98,10 +128,21 @@ class PretrainedFeatures(Frozen):
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier, for features where no pretrained network can be had; train its logits first.
+    """A small convolutional classifier, whose features are used where no pretrained network is available; train its logits first.
 
     At each scale, from the image's own down to 4 pixels a side: two 3x3 convolutions, each with group norm and SiLU.
-    width: channels at the first scale, twice as many at each further.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        num_classes: number of classes.
+        width: channels at the first scale, twice as many at each further one.
+
+    Raises:
+        ValueError: the images are smaller than 4 pixels, or there are fewer than two classes.
+
+    Example:
+        >>> classifier = fs.nets.Classifier((1, 8, 8), num_classes=10, width=8)
+        >>> logits = classifier.logits(x0)
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, *, width: int = 32) -> None:
@@ -117,6 +158,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.channels[-1], num_classes)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Sequence[Tensor]:
+        """Return the feature maps of images (B, C, H, W), the finest first; the label has no effect."""
         features = []
         for layer in self.stages:
             x = layer(F.avg_pool2d(x, 2) if features else x)
@@ -136,8 +178,9 @@ def stage(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class RandomConv2d(nn.Module):
-    """A convolution that never learns: its weights are buffers, drawn as PyTorch draws them, U(-b, b) with b the inverse
-    root of the fan-in, from a stream of its own.
+    """A convolution that is never trained: its weights are buffers, drawn as PyTorch draws them from a generator of its own.
+
+    The distribution is U(-b, b) with b the inverse root of the fan-in.
     """
 
     weight: Tensor
@@ -160,7 +203,17 @@ class RandomConv2d(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Four equally fine maps of a transformer as four scales: 4 and 2 times as fine, as they are, and half."""
+    """Four equally fine maps of a transformer, brought to four scales: 4 and 2 times as fine, as they are, and half.
+
+    Args:
+        inputs: channels of the four maps.
+        outputs: channels of the four scales.
+        seed: seed of the frozen random convolutions.
+
+    Example:
+        >>> pyramid = fs.nets.Pyramid((8, 8, 8, 8), (4, 8, 16, 32), seed=0)
+        >>> scales = pyramid([torch.randn(1, 8, 4, 4)] * 4)
+    """
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int], seed: int) -> None:
         super().__init__()
@@ -176,6 +229,7 @@ class Pyramid(nn.Module):
         self.levels = nn.ModuleList(nn.Sequential(*pair) for pair in zip(narrow, scale, strict=True))
 
     def forward(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Bring four maps (B, C, h, w) to four scales, the finest first."""
         return [level(f) for level, f in zip(self.levels, features, strict=True)]
 
 

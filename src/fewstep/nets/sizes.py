@@ -39,7 +39,17 @@ EDM2_CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, 
 
 
 def edm2(size: str, *, img_resolution: int = 64, img_channels: int = 4, label_dim: int = 1000) -> EDM2Config:
-    """EDM2 in one of its sizes, "xxs" to "xxl"; from "m" on it trains with dropout (Karras et al., 2024, Table 6)."""
+    """Return the configuration of EDM2 in one of its sizes (Karras et al., 2024a, Table 6); from "m" on it trains with dropout.
+
+    Args:
+        size: "xxs" to "xxl".
+        img_resolution: side of the image or latent in pixels.
+        img_channels: its channels.
+        label_dim: number of classes, 0 for none.
+
+    Raises:
+        ValueError: there is no such size.
+    """
     if size not in EDM2_CHANNELS:
         raise ValueError(f"EDM2 comes in the sizes {', '.join(EDM2_CHANNELS)}; got {size!r}")
     channels = EDM2_CHANNELS[size]

@@ -31,7 +31,7 @@ from fewstep.nets.layers import (
 
 @dataclass(frozen=True)
 class SongConfig:
-    """Options of the U-Net; the defaults are DDPM++, and those of `ncsnpp` NCSN++.
+    """Options of DDPM++ and NCSN++; the defaults are DDPM++'s, `ncsnpp` has NCSN++'s (Karras et al., 2022, Table 7).
 
     Args:
         img_resolution: side of the image in pixels.
@@ -46,11 +46,17 @@ class SongConfig:
         attn_resolutions: sides at which blocks have self-attention.
         dropout: probability of dropout in the blocks.
         label_dropout: probability of training without the class.
-        embedding_type: of the noise level.
+        embedding_type: embedding of the noise level.
         channel_mult_noise: width of the noise embedding in units of model_channels.
         encoder_type: "residual" and "skip" feed the downsampled input to every resolution.
         decoder_type: "skip" sums an output image over the resolutions.
         resample_filter: taps of the filter that halves and doubles images.
+
+    Raises:
+        ValueError: the resolution cannot be halved as often as there are levels, or the filter has an odd number of taps.
+
+    Example:
+        >>> config = fs.nets.SongConfig(32, label_dim=10)
     """
 
     img_resolution: int
@@ -77,7 +83,21 @@ class SongConfig:
 
 
 def ncsnpp(img_resolution: int, **options) -> SongConfig:
-    """Return the configuration of NCSN++: Fourier embedding, residual inputs, a smoother filter (EDM's `--arch=ncsnpp`)."""
+    """Return the configuration of NCSN++: Fourier embedding, residual inputs, a smoother filter (EDM's `--arch=ncsnpp`).
+
+    Args:
+        img_resolution: side of the image in pixels.
+        **options: further fields of `SongConfig`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: see `SongConfig`.
+
+    Example:
+        >>> net = fs.nets.SongUNet(fs.nets.ncsnpp(32, model_channels=8, num_blocks=1))
+    """
     return SongConfig(
         img_resolution,
         **{
@@ -91,7 +111,15 @@ def ncsnpp(img_resolution: int, **options) -> SongConfig:
 
 
 class SongUNet(nn.Module):
-    """DDPM++ or NCSN++, by its configuration."""
+    """DDPM++ or NCSN++, the U-Net of Song et al. (2021) in the form of EDM (Karras et al., 2022, Table 7).
+
+    Args:
+        config: its options, from which it can be built again.
+
+    Example:
+        >>> net = fs.nets.SongUNet(fs.nets.SongConfig(8, model_channels=8, channel_mult=(1, 2), num_blocks=1))
+        >>> model = fs.Denoiser(net)
+    """
 
     def __init__(self, config: SongConfig) -> None:
         super().__init__()
@@ -173,11 +201,21 @@ class SongUNet(nn.Module):
                 self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, c.out_channels, 3, init=init_zero)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """F(x; c_noise) for images (B, C, H, W), noise conditions (B,), class indices (B,), augmentation labels (B, n)."""
+        """Compute F(x; c_noise).
+
+        Args:
+            x: scaled images (B, C, H, W).
+            c_noise: noise conditions (B,).
+            label: class indices (B,); None for no class.
+            augment: augmentation labels (B, n); None for none.
+
+        Returns:
+            The output (B, out_channels, H, W).
+        """
         return self.decode(self.encode(x, c_noise, label, augment))
 
     def embed(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
-        """The embedding (B, emb_channels) of noise level, class and augmentation."""
+        """Return the embedding (B, emb_channels) of noise level, class and augmentation."""
         cos, sin = self.map_noise(c_noise).chunk(2, dim=1)
         emb = torch.cat([sin, cos], dim=1)
         if self.map_label is not None:
@@ -190,6 +228,7 @@ class SongUNet(nn.Module):
     def encode(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Features:
+        """Return the features of images: the first half of `forward`, with its arguments."""
         emb = self.embed(c_noise, label, augment)
         skips: list[Tensor] = []
         aux = x
@@ -206,6 +245,7 @@ class SongUNet(nn.Module):
         return Features(x, tuple(skips), emb)
 
     def decode(self, features: Features) -> Tensor:
+        """Return the output of features: the second half of `forward`."""
         x, skips, emb = features
         stack = list(skips)
         aux, normal = None, x

@@ -39,33 +39,34 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class Ablation:
-    """A sampler defined by four choices; `sigmas(n)` are its noise levels, and calling it samples.
+    """EDM's general sampler, defined by four choices; `sigmas(n)` are its noise levels, and a call samples.
 
     Args:
-        solver: euler, or heun for the second-order family with its second evaluation at the fraction `alpha` of the step.
-        discretization: Where the steps are.
+        solver: "euler", or "heun" for the second-order family with its second evaluation at the fraction `alpha` of the step.
+        discretization: where the steps are.
         schedule: sigma(t).
         scaling: s(t).
-        sigma_min: Lowest noise level; that of the discretization if None.
-        sigma_max: Highest noise level; that of the discretization if None.
-        rho: Exponent of the edm discretization.
-        epsilon_s: Smallest time of the vp discretization.
-        C_1: Constant of the iDDPM levels.
-        C_2: Constant of the iDDPM levels.
-        M: Number of the iDDPM levels.
-        alpha: 1 is Heun, 1/2 midpoint, 2/3 Ralston.
-        S_churn: Amount of fresh noise, as in `churn`; so are the next three.
-        S_min: Lowest level that gets noise.
-        S_max: Highest level that gets noise.
-        S_noise: Standard deviation of the noise.
-        precondition: That of the network; it clamps the range and rounds the levels to those that the network knows.
+        sigma_min: lowest noise level; None for that of the discretization.
+        sigma_max: highest noise level; None for that of the discretization.
+        rho: exponent of the edm discretization.
+        epsilon_s: smallest time of the vp discretization.
+        C_1: constant of the iDDPM levels.
+        C_2: constant of the iDDPM levels.
+        M: number of the iDDPM levels.
+        alpha: 1 is Heun's method, 1/2 the midpoint method, 2/3 Ralston's.
+        S_churn: amount of fresh noise, as in `churn`; so are the next three.
+        S_min: lowest level at which noise is added.
+        S_max: highest level at which noise is added.
+        S_noise: standard deviation of the noise.
+        precondition: that of the network; it clamps the range and rounds the levels to those that the network knows.
 
     Raises:
-        ValueError: A choice is unknown, alpha lies outside (0, 1], or the range is empty.
+        ValueError: a choice is unknown, alpha is outside (0, 1], or the range is empty.
 
     Example:
         >>> sampler = fs.samplers.Ablation(solver="euler", discretization="vp", schedule="vp", scaling="vp")
-        >>> x0 = fs.samplers.last(sampler(denoise, x, sampler.sigmas(50)))
+        >>> sigmas = sampler.sigmas(50)
+        >>> x0 = fs.samplers.last(sampler(denoise, sigmas[0] * z, sigmas))
     """
 
     solver: Solver = "heun"
@@ -98,7 +99,15 @@ class Ablation:
             raise ValueError(f"noise levels need 0 < sigma_min < sigma_max; got sigma_min={low}, sigma_max={high}")
 
     def for_network(self, precondition: Precondition, **settings: Any) -> Ablation:
-        """This sampler with the noise levels of a network, and further settings of its own."""
+        """Return this sampler with the noise levels of a network.
+
+        Args:
+            precondition: the preconditioning of the network.
+            **settings: fields to change.
+
+        Raises:
+            ValueError: a setting is unknown or has no effect.
+        """
         check_options("EDM's general sampler", [f.name for f in dataclasses.fields(self)], settings)
         if "rho" in settings and self.discretization != "edm":
             raise ValueError(
@@ -125,10 +134,21 @@ class Ablation:
         return VP(beta_d=beta_d, beta_min=high - beta_d / 2)
 
     def round(self, sigma: Tensor) -> Tensor:
+        """Return the levels of the network nearest to `sigma`."""
         return sigma if self.precondition is None else self.precondition.round(sigma)
 
     def sigmas(self, n: int) -> Tensor:
-        """The noise levels of `n` steps, closed by a zero: (n + 1,), float64."""
+        """Return the noise levels of a number of steps.
+
+        Args:
+            n: number of steps.
+
+        Returns:
+            Decreasing levels (n + 1,), float64, closed by a zero.
+
+        Raises:
+            ValueError: there is no step.
+        """
         low, high = self.range
         if self.discretization == "edm":
             sigmas = karras_sigmas(n, sigma_min=low, sigma_max=high, rho=self.rho)[:-1]
@@ -149,6 +169,7 @@ class Ablation:
 
     @cached_property
     def noise_schedule(self) -> Schedule:
+        """The functions of the chosen schedule."""
         if self.schedule == "linear":
             return Schedule(torch.clone, torch.ones_like, torch.clone)
         if self.schedule == "ve":
@@ -162,10 +183,11 @@ class Ablation:
         return Schedule(vp.sigma, derivative, vp.time)
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """s as a function of the noise level."""
+        """Return s at noise levels."""
         return 1 / (1 + sigma**2).sqrt() if self.scaling == "vp" else torch.ones_like(sigma)
 
     def slope(self, denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
+        """Return dx/dt of the state (Karras et al., 2022, Eq. 81)."""
         sigma, growth = self.noise_schedule.sigma(t), self.noise_schedule.derivative(t)
         s = self.scale(sigma)
         decay = -sigma * growth * s**2 if self.scaling == "vp" else 0  # s' / s
@@ -175,7 +197,17 @@ class Ablation:
     def __call__(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like
     ) -> Iterator[Tensor]:
-        """Sample from `x` at `sigmas[0]`, as any sampler does."""
+        """Sample from noisy images.
+
+        Args:
+            denoise: the denoiser, `(x, sigma) -> x0`.
+            x: noisy images (B, ...) at `sigmas[0]`.
+            sigmas: noise levels, from the method `sigmas`.
+            noise: draws unit Gaussian noise like its argument.
+
+        Yields:
+            The state (B, ...) at each next level.
+        """
         time, n = self.noise_schedule.time, len(sigmas) - 1
         x = x * self.scale(sigmas[0])
         for sigma, sigma_next in steps(sigmas):

@@ -33,10 +33,19 @@ NAMED: dict[str, Sampler] = {
 
 
 def find(sampler: str | Sampler) -> Sampler:
-    """The sampler of that name; a function is returned as it is.
+    """Return the sampler of a name.
+
+    Args:
+        sampler: one of `NAMED`, or a function, which is returned as it is.
+
+    Returns:
+        The sampler, a generator function.
 
     Raises:
         ValueError: there is no sampler of that name.
+
+    Example:
+        >>> sampler = fs.samplers.find("heun")
     """
     if not isinstance(sampler, str):
         return sampler

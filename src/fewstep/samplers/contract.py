@@ -22,17 +22,20 @@ from fewstep.runtime.autodiff import forward_mode
 
 
 def last(states: Iterable[Tensor], *, like: Tensor | None = None) -> Tensor:
-    """The final state of a sampler; the others are not kept.
+    """Return the final state of a sampler; the others are not kept.
 
     Args:
         states: what the sampler returned.
         like: a tensor of the shape that the state must have; None for any shape.
 
+    Returns:
+        The last state (B, ...).
+
     Raises:
         ValueError: the function returned something instead of yielding states, or yielded something else.
 
     Example:
-        >>> x0 = last(heun(denoise, sigmas[0] * z, sigmas))
+        >>> x0 = fs.samplers.last(fs.samplers.heun(denoise, sigmas[0] * z, sigmas))
     """
     check_states(states)
     return final_state(deque(states, maxlen=1), like)
@@ -82,7 +85,10 @@ def steps(sigmas: Tensor, *, distinct: bool = False) -> Iterator[tuple[Tensor, T
 class Counted:
     """A denoiser that counts its evaluations: `nfe` the plain ones, `jvp` the dual ones (with a forward derivative).
 
-    A dual evaluation also returns the value; it costs about two to two and a half plain ones.
+    A dual evaluation also returns the value; it costs about as much as two to two and a half plain ones.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
     """
 
     def __init__(self, denoise: Denoise) -> None:
@@ -99,7 +105,20 @@ class Counted:
 
 
 def counted(denoise: Denoise) -> Counted:
-    """Wrap `denoise` with counters of its evaluations, `nfe` and `jvp`; see `Counted`."""
+    """Wrap a denoiser with counters of its evaluations.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+
+    Returns:
+        The same denoiser with the counters `nfe` (plain evaluations) and `jvp` (dual evaluations).
+
+    Example:
+        >>> denoise = fs.samplers.counted(denoise)
+        >>> x0 = fs.samplers.last(fs.samplers.heun(denoise, sigmas[0] * z, sigmas))
+        >>> denoise.nfe == 2 * (len(sigmas) - 1) - 1
+        True
+    """
     return Counted(denoise)
 
 

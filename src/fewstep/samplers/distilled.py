@@ -13,9 +13,25 @@ from fewstep.samplers.contract import steps
 
 @torch.no_grad()
 def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
-    """Denoise, renoise to the next level, repeat, as consistency models do (Song et al., 2023, Algorithm 1).
+    """Denoise, add noise up to the next level, and repeat, as consistency models do (Song et al., 2023, Algorithm 1).
 
-    With a generator, `sigmas` are its `levels`, closed by 0; a single level is one-step generation and draws no noise.
+    x0 = D(x; sigma), x+ = x0 + sigma_next eps. One evaluation a step; a single level is one-step generation, without fresh noise.
+
+    Args:
+        denoise: the generator, `(x, sigma) -> x0`.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0: the generator's `levels`, closed by 0.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next level, the last one at sigma = 0.
+
+    Raises:
+        ValueError: the levels do not decrease to 0.
+
+    Example:
+        >>> sigmas = torch.tensor([80.0, 5.0, 1.0, 0.0])
+        >>> x0 = fs.samplers.last(fs.samplers.multistep(denoise, sigmas[0] * z, sigmas))
     """
     for sigma, sigma_next in steps(sigmas):
         x = denoise(x, sigma)
@@ -28,16 +44,29 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = tor
 def posterior(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = torch.randn_like, mean: Tensor | float = 0.0
 ) -> Iterator[Tensor]:
-    """Draw from p(x0 | y) by a generative denoiser, in as many steps as wanted (NCVSD; Peng et al., 2025, Algorithm 2).
+    """Draw from p(x0 | y) by a generative denoiser, in any number of steps (NCVSD; Peng et al., 2025, Algorithm 2).
 
-    y = `x` is an observation at `sigmas[0]`, which stays: from t z at each further level t, denoise what it and the state
-    know together, then renoise to the next level. With n levels between the first and the closing 0 it takes n
-    evaluations; with none a single one, of y itself. For images from nothing, y is pure noise at sigma_init.
+    `x` is an observation y at sigma_y = `sigmas[0]`, which is kept. The state starts at mean + t z at the second level t. A step
+    draws x0 ~ p(x0 | fuse(y, sigma_y, x, t)), then adds noise up to the next level. With n levels between the first and the
+    closing 0 it takes n evaluations; without any, a single one, of y itself. To generate images, y is pure noise at sigma_init.
 
-    mean: E[x0], about which the state starts: mean + t z. The paper's 0 serves where t is far above |E[x0]|; closer to the
-    images, whose noisy versions lie about their mean, a generator that starts there has less left to do in one step.
+    Args:
+        denoise: draws from p(x0 | x) at a level, `(x, sigma) -> x0`. A denoiser that predicts the mean gives no samples.
+        x: observations y (B, ...) at `sigmas[0]`.
+        sigmas: noise levels (n + 2,): that of y, those of the steps, 0.
+        noise: draws unit Gaussian noise like its argument.
+        mean: E[x0], about which the state starts. The paper's 0 is right where t is far above |E[x0]|; at lower levels noisy
+            images are distributed about their mean, and a generator that starts there has less left to do in one step.
 
-    denoise: draws from p(x0 | y) at a level; with a plain denoiser, which answers with the mean, it is no sampler.
+    Yields:
+        The state (B, ...) at each level from the second on, the last one at sigma = 0.
+
+    Raises:
+        ValueError: the levels do not decrease to 0.
+
+    Example:
+        >>> sigmas = torch.tensor([80.0, 80.0, 5.0, 0.0])
+        >>> x0 = fs.samplers.last(fs.samplers.posterior(denoise, sigmas[0] * z, sigmas))
     """
     pairs = list(steps(sigmas))
     y, sigma_y = x, sigmas[0]

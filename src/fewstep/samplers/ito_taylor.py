@@ -37,9 +37,18 @@ NoisePair = Literal["exact", "simplified"]
 
 
 def check_differentiable(denoise: Denoise) -> None:
-    """Raise ValueError for a network that rounds sigma, whose derivative in sigma means nothing.
+    """Raise ValueError for a network that rounds sigma, as its derivative in sigma is meaningless.
 
     The samplers look through `functools.partial` and `counted`; call it yourself on a network inside a closure.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+
+    Raises:
+        ValueError: the preconditioning of the network rounds noise levels to a grid.
+
+    Example:
+        >>> fs.samplers.check_differentiable(model)
     """
     inner = unwrapped(denoise)
     if isinstance(inner, Preconditioned):
@@ -52,7 +61,7 @@ def check_differentiable(denoise: Denoise) -> None:
 
 
 def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The value of `f` and its derivative in the direction of `tangents`, by one forward-mode evaluation."""
+    """Return the value of `f` and its derivative in the direction of `tangents`, by one forward-mode evaluation."""
     try:
         # cloned, since dual numbers cannot be made of tensors with overlapping memory (`expand`)
         value, derivative = torch.func.jvp(f, tuple(p.clone() for p in primals), tangents)[:2]
@@ -68,14 +77,14 @@ def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[
 
 
 def second_derivative(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """d^2 f / dx^2 [v, v], by nested forward mode."""
+    """Return d^2 f / dx^2 [v, v], by nested forward mode."""
     # Without gradients PyTorch takes fused derivatives (of silu, say) that have no derivative of their own.
     with torch.enable_grad():
         return dual(lambda u: dual(f, (u,), (v,))[1], (x,), (v,))[1].detach()
 
 
 def laplace(f: Callable[[Tensor], Tensor], x: Tensor, method: Laplacian, noise: Noise) -> Tensor | float:
-    """The Laplacian of each component of `f`, per sample of the batch.
+    """Return the Laplacian of each component of `f`, per sample of the batch.
 
     exact: one nested evaluation per element of a sample, for tests. hutchinson: one, with random signs v, as
     E d^2 f [v, v] = Lap f; its error has mean zero and keeps the orders. none: 0, which leaves order 1.
@@ -148,15 +157,33 @@ def ito_taylor(
 ) -> Iterator[Tensor]:
     """Second-order Ito-Taylor sampler of the diffusion of `sde`: strong order 1.5, weak order 2.
 
-    kappa: 0 for the ODE, 1 for the reverse SDE, or a function of sigma. laplacian: `identity` is exact for a true
-    denoiser; `hutchinson` estimates that of the network, `exact` computes it, `none` leaves it out (first order, as
-    control). noise_pair: `exact` draws N_1 and N_2, `simplified` draws N_1 and projects N_2 on it (weak order 2, strong
-    1). sigma_data: standard deviation of the data, as in EDM; steps are exact for Gaussian data that has it, and it
-    does not change the orders.
+    x+ = phi x + (1 - phi) D + N_1 + J N_2 + c L D, derived at the top of this module from Kloeden & Platen (1992, section 10.4)
+    and the heat equation sigma Lap D = D_sigma + 2 J F. The last step is x = D.
 
-    Cost of a step: one dual evaluation at kappa = 1 with the identity, else a plain and a dual one, plus nested ones
-    for `hutchinson` and `exact`. The last step is x = D. Each step draws N_1, then N_2, then the signs of `hutchinson`.
-    Guidance belongs inside `denoise`.
+    A step costs one dual evaluation at kappa = 1 with the identity, else a plain and a dual one, plus nested ones for
+    `hutchinson` and `exact`. It draws N_1, then N_2, then the signs of `hutchinson`. Apply guidance inside `denoise`.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`, differentiable in forward mode.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: distinct noise levels (n + 1,) that decrease to 0.
+        kappa: stochasticity: 0 for the ODE, 1 for the reverse SDE, or a function of sigma.
+        laplacian: "identity" is exact for a true denoiser; "hutchinson" estimates the Laplacian of the network, "exact" computes
+            it, "none" leaves it out (first order, as control).
+        noise_pair: "exact" draws N_1 and N_2; "simplified" draws N_1 and projects N_2 on it (weak order 2, strong order 1).
+        sigma_data: standard deviation of the data, as in EDM. Steps are exact for Gaussian data that has it; the orders do not
+            depend on it.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next level, the last one at sigma = 0.
+
+    Raises:
+        ValueError: a choice is unknown, `sigma_data` is not positive, `kappa` is negative, the levels do not decrease to 0 or two
+            are equal, or the network has no derivative.
+
+    Example:
+        >>> x0 = fs.samplers.last(fs.samplers.ito_taylor(denoise, sigmas[0] * z, sigmas, kappa=1.0))
     """
     check_choice("laplacian", laplacian, Laplacian)
     check_choice("noise_pair", noise_pair, NoisePair)
@@ -197,9 +224,28 @@ def taylor2(
 ) -> Iterator[Tensor]:
     """Second-order Taylor sampler of the probability-flow ODE, with EDM's churn if S_churn > 0 (see `churn`).
 
-    x+ = x + h F - h^2 / (2 sigma) d/ds D(x + s F; sigma + s), h = sigma_next - sigma. One plain and one dual evaluation
-    a step. Raising the level and solving the ODE both carry the marginals exactly, so with any churn their error is the
-    ODE's.
+    With h = sigma_next - sigma and F = (x - D) / sigma,
+    x+ = x + h F - h^2 / (2 sigma) d/ds D(x + s F; sigma + s) at s = 0. A step costs one plain and one dual evaluation. Raising
+    the level and solving the ODE both carry the marginals exactly, so that with any churn their error is the ODE's.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`, differentiable in forward mode.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0.
+        S_churn: amount of fresh noise over the whole schedule.
+        S_min: lowest level at which noise is added.
+        S_max: highest level at which noise is added.
+        S_noise: standard deviation of the noise.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next level, the last one at sigma = 0.
+
+    Raises:
+        ValueError: the levels do not decrease to 0, `S_churn` is negative, or the network has no derivative.
+
+    Example:
+        >>> x0 = fs.samplers.last(fs.samplers.taylor2(denoise, sigmas[0] * z, sigmas))
     """
     check_differentiable(denoise)
     n = len(sigmas) - 1
@@ -226,13 +272,30 @@ def ito_taylor_sde(
     noise_pair: NoisePair = "exact",
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """The Ito-Taylor scheme for any dx = f(x, t) dt + g(t) dW with a scalar g, on increasing `times` (n + 1,).
+    """The Ito-Taylor scheme for any dx = f(x, t) dt + g(t) dW with a scalar g, forward in time.
 
     x+ = x + h f + I_g + (df/dx) I_z + h^2 / 2 (f_t + (df/dx) f + g^2 / 2 Lap f), with I_g = int g dW and
     I_z = int_0^h (int_0^s g dW) ds: the scheme of strong order 1.5 of Kloeden & Platen (1992, section 10.4).
 
-    drift: f, called with x (B, ...) and t (), differentiable in both. diffusion: g, called with t (). Yields x at each
-    next time. The other options are those of `ito_taylor`.
+    Args:
+        drift: f, called with x (B, ...) and t (), differentiable in both.
+        diffusion: g, called with t ().
+        x: the state (B, ...) at `times[0]`.
+        times: increasing times (n + 1,).
+        laplacian: "exact" computes the Laplacian, "hutchinson" estimates it, "none" leaves it out (first order).
+        noise_pair: "exact" draws I_g and I_z; "simplified" draws I_g and projects I_z on it (weak order 2, strong order 1).
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next time.
+
+    Raises:
+        ValueError: a choice is unknown, the times do not increase, or the drift has no derivative.
+
+    Example:
+        >>> times = torch.linspace(0, 1, 11)
+        >>> decay = fs.samplers.ito_taylor_sde(lambda x, t: -x, torch.ones_like, torch.randn(4, 2), times)
+        >>> x = fs.samplers.last(decay)
     """
     check_choice("laplacian", laplacian, Literal["exact", "hutchinson", "none"])
     check_choice("noise_pair", noise_pair, NoisePair)

@@ -2,8 +2,8 @@
 
 With the noise level as the clock, d(sigma) = -d(tau), and F = (x - D(x; sigma)) / sigma,
     dx = -(1 + kappa) F d(tau) + sqrt(2 kappa sigma) dW    (Karras et al., 2022, Eq. 6, with kappa = sigma beta).
-kappa = 0 is the probability-flow ODE, kappa = 1 the reverse-time SDE of Song et al. (2021b); the law of x at each level
-does not depend on it. All samplers end with x = D, the exact limit of the diffusion at sigma = 0.
+kappa = 0 is the probability-flow ODE, kappa = 1 the reverse-time SDE of Song et al. (2021b); the distribution of x at each
+level does not depend on it. All samplers end with x = D, the exact limit of the diffusion at sigma = 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kappa = float | Callable[[Tensor], Tensor | float]
 
 
 def rate(kappa: Kappa, sigma: Tensor) -> Tensor:
-    """kappa at `sigma`, as a tensor of its dtype."""
+    """Return kappa at `sigma`, as a tensor of its dtype."""
     value = kappa(sigma) if callable(kappa) else kappa
     value = torch.as_tensor(value, dtype=sigma.dtype, device=sigma.device)
     if value < 0:
@@ -88,7 +88,27 @@ def diffusion_moments(kappa: Kappa, sigma: Tensor, sigma_next: Tensor) -> NoiseM
 def euler_maruyama(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, kappa: Kappa = 1.0, noise: Noise = torch.randn_like
 ) -> Iterator[Tensor]:
-    """First order, one evaluation a step; the noise of a step has its exact variance."""
+    """Euler-Maruyama for the diffusion of this module. Strong and weak order 1, one evaluation a step.
+
+    With h = sigma - sigma_next and F = (x - D) / sigma: x+ = x - (1 + kappa) h F + I_g, where I_g has the exact variance of the
+    noise of the step, kappa (sigma^2 - sigma_next^2) for a constant kappa. The last step is x = D.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0.
+        kappa: stochasticity: 0 for the ODE, 1 for the reverse SDE, or a function of sigma.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next level, the last one at sigma = 0.
+
+    Raises:
+        ValueError: the levels do not decrease to 0, or `kappa` is negative.
+
+    Example:
+        >>> x0 = fs.samplers.last(fs.samplers.euler_maruyama(denoise, sigmas[0] * z, sigmas, kappa=1.0))
+    """
     for sigma, sigma_next in steps(sigmas):
         x0 = denoise(x, sigma)
         if sigma_next > 0:
@@ -101,9 +121,26 @@ def euler_maruyama(
 def stochastic_heun(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, kappa: Kappa = 1.0, noise: Noise = torch.randn_like
 ) -> Iterator[Tensor]:
-    """Weak order 2 without derivatives, two evaluations a step; strong order 1. At kappa = 0 it is `heun`.
+    """Heun's method for the diffusion of this module. Weak order 2 without derivatives, strong order 1, two evaluations a step.
 
-    With f = -(1 + kappa) F: x~ = x + h f(x, sigma) + I_g, x+ = x + h / 2 (f(x, sigma) + f(x~, sigma_next)) + I_g.
+    With f = -(1 + kappa) F, h = sigma - sigma_next and the noise I_g of `euler_maruyama`: x~ = x + h f(x, sigma) + I_g,
+    x+ = x + h / 2 (f(x, sigma) + f(x~, sigma_next)) + I_g. The last step is x = D. At kappa = 0 it is `heun`.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0.
+        kappa: stochasticity: 0 for the ODE, 1 for the reverse SDE, or a function of sigma.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The state (B, ...) at each next level, the last one at sigma = 0.
+
+    Raises:
+        ValueError: the levels do not decrease to 0, or `kappa` is negative.
+
+    Example:
+        >>> x0 = fs.samplers.last(fs.samplers.stochastic_heun(denoise, sigmas[0] * z, sigmas, kappa=1.0))
     """
     for sigma, sigma_next in steps(sigmas):
         if sigma_next == 0:

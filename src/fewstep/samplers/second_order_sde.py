@@ -1,7 +1,7 @@
 """The sampler of the 2nd-SED solver as it was published (DannHuang/edm, branch main, July 2023).
 
-It is here to repeat its results. Its steps of second order are of first order in truth, for which `docs/samplers.md`
-gives the reasons; `ito_taylor` and `taylor2` are the correct schemes.
+It is here to reproduce its results. Its second-order steps are in fact of first order, for the reasons in
+`docs/samplers.md`; `ito_taylor` and `taylor2` are the correct schemes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RandnLike = Literal["db", "ddb"]
 
 
 def brownian_pair(x: Tensor, dt: float, randn_like: RandnLike, noise: Noise) -> tuple[Tensor, Tensor]:
-    """dW = W(dt) and dZ, the integral of W over [0, dt]: drawn together (`ddb`), or dZ as its mean given dW (`db`)."""
+    """Return dW = W(dt) and dZ, the integral of W over [0, dt]: drawn together (`ddb`), or dZ as its mean given dW (`db`)."""
     if randn_like == "db":
         dW = math.sqrt(dt) * noise(x)
         return dW, dt / 2 * dW
@@ -50,14 +50,29 @@ def second_order_sde(
     A step of first order is x + gamma dt F: its noise is not kept. From the second step on, where s^ >= S_max, it is
         x^ + gamma (dt F + dt^2 gamma / s^ F' + dt^2 g / (2 s^) dW + dZ / s^ - Q),
     with F' of the step before and Q the derivative of D along (dt^2 gamma / (2 s^) F' + g / s^ dZ; dt^2 / (2 s^)).
-    The last step starts without noise and keeps dt, so that it does not end at sigma = 0, nor in the denoised image.
+    The last step starts without noise and keeps dt, so that it ends neither at sigma = 0 nor in the denoised image.
+    A step costs one evaluation, a dual one if it is of second order.
 
-    sigmas: Karras' schedule with this `rho`, of two steps or more. S_max: the level down to which steps are those of
-    second order; as published, no step is by default. randn_like: how dW and dZ are drawn, see `brownian_pair` (the
-    published steps of second order failed with `db`). rho: a whole number. S_churn: accepted and ignored with a
-    warning, as its published commands name it without effect.
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`; differentiable in forward mode for steps of second order.
+        x: noisy images (B, ...) at `sigmas[0]`.
+        sigmas: Karras' schedule with this `rho`, of two steps or more, (n + 1,).
+        S_churn: ignored with a warning; the published commands name it, without effect.
+        S_max: the lowest level at which steps are of second order; by default none is, as published.
+        randn_like: how dW and dZ are drawn: "ddb" together, "db" with dZ as its mean given dW (the published steps of second
+            order failed with "db").
+        rho: exponent of the schedule, a whole number of at least 2.
+        noise: draws unit Gaussian noise like its argument.
 
-    Costs an evaluation a step, a dual one where it is of second order.
+    Yields:
+        The state (B, ...) after each step.
+
+    Raises:
+        ValueError: `randn_like` is unknown, `rho` is not a whole number of at least 2, the levels are not Karras' schedule, or
+            the network has no derivative where it is needed.
+
+    Example:
+        >>> x0 = fs.samplers.last(fs.samplers.second_order_sde(denoise, sigmas[0] * z, sigmas))
     """
     check_choice("randn_like", randn_like, RandnLike)
     pairs, n = list(steps(sigmas, distinct=True)), len(sigmas) - 1
