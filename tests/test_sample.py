@@ -12,7 +12,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.precondition import VE
 from fewstep.io import model_folder
 from fewstep.nets.song import SongConfig, SongUNet
-from fewstep.sample import BatchSize, count_evaluations, describe, generate
+from fewstep.sample import BatchSize, count_evaluations, describe, generate, generated
 from fewstep.samplers import churn, multistep
 from tests.conftest import tiny_net
 
@@ -73,6 +73,24 @@ def test_labels(denoiser):
     unconditional = Denoiser(SongUNet(SongConfig(8, 1, 1, model_channels=8, channel_mult=(1,), num_blocks=1)))
     with pytest.raises(ValueError, match="has no classes"):
         next(generate(unconditional, range(4), label=0))
+
+
+def test_labels_by_name(denoiser):
+    nameless = Denoiser(denoiser.net)
+    named = Denoiser(
+        denoiser.net, class_names=["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    )
+    threes = list(generate(nameless, range(2), label=3, steps=2))
+    for model, label in ((named, "three"), (named, "3"), (nameless, "3")):
+        images = generate(model, range(2), label=label, steps=2)
+        assert all(np.array_equal(a, b) for a, b in zip(threes, images, strict=True))
+    assert generated(named, range(2), label="three").protocol["labels"] == 3
+    with pytest.raises(ValueError, match="there is no class 'tree'; did you mean three?"):
+        generate(named, range(2), label="tree")
+    with pytest.raises(ValueError, match=r"no class 'x'; the classes are zero, .*, nine, or 0 to 9"):
+        generate(named, range(2), label="x")
+    with pytest.raises(ValueError, match="does not know the names of its classes; give a number from 0 to 9"):
+        generate(nameless, range(2), label="three")
 
 
 def test_draws_of_a_seed_are_those_of_edm():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.guidance import Guidance
-from fewstep.core.inputs import check_classes
+from fewstep.core.inputs import check_classes, class_index
 from fewstep.core.noise import Denoise, SeededNoise
 from fewstep.core.plan import Plan, Sampler
 from fewstep.metrics.protocol import ROUNDING, show_seeds
@@ -107,7 +107,7 @@ def generate(
     steps: int | None = None,
     sampler: str | Sampler | None = None,
     guidance: Guidance | float | None = None,
-    label: int | Tensor | None = None,
+    label: int | str | Tensor | None = None,
     plan: Plan | None = None,
     batch_size: int | None = None,
     tf32: bool = False,
@@ -126,7 +126,8 @@ def generate(
         sampler: the name of one of `fs.samplers`, a function that follows their contract, or an object with a schedule of its
             own, such as `fs.samplers.Ablation(solver="euler", discretization="vp")`; the model's own way if None.
         guidance: a scale of classifier-free guidance, or a `Guidance`.
-        label: a class for all images, or one for each seed (N,); None draws it from the seed.
+        label: a class for all images, by index or by one of `denoiser.class_names`, or one for each seed (N,); None draws it
+            from the seed.
         plan: how, in place of steps, sampler, guidance and options: what `model.plan(...)` or `fs.make_plan` returned.
         batch_size: images at a time; None for as many as fit, remembered for this model. It does not change the images.
         tf32: in float32, let GPUs round the factors of products to 10 bits.
@@ -146,6 +147,8 @@ def generate(
         given = {"steps": steps, "sampler": sampler, "guidance": guidance, **options}
         check_plan(denoiser, plan, [name for name, value in given.items() if value is not None])
     check_seeds(seeds)
+    if isinstance(label, str):
+        label = class_index(label, denoiser.num_classes, denoiser.class_names)
     check_classes(label, len(seeds), denoiser.num_classes)
     denoiser.codec.prepare(next(denoiser.parameters()).device)
     return images_of(denoiser, seeds, label, plan, batch_size, tf32, progress)
@@ -284,7 +287,7 @@ def generated(
     denoiser: Denoiser,
     seeds: Sequence[int],
     *,
-    label: int | Tensor | None = None,
+    label: int | str | Tensor | None = None,
     plan: Plan | None = None,
     batch_size: int | None = None,
     tf32: bool = False,
@@ -292,6 +295,8 @@ def generated(
 ) -> ImageSource:
     """The images of `generate`, which has the arguments, as a source to be measured, with their part of the protocol."""
     plan = plan or make_plan(denoiser, **options)
+    if isinstance(label, str):
+        label = class_index(label, denoiser.num_classes, denoiser.class_names)
 
     def make() -> Iterator[NDArray[np.uint8]]:
         made = generate(denoiser, seeds, label=label, plan=plan, batch_size=batch_size, tf32=tf32)

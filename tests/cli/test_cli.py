@@ -77,6 +77,7 @@ def test_train_distill_sample_eval_report(tmp_path, capsys, monkeypatch):
     assert record["identity"]["method"]["alpha"] == 1.0
     assert model_folder.card("runs/sid").nimg == 128  # the flag overrides the file
     assert model_folder.card("runs/sid").lineage == ["teacher"]
+    assert model_folder.load("runs/sid").class_names == tuple("0123456789")  # as of the data
 
     assert (
         main(["sample", "runs/sid", "--seeds", "0-3,9", "--out", "images", "--grid", "grid.png", "--class", "3"]) == 0

@@ -313,6 +313,7 @@ def test_refusals(model, denoiser, tmp_path, capsys, monkeypatch) -> None:
     base = ["restore", model, "digits", "--out", "out", "--first", "1"]
     task = ["--task", "box_inpainting"]
     assert "give a label (--class NUMBER" in fails(capsys, *base, *task)
+    assert "there is no class 'seven'; the classes are 0, 1, " in fails(capsys, *base, *task, "--class", "seven")
     base += ["--class", "3"]
     assert "there is no task 'unblur'" in fails(capsys, *base, "--task", "unblur")
     assert "sigma_y must be positive" in fails(capsys, *base, *task, "--sigma-y=-1")

@@ -16,6 +16,8 @@ from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES
 from fewstep.nets.song import SongUNet, ncsnpp
 from fewstep.runtime.files import write_tensors
 
+NAMES = ("cat", "dog", "a\nb", *map(str, range(7)))
+
 
 @pytest.mark.parametrize("precondition", [EDM(), EDM(0.3, 0.01, 90.0), VP(), VE(sigma_max=50.0), IDDPM(steps=20)])
 def test_save_and_load_is_the_identity(denoiser, tmp_path, precondition):
@@ -23,13 +25,16 @@ def test_save_and_load_is_the_identity(denoiser, tmp_path, precondition):
         16, label_dim=3, augment_dim=9, model_channels=16, channel_mult=(1, 2), num_blocks=1, out_channels=6
     )
     config = denoiser.net.config if precondition.sigma_data == 0.3 else config
-    original = Denoiser(SongUNet(config), precondition=precondition, levels=(2.5, 0.7))
+    original = Denoiser(
+        SongUNet(config), precondition=precondition, levels=(2.5, 0.7), class_names=NAMES[: config.label_dim]
+    )
     card = Card(name="it", method="by hand", nimg=3, lineage=["a", "b"], license="CC BY-NC-SA 4.0", data={"name": "d"})
     model_folder.save(original, tmp_path / "model", card)
     loaded = model_folder.load(tmp_path / "model")
     assert loaded.net.config == config
     assert loaded.precondition == precondition
     assert loaded.levels == (2.5, 0.7)
+    assert loaded.class_names == original.class_names == NAMES[: config.label_dim]
     assert not loaded.training
     assert loaded.state_dict().keys() == original.state_dict().keys()
     assert all(
@@ -72,6 +77,8 @@ def broken(folder, **changes):
         ({"network__img_resolution": 7}, "not divisible"),
         ({"network__label_dim": 11}, r"net.map_label.weight has shape \(8, 10\), not \(8, 11\)"),
         ({"network__num_blocks": 2}, "missing net.enc.8x8_block1"),
+        ({"class_names": ["a"] * 9}, "expected the names of 10 classes; got"),
+        ({"class_names": [1] * 10}, "expected the names of 10 classes; got"),
         ({"precondition__kind": "X"}, "expected one of EDM, Boundary, VP, VE, IDDPM"),
     ],
 )

@@ -73,7 +73,8 @@ def restore(
         factor: super_resolution only: downsampling factor.
         ncvsd_shift: shift the image up and left by one pixel in circular blurs, as NCVSD's code does at even sizes; for
             measurements that it made.
-        label: class of all images, or data (those of the data set), or none; a model with classes needs one of them.
+        label: class of all images, by index or name, or data (those of the data set), or none; a model with classes needs one
+            of them.
         vae: for a latent model: folder of its VAE (diffusers' AutoencoderKL) or its name on the hub. If unset: the VAE that
             the model names.
         batch: samples at a time; does not affect them.
@@ -101,7 +102,7 @@ def restore(
             kernel=kernel,
             factor=factor,
             ncvsd_shift=ncvsd_shift,
-            label=label,  # pyright: ignore[reportArgumentType] - numbers arrive as words
+            label=label,
             vae=vae,
             batch_size=batch,
             preset=preset,

@@ -175,7 +175,7 @@ def sample(
     grid: Path | None = None,
     npz: Path | None = None,
     subdirs: bool = False,
-    label: Annotated[int | None, arg(name="class")] = None,
+    label: Annotated[str | None, arg(name="class")] = None,
     batch: int | None = None,
     overwrite: bool = False,
     sampling: OmitArgPrefixes[Sampling] = Sampling(),
@@ -191,7 +191,7 @@ def sample(
         grid: PNG file with all images side by side, or their channels if they are neither grey nor RGB.
         npz: npz file with all images in one array, arr_0 (N, H, W, C).
         subdirs: one subfolder of --out per 1,000 seeds.
-        label: class index of all images. If unset: drawn from each seed.
+        label: class of all images: its index, or its name if the model knows it. If unset: drawn from each seed.
         batch: images at a time; does not affect the images. If unset: 64, on GPUs as many as fit.
         overwrite: replace existing files.
         sampling: How images are generated.

@@ -71,6 +71,7 @@ class Denoiser(Preconditioned):
         uncertainty: The log-variance head of EDM2, c_noise (B,) -> (B,), that weights its loss (Karras et al., 2024a,
             Eq. 21); None for none.
         codec: Converts between its units and images.
+        class_names: The names of its classes by index, where they are known. A `Run` takes them from its data.
 
     Attributes:
         draws: Whether a call returns a random draw of p(x0 | x) instead of its mean.
@@ -94,11 +95,13 @@ class Denoiser(Preconditioned):
         dtype: torch.dtype = torch.float32,
         uncertainty: nn.Module | None = None,
         codec: Codec = Pixels(),
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(net, precondition or EDM(), dtype)
         self.uncertainty = uncertainty
         self.levels = levels
         self.codec = codec
+        self.class_names = None if class_names is None else tuple(class_names)
         self._warned: set[str] = set()
 
     @property

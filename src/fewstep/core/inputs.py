@@ -7,6 +7,7 @@ that would wait for the device; code that samples or trains there checks its arg
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from fewstep.runtime.autodiff import forward_mode
+from fewstep.runtime.spelling import suggestion
 
 
 def readable(x: Tensor) -> bool:
@@ -94,3 +96,27 @@ def check_classes(label: Any, n: int, num_classes: int) -> None:
     wrong = [k for k in values.flatten().unique().tolist() if not 0 <= k < num_classes]
     if wrong:
         raise ValueError(f"the classes of this model are 0 to {num_classes - 1}; got {', '.join(map(str, wrong[:5]))}")
+
+
+SHOWN = 10
+"""Names of classes in an error."""
+
+
+def class_index(label: str, num_classes: int, names: Sequence[str] | None) -> int:
+    """The index of a class by its name, or by its index in words; a name that is a number is read as an index.
+
+    Raises:
+        ValueError: there is no class of this name, or the names of the classes are not known.
+    """
+    if label.removeprefix("-").isdecimal():
+        return int(label)
+    if not num_classes:
+        raise ValueError(f"this model has no classes; leave the label (--class) out; got {label!r}")
+    if names is None:
+        raise ValueError(
+            f"this model does not know the names of its classes; give a number from 0 to {num_classes - 1}; got {label!r}"
+        )
+    if label in names:
+        return [*names].index(label)
+    known = f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}, or 0 to {num_classes - 1}"
+    raise ValueError(f"there is no class {label!r}; {suggestion(label, names, f'the classes are {known}')}")

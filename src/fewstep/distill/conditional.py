@@ -87,6 +87,7 @@ def shared(teacher: Denoiser) -> dict[str, Any]:
         "precondition": teacher.precondition,
         "dtype": teacher.dtype,
         "codec": teacher.codec,
+        "class_names": teacher.class_names,
         "uncertainty": Uncertainty(channels, getattr(teacher.net.config, "normalizations", 1)),
     }
 

@@ -79,7 +79,8 @@ def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
     net.load_state_dict({k: v.clone() for k, v in teacher.net.state_dict().items() if k in known}, assign=True)
     master(net)
     boundary = Boundary(teacher.sigma_data, eps, teacher.sigma_min, teacher.sigma_max)
-    return Denoiser(net, precondition=boundary, levels=(sigma,), dtype=teacher.dtype, codec=teacher.codec)
+    shared = {"dtype": teacher.dtype, "codec": teacher.codec, "class_names": teacher.class_names}
+    return Denoiser(net, precondition=boundary, levels=(sigma,), **shared)
 
 
 class EncoderFeatures(Frozen):

@@ -6,20 +6,22 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.inputs import class_index
 from fewstep.data import images as open_images
 from fewstep.inverse.latent import Shape
 from fewstep.inverse.nonlinear import PhaseRetrieval
 from fewstep.inverse.operator import Operator
 from fewstep.inverse.tasks import read_array, read_image
 
-Label = int | Literal["data", "none"] | Sequence[int] | None
+Label = int | str | Sequence[int] | None
+"""A class by index or name, `data` for the labels of the data set, `none`, or one for each image."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Problem:
     Attributes:
         source: where they come from, for the protocol.
         labels: of the data set, if it has any.
+        class_names: likewise.
     """
 
     source: str
@@ -36,6 +39,7 @@ class Problem:
     truth: Sequence[NDArray[np.uint8]] | None
     measurements: Sequence[NDArray[np.float32]] | None
     labels: NDArray[np.int64] | None = None
+    class_names: Sequence[str] | None = None
 
 
 def open_problem(
@@ -73,7 +77,8 @@ def open_problem(
     names = [name.replace("/", "-").rpartition(".")[0] for name in (getattr(images, "names", None) or [])[:count]]
     if len(set(names)) < count:
         names = [f"{i:06d}" for i in range(count)]
-    return Problem(source, names, [images[i] for i in range(count)], None, getattr(images, "labels", None))
+    labels, classes = (getattr(images, name, None) for name in ("labels", "class_names"))
+    return Problem(source, names, [images[i] for i in range(count)], None, labels, classes)
 
 
 def measured_problem(images: Any, operator: Operator, first: int | None) -> Problem:
@@ -129,7 +134,8 @@ def choose_labels(denoiser: Denoiser, problem: Problem, label: Label) -> list[in
         return None
     if label is None:
         raise ValueError(
-            f"this model has {classes} classes: give a label (--class NUMBER, data for the labels of the data set, or none)"
+            f"this model has {classes} classes: give a label (--class NUMBER, a name, data for the labels of the data set, or "
+            "none)"
         )
     if label == "none":
         if not denoiser.knows_no_class:
@@ -144,9 +150,7 @@ def choose_labels(denoiser: Denoiser, problem: Problem, label: Label) -> list[in
             raise ValueError("label data (--class data) needs a data set with labels; give a number, or none")
         chosen = [int(v) for v in problem.labels[:n]]
     elif isinstance(label, str):
-        if not label.isdecimal():
-            raise ValueError(f"the label (--class) must be a number, data or none; got {label!r}")
-        chosen = [int(label)] * n
+        chosen = [class_index(label, classes, denoiser.class_names or problem.class_names)] * n
     else:
         chosen = [label] * n if isinstance(label, int) else [int(v) for v in label]
     if len(chosen) != n or min(chosen) < 0 or max(chosen) >= classes:

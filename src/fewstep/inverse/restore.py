@@ -87,8 +87,8 @@ def restore(
         kernel: for deblurring, an array (h, w), or an npy file.
         factor: of super-resolution.
         ncvsd_shift: the circular blurs also move the image by one pixel, as NCVSD's code does.
-        label: a class for all images, one for each, "data" (the labels of the data set) or "none". A model with classes
-            needs one of them.
+        label: a class for all images, by index or name, one for each, "data" (the labels of the data set) or "none". A model
+            with classes needs one of them.
         vae: for a model of latents, the folder of its VAE or its name on the hub.
         batch_size: samples at a time; it does not change them.
         **options: with the solver's name, as of `Solver.of`: preset, nfe, prior_steps, weight, beta, rho, sigma_min,

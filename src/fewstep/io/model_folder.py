@@ -109,6 +109,7 @@ def save(denoiser: Denoiser, folder: str | Path, card: Card | None = None) -> Pa
         "version": VERSION,
         "shape": list(denoiser.shape),
         "num_classes": denoiser.num_classes,
+        "class_names": plain(denoiser.class_names),
         "denoiser": class_options(denoiser),
         "network": network_to_dict(denoiser.net),
         "precondition": to_dict(denoiser.precondition),
@@ -291,6 +292,7 @@ def load(
     except (TypeError, ArithmeticError, LookupError, RuntimeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where}: there is no network of this configuration: {reason}") from error
+    denoiser.class_names = parse_class_names(config.get("class_names"), denoiser.num_classes, where)
     check_state_dict(denoiser.state_dict(), tensors, weights)
     denoiser.load_state_dict(tensors, assign=True)
     return denoiser.eval()
@@ -313,6 +315,15 @@ def parse_levels(levels: Any) -> tuple[float, ...]:
     if len(result) > MAX_LEVELS or not all(0 < level < math.inf for level in result):
         raise ValueError(f"expected at most {MAX_LEVELS} levels > 0; got {reprlib.repr(levels)}")
     return result
+
+
+def parse_class_names(names: Any, num_classes: int, where: Path) -> tuple[str, ...] | None:
+    """The names of a model's classes, which older folders do not have. Raises ValueError unless there is one for each."""
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}: expected the names of {num_classes} classes; got {reprlib.repr(names)}")
+    return tuple(names)
 
 
 def check_state_dict(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:

@@ -32,7 +32,7 @@ def describe(value: Any) -> Any:
         return {str(k): describe(v) for k, v in value.items()}
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__
-    hidden = ("_", "training", "phases", "product")
+    hidden = ("_", "training", "phases", "product", "class_names")
     known = field_names(value) if dataclasses.is_dataclass(value) else vars(value)  # without what is cached
     settings = {k: getattr(value, k) for k in sorted(known) if not k.startswith(hidden)}
     settings = {k: v for k, v in settings.items() if not isinstance(v, nn.Module)}

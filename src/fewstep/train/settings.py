@@ -92,6 +92,7 @@ class Run(RunOptions):
             )
         check_method(self.method)
         check_data(self.method, self.data)
+        name_classes(self.method, self.data)
         self.check_numbers()
         players = list(dict.fromkeys(phase.player for phase in self.method.phases))
         if set(players) != set(self.optimizers):
@@ -202,3 +203,10 @@ def check_data(method: Method, stream: Stream) -> None:
                 f"the {name} has {network.num_classes} classes; {data.name} has {data.num_classes or 'none'}. Give data "
                 "with the same classes, or another teacher"
             )
+
+
+def name_classes(method: Method, stream: Stream) -> None:
+    """Give denoisers that do not know the names of their classes those of the data."""
+    for _, network in denoisers(method):
+        if network.num_classes and network.class_names is None:
+            network.class_names = getattr(stream.data, "class_names", None)
