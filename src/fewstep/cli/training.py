@@ -21,6 +21,7 @@ from fewstep.train.options import RunOptions
 
 if TYPE_CHECKING:
     from fewstep.train.evaluation import Evaluation
+    from fewstep.train.settings import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Options(RunOptions):
     """Device: cpu, cuda, cuda:1, ...; if unset, a GPU if there is one, else the CPU."""
     fresh: bool = False
     """Delete the run in the folder and start over."""
+    dry_run: bool = False
+    """Print what the run would do, how long it would take and how much memory it would need; write nothing."""
     transfer: str | None = None
     """Initialize the network (with distill, the generator) with other weights, matched by name: a model or run folder,
     hf://owner/name, an upstream .pkl or .pt, or its URL."""
@@ -115,12 +118,31 @@ def train(recipe: Any, options: Options, command: str) -> None:
             run = transfer(run, options.transfer)
             if rank() == 0:
                 print(run.transfer)
-        if rank() == 0:
-            print(summary(run.data.data))
+        announce(run, options)
+        if options.dry_run:
+            return
         fit(run, options.out, fresh=options.fresh)
         if rank() == 0:
             next_one = next_step("sample", options.out, "--grid", "grid.png")
             print(f"{options.out}: trained to {card(options.out).nimg:,} images; {next_one}")
+
+
+def announce(run: Run, options: Options) -> None:
+    """Print what a run will do and take; its time is measured, unless it resumes and its log has it. All ranks call it."""
+    from fewstep.runtime.distributed import from_first, rank
+    from fewstep.train import estimate
+
+    resumed = from_first(None if options.fresh else estimate.so_far(options.out, run.until))
+    if rank() == 0:
+        print("\n".join([summary(run.data.data), *estimate.about(run), *([resumed] if resumed else [])]), flush=True)
+    if resumed or (estimate.steps_of(run) < estimate.SHORT and not options.dry_run):
+        return
+    try:
+        found = estimate.measure(run).lines(run)
+    except Exception as error:  # of a method of one's own that cannot be copied, or trains no single image
+        found = [f"time: not estimated; a step on a copy of the method failed: {error}"]
+    if rank() == 0:
+        print("\n".join(found), flush=True)
 
 
 def summary(data: Any) -> str:

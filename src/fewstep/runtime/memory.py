@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -37,3 +38,12 @@ def available() -> int | None:
         )
         found.append(limit - used)
     return min(found, default=None)
+
+
+def used() -> int | None:
+    """Bytes of memory that this process holds now; None if not known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
