@@ -1,8 +1,9 @@
-"""Networks below float32: the same functions, with weights that are cast once and activations channels-last."""
+"""Networks below float32: the same functions, with weights that are cast once and activations that lie as is fastest."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.nets.casting import CACHE, cast
 from fewstep.nets.convolution import Conv2d
 from fewstep.nets.edm2 import MPConv
-from fewstep.nets.layers import GroupNorm, Linear, dropout
+from fewstep.nets.layers import FEW, GroupNorm, Linear, attention, dropout
+from fewstep.nets.song import SongUNet
+from fewstep.runtime import precision
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
@@ -119,28 +122,30 @@ def test_copies_are_dropped_with_their_layers_and_not_inherited():
     assert len(CACHE) < n
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("side", [8, 32])
-def test_group_norm_below_float32(side):
+def test_group_norm_below_float32(side, layout):
     torch.manual_seed(0)
     layer = GroupNorm(64)
     with torch.no_grad():
         layer.weight.normal_()
         layer.bias.normal_()
-    x = (torch.randn(2, 64, side, side) * 3 + 1).to(LOW, memory_format=torch.channels_last)
+    x = (torch.randn(2, 64, side, side) * 3 + 1).to(LOW, memory_format=layout)
     found, expected = layer(x), F.group_norm(x.double(), 16, layer.weight.double(), layer.bias.double())
-    assert found.dtype == LOW and found.is_contiguous(memory_format=torch.channels_last)
+    assert found.dtype == LOW and found.is_contiguous(memory_format=layout)
     assert (found - expected).abs().max() < 2**-7 * expected.abs().max()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("side", [8, 32])
-def test_derivatives_of_group_norm_below_float32(side):
+def test_derivatives_of_group_norm_below_float32(side, layout):
     """Those of float64 within the rounding of what is low; of the weights in float32, and the second ones, too."""
     torch.manual_seed(0)
     layer = GroupNorm(32)
     with torch.no_grad():
         layer.weight.normal_()
         layer.bias.normal_()
-    x, dy, v = (torch.randn(2, 32, side, side).to(LOW, memory_format=torch.channels_last) for _ in range(3))
+    x, dy, v = (torch.randn(2, 32, side, side).to(LOW, memory_format=layout) for _ in range(3))
 
     def derivatives(norm: GroupNorm, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         inputs = [(t * 3 + 1).to(dtype).requires_grad_() for t in (x, dy)]
@@ -150,9 +155,24 @@ def test_derivatives_of_group_norm_below_float32(side):
         return *first, *second
 
     found, expected = derivatives(layer, LOW), derivatives(copy.deepcopy(layer).double(), torch.float64)
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert found[0].is_contiguous(memory_format=layout)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() < (3e-3 if a.dtype == LOW else 1e-5) * b.norm()
+
+
+@pytest.mark.parametrize("tokens", [FEW, FEW + 1])
+def test_attention_below_float32(tokens):
+    """On both sides of the number of tokens from which it is fused, it is that of float64 within its rounding."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 1, tokens, 8).to(LOW).requires_grad_() for _ in range(4)]
+
+    def derivatives(q, k, v, dy) -> tuple[torch.Tensor, ...]:
+        y = attention(q, k, v)
+        return y, *torch.autograd.grad(y, (q, k, v), dy)
+
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    for found, expected in zip(derivatives(*inputs), derivatives(*exact), strict=True):
+        assert found.dtype == LOW and (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_group_norm_below_float32_takes_part_in_transformations():
@@ -190,14 +210,21 @@ def test_dropout_of_any_shape(shape):
     assert dropout(torch.ones(shape), 1e-9, True).shape == shape
 
 
-def test_low_precision_is_float32_within_its_rounding_and_channels_last(denoiser):
+@pytest.mark.parametrize("side", [8, 16])
+def test_low_precision_is_float32_within_its_rounding_and_channels_last_unless_small(side):
+    torch.manual_seed(0)
+    denoiser = Denoiser(SongUNet(dataclasses.replace(tiny_net().config, img_resolution=side))).eval()
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.05 * torch.randn_like(p))
     low = copy.deepcopy(denoiser)
     low.dtype = LOW
-    x, sigma = torch.randn(4, 1, 8, 8), torch.tensor([0.1, 1.0, 5.0, 40.0])
+    x, sigma = torch.randn(4, 1, side, side), torch.tensor([0.1, 1.0, 5.0, 40.0])
     with torch.no_grad():
         exact, found = denoiser(x, sigma), low(x, sigma)
-        features = low.encode(x, sigma).features
-    assert features.bottleneck.is_contiguous(memory_format=torch.channels_last)
+        block = low.encode(x, sigma).features.skips[1]  # before attention, whose result lies channels-last anyway
+    assert block.is_contiguous(memory_format=torch.channels_last) is (side == 16)
+    assert block.is_contiguous() is (side == 8)
     assert (exact - found).norm() < 0.02 * exact.norm()
     for d in (denoiser, low):
         d.requires_grad_(True)
@@ -211,7 +238,10 @@ def trainer(stream, denoiser) -> Trainer:
     return Trainer(method, stream, {"denoiser": Adam(1e-2)}, batch_size=8)
 
 
-def test_a_resumed_run_is_the_same_run(stream, denoiser):
+@pytest.mark.parametrize("small", [True, False])
+def test_a_resumed_run_is_the_same_run(stream, denoiser, small, monkeypatch):
+    if not small:
+        monkeypatch.setattr(precision, "SMALL", 0)
     one, two = trainer(stream, denoiser), trainer(stream, denoiser)
     for _ in range(4):
         one.step()
@@ -224,7 +254,7 @@ def test_a_resumed_run_is_the_same_run(stream, denoiser):
     for _ in range(2):
         three.step()
     first = one.params["denoiser"][-2]
-    assert any(not p.is_contiguous() for p in one.params["denoiser"]) and first.abs().sum() > 0
+    assert all(p.is_contiguous() for p in one.params["denoiser"]) is small and first.abs().sum() > 0
     for a, b in zip(one.method.parameters(), three.method.parameters(), strict=True):
         assert torch.equal(a, b)
 

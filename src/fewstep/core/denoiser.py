@@ -19,7 +19,7 @@ from fewstep.core.network import Features, SamplingDefaults
 from fewstep.core.noise import Denoise, Noise, expand, karras_sigmas
 from fewstep.core.plan import Plan, Sampler, closed
 from fewstep.core.precondition import EDM, Coefficients, Precondition
-from fewstep.runtime.precision import activations
+from fewstep.runtime.precision import activations, layout
 
 USUAL = 152.2
 """Highest noise level of EDM's samplers, those of the VP SDE (Karras et al., 2022, Table 1); for networks under its
@@ -380,7 +380,8 @@ def lay_out(module: nn.Module) -> None:
     """Store the convolutions of all denoisers in `module` that compute below float32 as their activations lie, in place."""
     for part in module.modules():
         if isinstance(part, Denoiser) and part.dtype.itemsize < 4:
-            part.net.to(memory_format=torch.channels_last)
+            place = next(part.net.parameters()).device
+            part.net.to(memory_format=layout(part.shape[1:], place))
 
 
 def score(denoise: Denoise, x: Tensor, sigma: float | Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def cached_cast(parameter: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) 
     """Return `make(parameter)` in the precision of `x`, with gradients if the parameter requires them.
 
     The result is cached for a parameter that requires no gradients or is used in inference mode, if the precision is below
-    float32. The cached copy of a convolution's weight is channels-last, as activations are. It is dropped when the version of the
+    float32. The cached copy of a convolution's weight lies as the activations do. It is dropped when the version of the
     parameter counts up, and by any use with gradients, since fused optimizers do not count their writes.
 
     Args:
@@ -57,7 +57,8 @@ def cached_cast(parameter: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) 
         return make(parameter).to(x.dtype)
     known, origin = CACHE.get(parameter), (parameter.data_ptr(), parameter._version)
     if known is None or known.origin != origin or known.value.dtype != x.dtype:
-        layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        last = parameter.ndim == 4 and not x.is_contiguous()
+        layout = torch.channels_last if last else torch.preserve_format
         with torch.inference_mode(False), torch.no_grad():  # the copy may be used in a backward pass later
             known = CachedCast(origin, make(parameter).to(x.dtype, memory_format=layout))
         CACHE[parameter] = known

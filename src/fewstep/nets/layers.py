@@ -179,10 +179,19 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+FEW = 64
+"""Tokens up to which attention on CPUs is computed in float32, whatever the precision of the network."""
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c), with the softmax in at least float32."""
+    """Return softmax(q k^T / sqrt(c)) v over (B, heads, tokens, c), with the softmax in at least float32.
+
+    Below float32, PyTorch's fused kernel for CPUs takes ten times as long for few tokens as it does in float32.
+    """
     if not forward_mode():
+        few = q.is_cpu and q.dtype.itemsize < 4 and q.shape[-2] <= FEW
         # The fused kernels need contiguous channels; otherwise PyTorch silently takes the slow kernel.
-        return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        fused = [(t.float() if few else t).contiguous() for t in (q, k, v)]
+        return F.scaled_dot_product_attention(*fused).to(v.dtype)
     logits = accurate(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return logits.softmax(-1).to(v.dtype) @ v
