@@ -42,10 +42,25 @@ def make_plan(
     guidance: Guidance | float | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan that `generate` carries out for these arguments; see there.
+    """Return the plan that `generate` carries out for the same arguments.
+
+    Args:
+        model: the model.
+        steps: number of steps; the model's own if None.
+        sampler: the name of one of `fs.samplers`, a function, or an object with a schedule of its own; the model's own way
+            if None.
+        guidance: a scale of classifier-free guidance, or a `Guidance`; None for none.
+        **options: options of `Denoiser.plan` and of the sampler.
+
+    Returns:
+        The sampler with its noise levels, options and guidance.
 
     Raises:
         ValueError: the sampler, the guidance or an option does not fit the model, or has no effect.
+
+    Example:
+        >>> plan = fs.make_plan(model, 18, sampler="churn", S_churn=10)
+        >>> images = fs.generate(model, range(64), plan=plan)
     """
     if not isinstance(model, Denoiser):
         raise ValueError(f"denoiser is a model, such as fs.load(path); got a {type(model).__name__}")
@@ -114,7 +129,7 @@ def generate(
     progress: bool = False,
     **options: Any,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Images (H, W, C) uint8, one for each seed, in order; under torchrun those of this rank, every world-th.
+    """Generate images, one for each seed, in order; under torchrun those of this rank, every world-th.
 
     The draws of a seed are, in order: the initial noise (float32), a class if there are classes, and the sampler's noise
     (float64, for EDM2's networks float32), so that they are those of EDM's and EDM2's generators on a CPU.
@@ -128,11 +143,14 @@ def generate(
         guidance: a scale of classifier-free guidance, or a `Guidance`.
         label: a class for all images, by index or by one of `denoiser.class_names`, or one for each seed (N,); None draws it
             from the seed.
-        plan: how, in place of steps, sampler, guidance and options: what `model.plan(...)` or `fs.make_plan` returned.
+        plan: what `model.plan(...)` or `fs.make_plan` returned, in place of steps, sampler, guidance and options.
         batch_size: images at a time; None for as many as fit, remembered for this model. It does not change the images.
         tf32: in float32, let GPUs round the factors of products to 10 bits.
         progress: show a progress bar.
-        options: of `Denoiser.plan`, such as levels, sigma_max and rho, and of the sampler, such as S_churn and kappa.
+        **options: options of `Denoiser.plan`, such as levels, sigma_max and rho, and of the sampler, such as S_churn and kappa.
+
+    Returns:
+        An iterator over images (H, W, C), uint8.
 
     Raises:
         ValueError: at once, for what does not fit the model or would have no effect.
@@ -293,7 +311,27 @@ def generated(
     tf32: bool = False,
     **options: Any,
 ) -> ImageSource:
-    """The images of `generate`, which has the arguments, as a source to be measured, with their part of the protocol."""
+    """Return the images of `generate` as a source to be measured, with their part of the protocol.
+
+    Args:
+        denoiser: the model.
+        seeds: one for each image.
+        label: a class for all images, by index or by one of `denoiser.class_names`, or one for each seed (N,); None draws it
+            from the seed.
+        plan: what `model.plan(...)` or `fs.make_plan` returned; None for that of `options`.
+        batch_size: images at a time; None for as many as fit.
+        tf32: in float32, let GPUs round the factors of products to 10 bits.
+        **options: arguments of `make_plan`, such as steps and sampler.
+
+    Returns:
+        The source, which `fs.evaluate` takes.
+
+    Raises:
+        ValueError: see `make_plan`.
+
+    Example:
+        >>> results = fs.evaluate(fs.generated(model, range(2000), steps=9), fs.images("digits"))
+    """
     plan = plan or make_plan(denoiser, **options)
     if isinstance(label, str):
         label = class_index(label, denoiser.num_classes, denoiser.class_names)

@@ -33,14 +33,17 @@ class ImageData:
     Args:
         images: an array uint8 (N, C, H, W), or files.
         labels: class indices (N,), None if there are no classes.
-        name: of the set, for messages.
+        name: name of the set, for messages.
         num_classes: 0 without labels; by default the number of `class_names`, else the largest label + 1.
-        class_names: of all classes, in their order.
+        class_names: names of all classes, in their order.
         memory: bytes; if all decoded images fit, each is decoded once and kept.
         file: the file of an array; its hash is the fingerprint.
 
     Raises:
         ValueError: the images or labels have another type, shape or range.
+
+    Example:
+        >>> data = fs.ImageData(np.zeros((100, 3, 32, 32), np.uint8), labels=np.arange(100) % 10, name="black")
     """
 
     def __init__(

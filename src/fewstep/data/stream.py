@@ -50,8 +50,15 @@ class ImageStream:
 
     Args:
         data: the data set.
-        seed: of the order, not negative.
+        seed: seed of the order, not negative.
         flip: mirror each image left to right with probability 1/2.
+
+    Raises:
+        ValueError: the seed is negative.
+
+    Example:
+        >>> stream = fs.ImageStream(fs.images("digits"), seed=0)
+        >>> batch = stream.batch(0, 64)
     """
 
     def __init__(self, data: ImageData, *, seed: int = 0, flip: bool = False) -> None:

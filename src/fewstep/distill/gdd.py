@@ -68,8 +68,14 @@ def generator_of(teacher: Denoiser, sigma: float, eps: float) -> Denoiser:
         sigma: the noise level from which it makes images in one step.
         eps: the noise level at which it returns its input.
 
+    Returns:
+        The generator.
+
     Raises:
         ValueError: the teacher has another preconditioning.
+
+    Example:
+        >>> generator = fs.distill.generator_of(teacher, 80.0, 0.002)
     """
     check_start(teacher)
     config = teacher.net.config

@@ -15,7 +15,7 @@ from fewstep.inverse.operator import LinearOperator, Operator
 
 
 def tried(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) for random images; raises ValueError unless it returns one real and finite measurement for each."""
+    """Return f(x) for random images; raise ValueError unless it is one real and finite measurement for each."""
     try:
         with torch.no_grad():
             y, alone = function(given := x.clone()), function(x[:1].clone())
@@ -64,14 +64,22 @@ def check_differentiable(function: Callable[[Tensor], Tensor], shape: tuple[int,
 
 
 def linear(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether f(a + 2 b) = f(a) + 2 f(b) for random images of this shape; raises ValueError if f is no operator."""
+    """Return whether f(a + 2 b) = f(a) + 2 f(b) for random images of this shape; raise ValueError if f is not an operator."""
     a, b = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
     both = tried(function, a) + 2 * tried(function, b)
     return torch.allclose(tried(function, a + 2 * b), both, atol=1e-4 * both.abs().max().item(), rtol=1e-3)
 
 
 class Function(Operator):
-    """Any differentiable function of images as operator. Use `LinearFunction` for linear ones."""
+    """Any differentiable function of images as an operator. Use `LinearFunction` for linear ones.
+
+    Args:
+        function: images (B, C, H, W) to measurements (B, ...).
+        shape: shape of the images (C, H, W).
+
+    Example:
+        >>> operator = fs.inverse.Function(torch.tanh, (1, 8, 8))
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -81,11 +89,23 @@ class Function(Operator):
         )  # the module of a method moves to other devices with the operator
 
     def A(self, x: Tensor) -> Tensor:
+        """Return the measurement (B, ...) of images (B, C, H, W), without noise."""
         return self.function(x)
 
 
 class LinearFunction(LinearOperator):
-    """Any linear function of images; the adjoint is derived. Raises ValueError if it is not linear."""
+    """Any linear function of images as an operator; the adjoint is derived by differentiation.
+
+    Args:
+        function: images (B, C, H, W) to measurements (B, ...).
+        shape: shape of the images (C, H, W).
+
+    Raises:
+        ValueError: the function is not linear or not differentiable, or fails for images of this shape.
+
+    Example:
+        >>> operator = fs.inverse.LinearFunction(lambda x: x.cumsum(-1), (1, 8, 8))
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -98,14 +118,19 @@ class LinearFunction(LinearOperator):
             check_differentiable(function, shape)
 
     def A(self, x: Tensor) -> Tensor:
+        """Return the measurement (B, ...) of images (B, C, H, W), without noise."""
         return self.function(x)
 
 
 class Physics(LinearOperator):
-    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as operator.
+    """A linear physics object of deepinv (or anything with its `A` and `A_adjoint`) as an operator.
+
+    Args:
+        physics: the object.
+        shape: shape of the images (C, H, W).
 
     Raises:
-        ValueError: A_adjoint fails, or is not the adjoint of A, with which every draw would have another law.
+        ValueError: A_adjoint fails, or is not the adjoint of A, with which every draw would have another distribution.
     """
 
     def __init__(self, physics: Any, shape: tuple[int, ...]) -> None:
@@ -130,14 +155,27 @@ class Physics(LinearOperator):
 
 
 def from_physics(physics: Any, shape: tuple[int, ...]) -> Operator:
-    """A deepinv physics object as operator: `Physics` if it is linear and has an adjoint, else a `Function` of its A.
+    """Return a deepinv physics object as an operator: `Physics` if it is linear and has an adjoint, else a `Function` of its A.
 
     It is tested on random images on the CPU; `.to` moves it afterwards. The object's own noise is not used; give its level
     to the `Likelihood`. deepinv itself is not imported.
 
+    Args:
+        physics: an object with the method `A`, and `A_adjoint` if it is linear.
+        shape: shape of the images (C, H, W).
+
+    Returns:
+        The operator.
+
     Raises:
-        ValueError: the object has no A, fails for real images of this shape, returns complex measurements or none for
-            each image, has no gradient though it is not linear, or a wrong adjoint.
+        ValueError: the object has no A, fails for real images of this shape, does not return one real measurement for each
+            image, has no gradient though it is not linear, or has a wrong adjoint.
+
+    Example:
+        >>> class Halve:
+        ...     def A(self, x):
+        ...         return x / 2
+        >>> operator = fs.inverse.from_physics(Halve(), (1, 8, 8))
     """
     if not callable(getattr(physics, "A", None)):
         raise ValueError(f"expected an object with the method A, as deepinv's physics have; got {physics!r}")
@@ -152,7 +190,7 @@ def tried_function(function: Callable[[Tensor], Tensor], shape: tuple[int, ...])
 
 
 def operator_of(value: Any, shape: tuple[int, ...]) -> Operator:
-    """The operator of an object: an `Operator`, a deepinv physics object, or a function of images (B, C, H, W).
+    """Return the operator of an object: an `Operator`, a deepinv physics object, or a function of images (B, C, H, W).
 
     A function is tested for linearity on random images; a linear one gets exact proximal steps.
     """

@@ -18,7 +18,21 @@ from fewstep.inverse.operator import Decomposed
 
 
 def gaussian_line(std: float, truncate: float = 4.0) -> Tensor:
-    """Weights of a Gaussian on a line, float64, cut off at `truncate` deviations, that sum to one."""
+    """Return weights of a Gaussian on a line.
+
+    Args:
+        std: standard deviation in pixels.
+        truncate: where the weights end, in standard deviations.
+
+    Returns:
+        Weights (n,), float64, that sum to one.
+
+    Raises:
+        ValueError: the standard deviation is not positive.
+
+    Example:
+        >>> operator = fs.inverse.separable_blur((1, 8, 8), fs.inverse.gaussian_line(0.8))
+    """
     if not std > 0:
         raise ValueError(f"the deviation of a Gaussian must be positive; got {std}")
     radius = int(truncate * std + 0.5)
@@ -27,16 +41,42 @@ def gaussian_line(std: float, truncate: float = 4.0) -> Tensor:
 
 
 def gaussian_kernel(std: float) -> Tensor:
-    """A Gaussian (n, n) that sums to one, 4 deviations wide to each side: NCVSD's has a deviation of 3, 25 x 25 taps."""
+    """Return a Gaussian kernel, 4 standard deviations wide to each side.
+
+    Args:
+        std: standard deviation in pixels; NCVSD's is 3, which gives 25 x 25 taps.
+
+    Returns:
+        The kernel (n, n), float64, which sums to one.
+
+    Raises:
+        ValueError: the standard deviation is not positive.
+
+    Example:
+        >>> operator = fs.inverse.CircularBlur(fs.inverse.gaussian_kernel(0.8), (1, 8, 8))
+    """
     line = gaussian_line(std)
     return line[:, None] * line
 
 
 def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tensor:
-    """The path (size, size) of a shaking camera, that sums to one; at size 61 and intensity 0.5 NCVSD's for each seed.
+    """Return the path of a shaking camera as a kernel; at size 61 and intensity 0.5 it is NCVSD's for each seed.
 
-    A random walk with persistent turns, drawn as a thin line, softened and reduced by two (after L. Borodenko's
-    generator). intensity: from 0, a straight line, to 1.
+    A random walk with persistent turns, drawn as a thin line, softened and reduced by two (after L. Borodenko's generator).
+
+    Args:
+        size: side of the kernel in pixels, at least 3.
+        intensity: how much the path turns: near 0 a straight line, at most 1.
+        seed: seed of the path.
+
+    Returns:
+        The kernel (size, size), float64, which sums to one.
+
+    Raises:
+        ValueError: size or intensity is out of range, or the path of the seed leaves no trace.
+
+    Example:
+        >>> operator = fs.inverse.CircularBlur(fs.inverse.motion_kernel(7), (1, 8, 8))
     """
     if size < 3 or not 0 < intensity <= 1:
         raise ValueError(f"a motion kernel has size 3 at least and an intensity in (0, 1]; got {size}, {intensity}")
@@ -82,15 +122,22 @@ def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
 
 
 class CircularBlur(Decomposed):
-    """y = kernel * x with the image continued periodically, each channel by itself.
+    """Blur with the image continued periodically: y = kernel * x, each channel by itself.
 
     The singular values are those of the Fourier transform, whose phase is part of U.
 
     Args:
-        kernel: (h, w), as a convolution.
-        shape: (C, H, W).
+        kernel: the kernel (h, w) of a convolution.
+        shape: shape of the images (C, H, W).
         shift: rows and columns by which the image moves. (0, 0) keeps the kernel's centre (h // 2, w // 2) where it is.
             (-1, -1), up and left, is what the code of NCVSD does at 256x256, whose measurements need it.
+
+    Raises:
+        ValueError: the kernel is not a finite matrix, is zero, or is larger than the images.
+
+    Example:
+        >>> operator = fs.inverse.CircularBlur(fs.inverse.gaussian_kernel(0.8), (1, 8, 8))
+        >>> y = operator(x0)
     """
 
     phase: Tensor
@@ -123,8 +170,22 @@ PADDINGS = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
 
 
 def real_blur(kernel: Tensor, shape: tuple[int, int, int], padding: str = "reflect") -> LinearFunction:
-    """y = kernel * x with a real boundary: the image is continued by zeros, its mirror image or its edge, or (valid)
-    only what the kernel sees whole is measured. Proximal draws by conjugate gradients.
+    """Return a blur y = kernel * x with a real boundary; proximal draws use conjugate gradients.
+
+    Args:
+        kernel: the kernel (h, w) of a convolution.
+        shape: shape of the images (C, H, W).
+        padding: how the image is continued: "zeros", "reflect" by its mirror image, "replicate" by its edge; with "valid" only
+            the part is measured where the kernel lies within the image.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: there is no such padding, or the kernel is not valid.
+
+    Example:
+        >>> operator = fs.inverse.real_blur(torch.full((3, 3), 1 / 9), (1, 8, 8))
     """
     check_kernel(kernel, shape)
     if padding not in (*PADDINGS, "valid"):

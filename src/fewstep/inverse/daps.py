@@ -15,9 +15,20 @@ from fewstep.samplers.edm import euler
 
 
 def solved(denoise: Denoise, n: int = 5) -> Denoise:
-    """The end of the probability-flow ODE from (x, sigma), by `n` steps of Euler: DAPS's estimate of x0.
+    """Return DAPS's estimate of x0: the end of the probability-flow ODE from (x, sigma), by Euler's method.
 
     The levels are the authors': `n` + 1 of Karras' ramp from sigma to 0.01, the last one replaced by 0.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+        n: number of steps, which are evaluations.
+
+    Returns:
+        The estimate, `(x, sigma) -> x0`.
+
+    Example:
+        >>> estimate = fs.inverse.solved(denoise, 5)
+        >>> x0 = estimate(z, torch.tensor(1.0).double())
     """
 
     def end(x: Tensor, sigma: Tensor) -> Tensor:
@@ -30,14 +41,21 @@ def solved(denoise: Denoise, n: int = 5) -> Denoise:
 
 @dataclass(frozen=True)
 class Langevin:
-    """The authors' draws: plain Langevin steps u <- u - h grad E + sqrt(2 h) eps, from the estimate x0, on
-    E(u) = |A(u) - y|^2 / tau^2 + |u - x0|^2 / (2 sigma^2).
+    """The draws of the authors' code of DAPS: plain Langevin steps from the estimate x0.
+
+    u <- u - h grad E(u) + sqrt(2 h) eps on E(u) = |A(u) - y|^2 / tau^2 + |u - x0|^2 / (2 sigma^2).
 
     Args:
         rate: h at the first level; each task has its own.
-        steps: for each level.
+        steps: number of steps for each level.
         tau: sqrt(2) times the measurement noise that E stands for. The authors take 0.01 whatever the noise is.
         last: h at level k of n is rate (1 - (1 - last) k / (n + 1)).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> states = fs.inverse.daps(denoise, likelihood, sigmas[0] * z, sigmas, langevin=fs.inverse.Langevin(steps=3))
     """
 
     rate: float = 1e-4
@@ -50,7 +68,7 @@ class Langevin:
             raise ValueError(f"Langevin steps need rate, tau > 0, steps >= 1 and last in (0, 1]; got {self}")
 
     def __call__(self, likelihood: Likelihood, x0: Tensor, sigma: Tensor, done: float, noise: Noise) -> Tensor:
-        """The end of the steps. done: k / (n + 1)."""
+        """Return the end of the steps; `done` is k / (n + 1)."""
         u, h = x0, self.rate * (1 - (1 - self.last) * done)
         gradient = likelihood.operator.gradient(likelihood.y)
         for _ in range(self.steps):
@@ -71,17 +89,32 @@ def daps(
     langevin: Langevin | None = None,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """At each level estimate x0, draw from N(x0, r^2) p(y | x0), renoise to the next level (Algorithm 1).
+    """Decoupled annealing posterior sampling (Zhang et al., 2025, Algorithm 1).
 
-    Yields the draws. By default they are exact, if the operator is linear, with r = radius sigma sigma_data /
-    hypot(sigma, sigma_data). The paper has r = sigma and a hundred short Langevin steps, which do not reach that law where
-    the measurement is silent; exact draws need the smaller r.
+    At each level: estimate x0, draw from N(x0, r^2) p(y | x0), then add noise up to the next level. By default the draws are
+    exact if the operator is linear, with r = radius sigma sigma_data / hypot(sigma, sigma_data). The paper has r = sigma and a
+    hundred short Langevin steps, which do not reach that distribution where the measurement has no information; exact draws
+    need the smaller r.
 
     Args:
-        denoise: the estimate, `solved(D)` as in the paper.
-        radius: share of the deviation that a posterior of pixels of deviation `sigma_data` has.
-        langevin: draw as the authors' code does instead; radius, sigma_data and the likelihood's sigma_y then have no
-            effect.
+        denoise: the estimate `(x, sigma) -> x0`, `solved(D)` as in the paper.
+        likelihood: the measurements and their operator.
+        x: noise (B, C, H, W) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0.
+        radius: r as a share of the standard deviation that a posterior of pixels of deviation `sigma_data` has.
+        sigma_data: standard deviation of the data.
+        langevin: draw as the authors' code does instead; radius, sigma_data and the likelihood's sigma_y then have no effect.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The draw (B, C, H, W) at each level.
+
+    Raises:
+        ValueError: radius or sigma_data is not positive, or the levels do not decrease to 0.
+
+    Example:
+        >>> estimate = fs.inverse.solved(denoise, 5)
+        >>> x0 = fs.samplers.last(fs.inverse.daps(estimate, likelihood, sigmas[0] * z, sigmas))
     """
     if not radius > 0 or not sigma_data > 0:
         raise ValueError(f"daps takes a positive radius and sigma_data; got {radius} and {sigma_data}")

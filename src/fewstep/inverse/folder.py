@@ -33,12 +33,16 @@ class RestoredImage:
     """One image with its posterior samples.
 
     Attributes:
-        name: of the image.
-        measurement: y, as the operator gives it, without the batch axis.
+        name: name of the image.
+        measurement: the measurement y, without the batch axis.
         view: the measurement as an image in [-1, 1], of any size.
-        samples: (S, C, H, W), pixels in [-1, 1].
-        truth: uint8 (C, H, W), None where measurements were given.
-        diverged: (S, 2), how often Langevin steps of a sample diverged and were drawn again, or were given up.
+        samples: posterior samples (S, C, H, W), pixels in [-1, 1].
+        truth: the image itself, uint8 (C, H, W); None where measurements were given.
+        diverged: how often Langevin steps of a sample diverged and were drawn again, or were given up, (S, 2).
+
+    Example:
+        >>> found = fs.restore(model, "digits", "box_inpainting", label="data", first=1, nfe=6)
+        >>> mean, deviation = found.images[0].mean, found.images[0].deviation
     """
 
     name: str

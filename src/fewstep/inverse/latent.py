@@ -17,12 +17,15 @@ Shape = tuple[int, int, int]
 
 
 class Latent(Operator):
-    """An operator on images, applied to their latents: A(decode(x)) for latents x (B, *shape).
+    """An operator on images, applied to their latents: A(decode(x)) for latents x (B, C, H, W).
 
     Args:
         operator: measures images.
         decode: latents to images in [-1, 1], differentiable.
-        shape: of the latents, (C, H, W).
+        shape: shape of the latents (C, H, W).
+
+    Example:
+        >>> latent = fs.inverse.Latent(operator, lambda x: 2 * x, (1, 8, 8))
     """
 
     def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
@@ -30,6 +33,7 @@ class Latent(Operator):
         self.operator, self.decode = operator, decode
 
     def A(self, x: Tensor) -> Tensor:
+        """Return the measurement (B, ...) of the images of latents (B, C, H, W), without noise."""
         return self.operator.A(self.decode(x))
 
     def view(self, y: Tensor) -> Tensor:

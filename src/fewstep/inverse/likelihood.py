@@ -13,7 +13,7 @@ from fewstep.inverse.operator import Coupling, Decomposed, Operator
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A batch of measurements by one operator.
+    """The likelihood p(y | x0) = N(y; A(x0), sigma_y^2 I) of a batch of measurements.
 
     Args:
         operator: A.
@@ -23,7 +23,12 @@ class Likelihood:
             `fewstep.inverse.operator.Decomposed.shrinkage`.
 
     Raises:
-        ValueError: the operator cannot have made `y`, or `y` or `sigma_y` is not finite.
+        ValueError: the operator cannot have made `y`, `y` or `sigma_y` is not finite, or a tight coupling is asked of an operator
+            without a known decomposition.
+
+    Example:
+        >>> y = fs.inverse.measure(operator, x0, 0.05, seeds=[0, 1])
+        >>> likelihood = fs.inverse.Likelihood(operator, y, sigma_y=0.05)
     """
 
     operator: Operator
@@ -54,19 +59,28 @@ class Likelihood:
             )
 
     def gap(self, x0: Tensor) -> Tensor:
-        """|A(x0) - y|, (B, 1, ...), over the observed part; differentiable, with gradient 0 at 0."""
+        """Return |A(x0) - y|, (B, 1, ...), over the observed part; differentiable, with gradient 0 at 0."""
         norm = torch.linalg.vector_norm(self.operator.seen(self.operator.A(x0) - self.y).flatten(1), dim=1)
         return norm.view(-1, *[1] * (x0.ndim - 1))
 
     def sample(self, x: Tensor, rho: float | Tensor, noise: Noise = torch.randn_like) -> Tensor:
-        """A draw of u from N(u; x, rho^2 I) p(y | u), up to a constant, or of its tight variant."""
+        """Draw u from N(u; x, rho^2 I) p(y | u), up to a constant, or from its tight variant.
+
+        Args:
+            x: images (B, C, H, W).
+            rho: standard deviation of the proximal term.
+            noise: draws unit Gaussian noise like its argument.
+
+        Returns:
+            The draws (B, C, H, W).
+        """
         operator, rho = self.operator, float(rho)
         if isinstance(operator, Decomposed):
             return operator.prox_sample(x, self.y, self.sigma_y, rho, noise, self.coupling)
         return operator.prox_sample(x, self.y, self.sigma_y, rho, noise)
 
     def shrink(self, v: Tensor, rho: float | Tensor) -> Tensor:
-        """The part of white noise `v` that such a draw contains; see `fewstep.inverse.operator.Decomposed.shrink`."""
+        """Return the part of white noise `v` that a draw of `sample` contains; see `Decomposed.shrink` of the operator."""
         if not isinstance(self.operator, Decomposed):
             raise ValueError(
                 "persistent noise needs an operator whose singular value decomposition is known; set persistence=0"
@@ -74,9 +88,9 @@ class Likelihood:
         return self.operator.shrink(v, self.sigma_y, float(rho), self.coupling)
 
     def nearest(self, x: Tensor, gamma: float) -> Tensor:
-        """argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - x|^2."""
+        """Return argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - x|^2, (B, C, H, W)."""
         return self.operator.prox_l2(x, self.y, gamma)
 
     def measured(self, beta: float | None) -> Likelihood:
-        """The same with the noise level of NCVSD's tuned beta, sqrt(beta / 2); unchanged for None."""
+        """Return the same with the noise level of NCVSD's tuned beta, sqrt(beta / 2); unchanged for None."""
         return self if beta is None else replace(self, sigma_y=(beta / 2) ** 0.5)

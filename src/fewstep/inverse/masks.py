@@ -11,7 +11,22 @@ from fewstep.inverse.operator import Decomposed
 
 
 def box_mask(height: int, width: int, share: float = 0.5) -> Tensor:
-    """(height, width): 0 in a centred box with `share` of each side, 1 around it; NCVSD's is half of each side."""
+    """Return a mask with a centred box of missing pixels.
+
+    Args:
+        height: rows of the images.
+        width: columns of the images.
+        share: size of the box as a share of each side; NCVSD's is half.
+
+    Returns:
+        The mask (height, width): 0 in the box, 1 around it.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+
+    Example:
+        >>> operator = fs.inverse.Inpainting(fs.inverse.box_mask(8, 8), (1, 8, 8))
+    """
     if not 0 < share < 1:
         raise ValueError(f"the box takes a share of each side between 0 and 1; got {share}")
     mask = torch.ones(height, width)
@@ -22,7 +37,23 @@ def box_mask(height: int, width: int, share: float = 0.5) -> Tensor:
 
 
 def random_mask(height: int, width: int, missing: float = 0.7, seed: int = 0) -> Tensor:
-    """(height, width): 0 at a share `missing` of the pixels, drawn from `seed`, 1 elsewhere."""
+    """Return a mask with missing pixels drawn at random.
+
+    Args:
+        height: rows of the images.
+        width: columns of the images.
+        missing: share of the pixels that is missing.
+        seed: seed of the draw.
+
+    Returns:
+        The mask (height, width): 0 at missing pixels, 1 elsewhere.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+
+    Example:
+        >>> operator = fs.inverse.Inpainting(fs.inverse.random_mask(8, 8, missing=0.7), (1, 8, 8))
+    """
     if not 0 < missing < 1:
         raise ValueError(f"the share of missing pixels lies between 0 and 1; got {missing}")
     n = height * width
@@ -32,11 +63,18 @@ def random_mask(height: int, width: int, missing: float = 0.7, seed: int = 0) ->
 
 
 class Inpainting(Decomposed):
-    """y = mask x. The measurement has the image's shape; its values where the mask is 0 are ignored.
+    """Inpainting: y = mask x. The measurement has the image's shape; its values where the mask is 0 are ignored.
 
     Args:
-        mask: (H, W) or (C, H, W), non-negative weights; 0 is missing, 1 is observed as it is.
-        shape: of the images, (C, H, W).
+        mask: non-negative weights (H, W) or (C, H, W); 0 is missing, 1 is observed as it is.
+        shape: shape of the images (C, H, W).
+
+    Raises:
+        ValueError: the mask has another shape, negative or not finite values, or is zero everywhere.
+
+    Example:
+        >>> operator = fs.inverse.Inpainting(fs.inverse.box_mask(8, 8), (1, 8, 8))
+        >>> y = operator(x0)
     """
 
     def __init__(self, mask: Tensor, shape: tuple[int, int, int]) -> None:
@@ -65,5 +103,5 @@ class Inpainting(Decomposed):
         return torch.where(self.s(y) > 0, y, 0.0)
 
     def view(self, y: Tensor) -> Tensor:
-        """The measurement with grey where nothing was seen."""
+        """Return the measurement with grey where pixels are missing."""
         return self.seen(y)

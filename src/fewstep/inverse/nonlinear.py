@@ -21,10 +21,20 @@ LUMINANCE = """
 
 
 class PhaseRetrieval(Operator):
-    """The moduli of the Fourier transform of the zero-padded image (x + 1) / 2, orthonormal and centred.
+    """Phase retrieval: the moduli of the Fourier transform of the zero-padded image (x + 1) / 2, orthonormal and centred.
 
-    oversampling: r adds r / 8 of the size on each side, so that 4 doubles it (NCVSD's). A sign, a shift and a reflection
-    of the image may remain unknown: take several samples.
+    A sign, a shift and a reflection of the image may remain unknown: take several samples.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        oversampling: r adds r / 8 of the size on each side, so that 4 doubles it (NCVSD's).
+
+    Raises:
+        ValueError: the oversampling is negative.
+
+    Example:
+        >>> operator = fs.inverse.PhaseRetrieval((1, 8, 8))
+        >>> y = operator(x0)
     """
 
     halves: Tensor
@@ -45,8 +55,10 @@ class PhaseRetrieval(Operator):
         return torch.fft.fftshift(torch.fft.fft2(padded, norm="ortho"), dim=(-2, -1)).abs()
 
     def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """By transforms of half a spectrum: the image is real, so that only the even part of `y` pulls at it. Where in its
-        frame the image lies changes no modulus; here it is the corner.
+        """Return the gradient, computed by transforms of half a spectrum.
+
+        The image is real, so that only the even part of `y` has a gradient. The moduli do not depend on where the image lies in
+        its frame; here it is the corner.
         """
         (height, width), size = self.shape[1:], self.size
         even = y.flatten(2)[..., self.halves].mean(2).view(*y.shape[:2], size[0], -1)
@@ -64,18 +76,30 @@ class PhaseRetrieval(Operator):
         return torch.full_like(x[:, :1, :1, :1], 0.25)
 
     def view(self, y: Tensor) -> Tensor:
-        """ln(1 + y), scaled to its largest value."""
+        """Return ln(1 + y), scaled to its largest value."""
         logs = y.clamp_min(0).log1p()
         return 2 * logs / logs.amax((1, 2, 3), keepdim=True).clamp_min(1e-12) - 1
 
 
 def rounded(x: Tensor) -> Tensor:
-    """The nearest integers, with the gradient of x itself: rounding is flat, and what it hides is the same everywhere."""
+    """Return the nearest integers, with the gradient of the identity, as rounding itself is flat."""
     return x + (x.detach().round() - x.detach())
 
 
 class Quantization(Operator):
-    """Pixels of [-1, 1] rounded to 2^bits levels, with the gradient of the identity."""
+    """Quantization: pixels of [-1, 1] rounded to 2^bits levels, with the gradient of the identity.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        bits: number of bits, 1 to 16.
+
+    Raises:
+        ValueError: the number of bits is out of range.
+
+    Example:
+        >>> operator = fs.inverse.Quantization((1, 8, 8), bits=3)
+        >>> y = operator(x0)
+    """
 
     def __init__(self, shape: tuple[int, int, int], bits: int = 3) -> None:
         super().__init__(shape)
@@ -90,7 +114,18 @@ class Quantization(Operator):
 class JPEG(Operator):
     """The loss of JPEG, each channel as luminance: the cosine transform of 8x8 blocks, rounded to the steps of `quality`.
 
-    quality: 1 to 100, as of the reference implementation. Images of other sizes are continued by their edges.
+    Images whose sides are not multiples of 8 are continued by their edges.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        quality: 1 to 100, as in the reference implementation of JPEG.
+
+    Raises:
+        ValueError: the quality is out of range.
+
+    Example:
+        >>> operator = fs.inverse.JPEG((1, 8, 8), quality=30)
+        >>> y = operator(x0)
     """
 
     table: Tensor

@@ -76,7 +76,19 @@ def streams(eps: Tensor) -> Callable[[], Noise]:
 
 
 class Operator(nn.Module, ABC):
-    """y = A(x) for images x (B, *shape), differentiable. Subclasses define `A`; linear ones derive from `LinearOperator`."""
+    """A measurement operator y = A(x) for images x (B, C, H, W), differentiable.
+
+    Subclasses define `A`; linear ones derive from `fewstep.inverse.operator.LinearOperator`.
+
+    Args:
+        shape: shape of the images (C, H, W).
+
+    Example:
+        >>> class Gamma(fs.inverse.Operator):
+        ...     def A(self, x):
+        ...         return ((x + 1) / 2).clamp_min(1e-3) ** 2.2
+        >>> y = Gamma((1, 8, 8))(x0)
+    """
 
     shape: tuple[int, ...]
 
@@ -86,7 +98,7 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def A(self, x: Tensor) -> Tensor:
-        """The measurement (B, ...) of images (B, C, H, W), without noise."""
+        """Return the measurement (B, ...) of images (B, C, H, W), without noise."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
@@ -94,21 +106,21 @@ class Operator(nn.Module, ABC):
         return self.A(x)
 
     def view(self, y: Tensor) -> Tensor:
-        """The measurement as an image in [-1, 1], of any size, for display."""
+        """Return the measurement as an image in [-1, 1], of any size, for display."""
         return y
 
     def seen(self, y: Tensor) -> Tensor:
-        """The observed part of a measurement; zero where it does not depend on the image."""
+        """Return the observed part of a measurement; zero where it does not depend on the image."""
         return y
 
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """J^T v, (B, *shape), for the Jacobian J of A at `x` and a measurement `v`."""
+        """Return J^T v, (B, C, H, W), for the Jacobian J of A at `x` and a measurement `v`."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.A(x), x, v)[0]
 
     def gradient(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """The gradient of |A(u) - y|^2 / 2 as a function u -> J^T (A(u) - y), (B, *shape)."""
+        """Return the gradient of |A(u) - y|^2 / 2 as a function u -> J^T (A(u) - y), (B, C, H, W)."""
 
         def gradient(u: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -118,7 +130,7 @@ class Operator(nn.Module, ABC):
         return gradient
 
     def curvature(self, x: Tensor) -> Tensor:
-        """An upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
+        """Return an upper estimate of |J|^2, the largest eigenvalue of J^T J at `x`, (B, 1, ..., 1), by power iteration.
 
         The iteration converges from below; a margin of 1.3 covers the remaining error.
         """
@@ -141,15 +153,15 @@ class Operator(nn.Module, ABC):
         return 1.3 * value.detach().clamp_min(1e-12)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        """argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - z|^2, by gradient steps; a stationary point if A is not linear."""
+        """Return argmin_u gamma / 2 |A(u) - y|^2 + 1/2 |u - z|^2, by gradient steps; a stationary point if A is not linear."""
         return self.descend(z, y, gamma**-0.5, 1.0, z, lambda: torch.zeros_like)
 
     def prox_sample(self, x: Tensor, y: Tensor, sigma_y: float, rho: float, noise: Noise = torch.randn_like) -> Tensor:
-        """A draw of exp(-|A(u) - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)), by Langevin steps from `x`.
+        """Draw from exp(-|A(u) - y|^2 / (2 sigma_y^2) - |u - x|^2 / (2 rho^2)), by Langevin steps from `x`.
 
         The step is `STEP` over the curvature |J|^2 / sigma_y^2 + 1 / rho^2 at `x`, hence stable where J varies little.
         An image that still diverges is drawn again with half the step, and so on, with the warning `LangevinDiverged`;
-        the others are not touched.
+        the others are not changed.
         """
         check_levels(sigma_y, rho)
         return self.descend(x, y, sigma_y, rho, x, streams(noise(x)))
@@ -157,7 +169,7 @@ class Operator(nn.Module, ABC):
     def descend(
         self, z: Tensor, y: Tensor, sigma_y: float, rho: float, start: Tensor, noise: Callable[[], Noise]
     ) -> Tensor:
-        """Langevin steps on |A(u) - y|^2 / (2 sigma_y^2) + |u - z|^2 / (2 rho^2); noise: a new start of one stream."""
+        """Take Langevin steps on |A(u) - y|^2 / (2 sigma_y^2) + |u - z|^2 / (2 rho^2); `noise` starts one stream anew."""
         step = STEP / (self.curvature(z) / sigma_y**2 + rho**-2)
         before = self.energy(start, y, z, sigma_y, rho)
         result, bad = start, torch.ones(len(z), dtype=torch.bool, device=z.device)
@@ -178,7 +190,7 @@ class Operator(nn.Module, ABC):
         return result
 
     def walk(self, z: Tensor, y: Tensor, sigma_y: float, rho: float, u: Tensor, step: Tensor, noise: Noise) -> Tensor:
-        """Steps u <- u - h grad E + (h / 2)^(1/2) (eps_k + eps_(k+1)) of Leimkuhler & Matthews (2013).
+        """Take steps u <- u - h grad E + (h / 2)^(1/2) (eps_k + eps_(k+1)) of Leimkuhler & Matthews (2013).
 
         Neighbouring steps share their noise: so a Gaussian's stationary variances are exact at every stable h, where plain
         Langevin steps make them 1 / (1 - h lambda / 2) times as large along a direction of curvature lambda.

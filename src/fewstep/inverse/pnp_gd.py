@@ -26,13 +26,31 @@ def pnp_gd(
     persistence: float = 0.0,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """Split Gibbs sampling of p(x0 | y) with annealing: from u = `x` at sigmas[0], at each level draw
-    x0 ~ p(x0 | u; sigma), then u ~ N(u; x0, sigma_next^2 I) p(y | u). Yields every x0; one evaluation for each level.
+    """PnP-GD, posterior sampling with a generative denoiser (NCVSD; Peng et al., 2025): split Gibbs sampling with annealing.
 
-    denoise: draws of p(x0 | u; sigma), as a generative denoiser's or `drawn`'s; not means. sigmas: (n + 1,), closed by 0.
-    persistence: alpha in [0, 1), Adler's overrelaxation. The noise of u is what u has of it as seen from the new x0, with
-    the sign turned, times alpha, and fresh noise times sqrt(1 - alpha^2): the stationary law is the same, and images move
-    (1 + alpha) times as fast where the measurement is silent.
+    From u = `x` at `sigmas[0]`, at each level draw x0 ~ p(x0 | u; sigma), then u ~ N(u; x0, sigma_next^2 I) p(y | u). One
+    evaluation for each level.
+
+    Args:
+        denoise: draws of p(x0 | u; sigma), `(u, sigma) -> x0`: a generative denoiser, or `drawn(D)`; not means.
+        likelihood: the measurements and their operator.
+        x: noise (B, C, H, W) at `sigmas[0]`.
+        sigmas: noise levels (n + 1,) that decrease to 0.
+        persistence: alpha in [0, 1), Adler's overrelaxation. The noise of u is what u has of it relative to the new x0, with
+            the sign turned, times alpha, and fresh noise times sqrt(1 - alpha^2): the stationary distribution is the same, and
+            images move (1 + alpha) times as fast where the measurement has no information.
+        noise: draws unit Gaussian noise like its argument.
+
+    Yields:
+        The draw x0 (B, C, H, W) at each level.
+
+    Raises:
+        ValueError: `persistence` is outside [0, 1), or positive without a known decomposition of the operator, or the levels do
+            not decrease to 0.
+
+    Example:
+        >>> draw = fs.inverse.drawn(denoise, 4)
+        >>> x0 = fs.samplers.last(fs.inverse.pnp_gd(draw, likelihood, sigmas[0] * z, sigmas))
     """
     if not 0 <= persistence < 1:
         raise ValueError(f"persistence must lie in [0, 1); got {persistence}")
@@ -58,9 +76,22 @@ def pnp_gd(
 
 
 def averaged(states: Iterable[Tensor], sigmas: Tensor, *, below: float, decay: float) -> Iterator[Tensor]:
-    """The running mean m <- decay m + (1 - decay) x0 of what `pnp_gd` yields, from the level `below` on; x0 before.
+    """Yield the running mean m <- decay m + (1 - decay) x0 of states from a level on, and the states themselves before.
 
-    NCVSD reports it; the chain itself goes on from x0.
+    NCVSD reports this mean; the chain itself continues from x0.
+
+    Args:
+        states: what `pnp_gd` returned.
+        sigmas: its noise levels.
+        below: the level from which the mean is taken.
+        decay: share of the old mean, in [0, 1).
+
+    Yields:
+        States (B, C, H, W), as many as there are.
+
+    Example:
+        >>> states = fs.inverse.pnp_gd(fs.inverse.drawn(denoise), likelihood, sigmas[0] * z, sigmas)
+        >>> x0 = fs.samplers.last(fs.inverse.averaged(states, sigmas, below=1.0, decay=0.7))
     """
     mean = None
     for x0, sigma in zip(states, sigmas, strict=False):
@@ -69,12 +100,23 @@ def averaged(states: Iterable[Tensor], sigmas: Tensor, *, below: float, decay: f
 
 
 def drawn(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> Denoise:
-    """Draws of p(x0 | u; sigma) by an ordinary denoiser: the reverse diffusion from u at sigma down to 0, in `n` steps of
-    second order (SDE-DPM-Solver++(2M)), `n` evaluations.
+    """Return draws of p(x0 | u; sigma) by an ordinary denoiser: the reverse diffusion from u at sigma down to 0.
 
-    The reverse diffusion has that law in the limit of many steps; a deterministic sampler would return one image. With
-    few steps the draws vary too little: their covariance is short by 13 % at 4 steps and 4 % at 8 on Gaussians, and a
-    single step returns the mean.
+    It takes `n` steps of second order (SDE-DPM-Solver++(2M)), which are `n` evaluations. The reverse diffusion has that
+    distribution in the limit of many steps; a deterministic sampler would return one image. With few steps the draws vary too
+    little: their covariance is short by 13 % at 4 steps and 4 % at 8 on Gaussians, and a single step returns the mean.
+
+    Args:
+        denoise: the denoiser, `(x, sigma) -> x0`.
+        n: number of steps.
+        noise: draws unit Gaussian noise like its argument.
+
+    Returns:
+        The draws, `(u, sigma) -> x0`.
+
+    Example:
+        >>> draw = fs.inverse.drawn(denoise, 4)
+        >>> x0 = draw(z, torch.tensor(1.0).double())
     """
 
     def draw(u: Tensor, sigma: Tensor) -> Tensor:
@@ -88,9 +130,24 @@ def drawn(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> D
 
 
 def published_sigmas(n: int = 50, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 2.0) -> Tensor:
-    """NCVSD's annealing with `n` levels, Karras' ramp with exponent `rho`: (n,), closed by 0.
+    """Return NCVSD's annealing levels, Karras' ramp with exponent `rho`.
 
-    Its last level is no evaluation: u at 0.002 would be drawn and not used. 50 levels are 49 evaluations.
+    The last level of the ramp costs no evaluation, as u at 0.002 would be drawn and not used: 50 levels are 49 evaluations.
+
+    Args:
+        n: number of levels of the ramp.
+        sigma_min: lowest noise level.
+        sigma_max: highest noise level.
+        rho: exponent of the ramp.
+
+    Returns:
+        Decreasing noise levels (n,), float64, closed by 0.
+
+    Raises:
+        ValueError: see `fs.karras_sigmas`.
+
+    Example:
+        >>> sigmas = fs.inverse.published_sigmas(50)
     """
     levels = karras_sigmas(n, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     return torch.cat([levels[:-2], levels[-1:]])
@@ -100,10 +157,24 @@ KNEE = 0.1
 
 
 def balanced_sigmas(n: int = 49, *, sigma_min: float = 0.05, sigma_max: float = 5.0) -> Tensor:
-    """Levels on which the chain forgets at every level as much as it can: (n + 1,), closed by 0, `n` evaluations.
+    """Return levels on which the chain forgets at every level as much as it can.
 
     1 / sigma grows in equal steps to sigma = `KNEE`; the last sixteenth of the levels leads by equal ratios to
-    `sigma_min`, which should be the noise of the measurement. docs/inverse.md derives it.
+    `sigma_min`. docs/inverse.md derives it.
+
+    Args:
+        n: number of levels, which are evaluations.
+        sigma_min: lowest noise level, which should be the noise of the measurement.
+        sigma_max: highest noise level.
+
+    Returns:
+        Decreasing noise levels (n + 1,), float64, closed by 0.
+
+    Raises:
+        ValueError: there is no level, or the bounds do not satisfy 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> sigmas = fs.inverse.balanced_sigmas(49, sigma_min=0.05)
     """
     if not 0 < sigma_min < sigma_max or n < 1:
         raise ValueError(f"levels need n >= 1 and 0 < sigma_min < sigma_max; got {n}, {sigma_min}, {sigma_max}")
@@ -117,9 +188,21 @@ def balanced_sigmas(n: int = 49, *, sigma_min: float = 0.05, sigma_max: float = 
 
 @dataclass(frozen=True)
 class PnPPreset:
-    """How PnP-GD runs. beta: NCVSD's tuned 2 sigma_y^2, None for the measurement's own noise. ema_below, ema_decay:
-    of `averaged`; a decay of 0 reports x0 itself. sigma_min None: the measurement's noise level, 0.05 at most.
-    rho: exponent of the published levels; the balanced ones have none.
+    """How PnP-GD runs.
+
+    Args:
+        name: name of the preset.
+        beta: NCVSD's tuned 2 sigma_y^2; None for the measurement's own noise.
+        ema_below: the level `below` of `averaged`.
+        ema_decay: the decay of `averaged`; 0 reports x0 itself.
+        coupling: as of `Likelihood`.
+        persistence: as of `pnp_gd`.
+        sigma_max: highest noise level.
+        sigma_min: lowest noise level; None for the measurement's noise level, 0.05 at most.
+        rho: exponent of the published levels; the balanced ones have none.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     name: str

@@ -25,7 +25,20 @@ def seed_of(seed: int, image: int, sample: int | None = None) -> int:
 
 
 def measure(operator: Operator, x: Tensor, sigma_y: float, seeds: Sequence[int]) -> Tensor:
-    """y = A(x) + sigma_y eps for images x (B, C, H, W), the noise of each from its own seed."""
+    """Return measurements y = A(x) + sigma_y eps.
+
+    Args:
+        operator: A.
+        x: images (B, C, H, W).
+        sigma_y: standard deviation of the noise, in the unit of y.
+        seeds: a seed of the noise for each image.
+
+    Returns:
+        The measurements (B, ...).
+
+    Example:
+        >>> y = fs.inverse.measure(operator, x0, 0.05, seeds=[0, 1])
+    """
     with torch.no_grad():
         y = operator(x)
     return y + sigma_y * SeededNoise(seeds)(y)
@@ -42,24 +55,29 @@ def sample_posterior(
     label: Tensor | None = None,
     solver: Solver = Solver(),
 ) -> Tensor:
-    """One posterior sample for each measurement.
+    """Draw one posterior sample for each measurement.
 
     Every draw is random; the mean over many seeds estimates the posterior mean.
 
     Args:
         denoiser: an NCVSD student or a teacher.
-        operator: of images (or latents) of the denoiser's shape.
+        operator: an operator on images (or latents) of the denoiser's shape.
         y: measurements (B, ...).
         sigma_y: standard deviation of their noise, in the unit of y.
-        seeds: one for each measurement.
+        seeds: a seed for each measurement.
         label: class indices (B,), None for no class.
-        solver: how.
+        solver: the solver and its settings.
 
     Returns:
         Samples (B, C, H, W) in the units of the denoiser.
 
     Raises:
         ValueError: solver, label or operator do not fit the denoiser, or a sample is not finite.
+
+    Example:
+        >>> y = fs.inverse.measure(operator, x0, 0.05, seeds=[0, 1])
+        >>> solver = fs.inverse.Solver("diffpir", evaluations=6)
+        >>> found = fs.inverse.sample_posterior(model, operator, y, 0.05, seeds=[2, 3], label=label, solver=solver)
     """
     solver.check(denoiser)
     check_classes(label, len(y), denoiser.num_classes)

@@ -64,9 +64,20 @@ def blur_matrix(n: int, line: Tensor, boundary: Boundary) -> Tensor:
 
 
 class Separable(Decomposed):
-    """y = A applied along channels, rows and columns, each by a matrix (m, n) or not at all.
+    """A linear operator along channels, rows and columns, on each of them by a matrix or not at all.
 
-    channels: (c, C), rows: (h, H), columns: (w, W). The measurement has the shape (c, h, w).
+    Args:
+        shape: shape of the images (C, H, W).
+        channels: a matrix (c, C); None to keep the channels.
+        rows: a matrix (h, H); None to keep the rows.
+        columns: a matrix (w, W); None to keep the columns. The measurement has the shape (c, h, w).
+
+    Raises:
+        ValueError: a matrix has another shape or is not finite.
+
+    Example:
+        >>> operator = fs.inverse.Separable((1, 8, 8), rows=torch.eye(8)[::2].double())
+        >>> y = operator(x0)
     """
 
     left: Tensor
@@ -130,21 +141,64 @@ def smaller(size: int, factor: float) -> int:
 
 
 def super_resolution(shape: tuple[int, int, int], factor: float = 4, filter: Filter = "bicubic") -> Separable:
-    """Reduction by `factor`, to the nearest whole size: bicubic (NCVSD's, with 4) or by averages of what a pixel covers."""
+    """Return an operator that reduces images by a factor, to the nearest whole size.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        factor: factor of reduction, above 1; NCVSD's is 4.
+        filter: "bicubic" (NCVSD's), or "average" for the mean of what a pixel covers.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: the factor is not above 1, or leaves less than a pixel.
+
+    Example:
+        >>> operator = fs.inverse.super_resolution((1, 8, 8), 2)
+    """
     matrix = {"bicubic": bicubic_matrix, "average": average_matrix}[filter]
     _, height, width = shape
     return Separable(shape, rows=matrix(height, smaller(height, factor)), columns=matrix(width, smaller(width, factor)))
 
 
 def colorization(shape: tuple[int, int, int]) -> Separable:
-    """The mean of the channels."""
+    """Return an operator that averages the channels, to be undone by colorization.
+
+    Args:
+        shape: shape of the images (C, H, W).
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: the images have a single channel.
+
+    Example:
+        >>> operator = fs.inverse.colorization((3, 8, 8))
+    """
     if shape[0] < 2:
         raise ValueError(f"colorization needs images with several channels; these have the shape {shape}")
     return Separable(shape, channels=torch.full((1, shape[0]), 1 / shape[0]))
 
 
 def separable_blur(shape: tuple[int, int, int], line: Tensor, boundary: Boundary = "symmetric") -> Separable:
-    """A blur by `line` along rows and along columns, such as a Gaussian, with a real boundary; exact in closed form."""
+    """Return a blur along rows and along columns with a real boundary; its draws are exact in closed form.
+
+    Args:
+        shape: shape of the images (C, H, W).
+        line: an odd number of weights (n,), such as `gaussian_line(0.8)`.
+        boundary: "symmetric" mirrors the image at its edges, "replicate" repeats the edge, "zeros" continues it by zeros.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ValueError: `line` does not have an odd number of weights.
+
+    Example:
+        >>> operator = fs.inverse.separable_blur((1, 8, 8), fs.inverse.gaussian_line(0.8))
+    """
     _, height, width = shape
     if line.ndim != 1 or len(line) % 2 == 0:
         raise ValueError(f"expected an odd number of weights on a line; got the shape {tuple(line.shape)}")

@@ -41,6 +41,10 @@ class Restoration:
         metrics: PSNR, SSIM and LPIPS where the truth is known, of all images and of each, with the protocol, as
             `metrics.json` holds them.
         images: this rank's images with their samples; empty if they were written to a folder.
+
+    Example:
+        >>> found = fs.restore(model, "digits", "box_inpainting", label="data", first=1, nfe=6)
+        >>> samples = found.images[0].samples
     """
 
     metrics: dict[str, Any]
@@ -101,8 +105,9 @@ def restore(
         ValueError: arguments, model, task and images do not fit each other, or a sample is not finite.
 
     Example:
-        >>> found = fs.restore("runs/ncvsd", "digits", "box_inpainting", label="data", first=8)
-        >>> found.images[0].samples.shape, found.metrics["figures"]["psnr"]["sample"]
+        >>> found = fs.restore(model, "digits", "box_inpainting", label="data", first=1, nfe=6)
+        >>> found.images[0].samples.shape
+        torch.Size([4, 1, 8, 8])
     """
     for name, value in {"samples": samples, "batch": batch_size, "first": first}.items():
         if value is not None and value < 1:

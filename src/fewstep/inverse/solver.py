@@ -27,14 +27,20 @@ WEIGHTS = {"dps": "weight", "diffpir": "trust"}
 
 @dataclass(frozen=True)
 class Solver:
-    """How a measurement is inverted.
+    """The solver of an inverse problem and its settings.
 
     Args:
-        name: of the solver.
-        preset: of pnp_gd.
-        evaluations: of the network for each sample, at most.
+        name: "pnp_gd", "dps", "daps" or "diffpir".
+        preset: preset of pnp_gd.
+        evaluations: network evaluations for each sample, at most.
         prior_steps: evaluations by an ordinary denoiser for one draw (pnp_gd) or one estimate (daps).
-        options: of the solver function, such as weight, trust, zeta, persistence.
+        options: options of the solver function, such as weight, trust, zeta, persistence.
+
+    Raises:
+        ValueError: there is no such solver, or a number is less than 1.
+
+    Example:
+        >>> solver = fs.inverse.Solver("daps", evaluations=60, options={"radius": 0.4})
     """
 
     name: SolverName = "pnp_gd"
@@ -62,16 +68,19 @@ class Solver:
         weight: float | None = None,
         **changes: float | None,
     ) -> Solver:
-        """The settings of a solver for a task, as the command line has them.
+        """Return the settings of a solver for a task, as the command line has them.
 
         Args:
-            name: of the solver.
-            task: whose published preset pnp_gd takes.
-            preset: of pnp_gd, "published" or "balanced".
+            name: name of the solver.
+            task: the task whose published preset pnp_gd takes.
+            preset: preset of pnp_gd, "published" or "balanced".
             nfe: network evaluations for each sample, at most.
             prior_steps: as of `Solver`.
             weight: the step of dps, the trust of diffpir.
-            **changes: of pnp_gd's preset: beta, rho, sigma_min, sigma_max, ema_sigma, ema_decay; None keeps its value.
+            **changes: changes of pnp_gd's preset: beta, rho, sigma_min, sigma_max, ema_sigma, ema_decay; None keeps its value.
+
+        Returns:
+            The solver.
 
         Raises:
             ValueError: an option has no effect on this solver, or its value is not valid.
@@ -94,13 +103,13 @@ class Solver:
         return cls(name, replace(named_preset(preset, task), **changes), nfe, prior_steps)
 
     def calls(self, denoiser: Denoiser) -> int:
-        """Network evaluations for one draw or estimate of x0."""
+        """Return the number of network evaluations for one draw or estimate of x0."""
         if denoiser.draws or self.name in ("dps", "diffpir"):
             return 1
         return self.prior_steps
 
     def levels(self, denoiser: Denoiser) -> int:
-        """How many noise levels the evaluations suffice for."""
+        """Return for how many noise levels the evaluations suffice."""
         if self.evaluations < self.calls(denoiser):
             raise ValueError(
                 f"nfe = {self.evaluations} is fewer than one draw of x0 takes with this model: {self.calls(denoiser)}"
@@ -108,7 +117,7 @@ class Solver:
         return self.evaluations // self.calls(denoiser)
 
     def nfe(self, denoiser: Denoiser) -> int:
-        """Network evaluations for each sample."""
+        """Return the number of network evaluations for each sample."""
         return self.levels(denoiser) * self.calls(denoiser)
 
     def check(self, denoiser: Denoiser) -> None:
@@ -126,7 +135,7 @@ class Solver:
     def states(
         self, denoiser: Denoiser, label: Tensor | None, likelihood: Likelihood, z: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
-        """The solver's states for unit noise `z` (B, C, H, W); the last one is the restoration."""
+        """Yield the solver's states for unit noise `z` (B, C, H, W); the last one is the restoration."""
         n, sigma_y = self.levels(denoiser), likelihood.sigma_y
         denoise = denoiser.bind(label, noise)
         if self.name == "pnp_gd":
@@ -146,7 +155,7 @@ class Solver:
         return solve(denoise, likelihood, sigmas[0].to(z) * z, sigmas, noise=noise, **self.options)
 
     def describe(self, denoiser: Denoiser) -> dict[str, Any]:
-        """The solver's part of a protocol."""
+        """Return the solver's part of a protocol."""
         preset = asdict(self.preset) if self.name == "pnp_gd" else {}
         preset = {"preset": preset.pop("name"), "preset_settings": preset} if preset else {}
         options = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in self.options.items()}

@@ -69,19 +69,25 @@ def task_operator(
     factor: float | None = None,
     ncvsd_shift: bool = False,
 ) -> Operator:
-    """The operator of a task for images of one shape.
+    """Return the operator of a task for images of one shape.
 
     Args:
         task: one of `TASKS`; `mine.py:operator`, a function in a file; an `Operator`, a deepinv physics object, or a
             function of images (B, C, H, W).
-        shape: of the images, (C, H, W).
+        shape: shape of the images (C, H, W).
         mask: for inpainting, an array (H, W) or (C, H, W) that is 0 where pixels are missing, or a file, see `read_mask`.
         kernel: for deblurring, an array (h, w) or an npy file.
-        factor: of super-resolution.
+        factor: factor of super-resolution.
         ncvsd_shift: the blurs also move the image by one pixel, up and left, as NCVSD's code does at even sizes.
+
+    Returns:
+        The operator.
 
     Raises:
         ValueError: there is no such task, an argument has no effect on it, or the operator does not fit the images.
+
+    Example:
+        >>> operator = fs.inverse.task_operator("super_resolution", (1, 8, 8), factor=2)
     """
     given = {"mask": mask, "kernel": kernel, "factor": factor, "ncvsd_shift": ncvsd_shift or None}
     for name, value in given.items():

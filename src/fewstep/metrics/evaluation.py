@@ -38,12 +38,15 @@ class Options:
     """How to measure.
 
     Attributes:
-        metrics: names as `catalog.parse` reads them.
-        extractors: by name, instead of the built-in ones.
+        metrics: names of metrics, such as "fid@50k" or "kid".
+        extractors: extractors by name, instead of the built-in ones.
         batch_size: images at a time in a feature network.
         extrapolate: add the Frechet distances at infinitely many images (Chong & Forsyth, 2020).
-        feature_dtype: in which the built-in networks convolve and multiply. Values of different precision cannot be
+        feature_dtype: precision in which the built-in networks convolve and multiply. Values of different precision cannot be
             compared.
+
+    Example:
+        >>> options = fs.metrics.Options(("fid@50k", "kid"), batch_size=128)
     """
 
     metrics: Sequence[str] = ("fd_pixels",)
@@ -53,14 +56,23 @@ class Options:
     feature_dtype: torch.dtype = torch.float32
 
     def parsed(self) -> list[Metric]:
+        """Return the metrics of these names.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
         if not self.metrics:
             raise ValueError("no metric was given; name at least one, such as fid")
         return list(dict.fromkeys(parse(name) for name in self.metrics))
 
     def open_extractors(self, metrics: Iterable[Metric]) -> dict[str, Extractor]:
-        """The extractors that metrics need; built-in ones are loaded here, which fails without their weights.
+        """Return the extractors that metrics need; built-in ones are loaded here.
 
-        ValueError if a precision is asked for and none of them computes in it.
+        Args:
+            metrics: the metrics.
+
+        Raises:
+            ValueError: weights are missing, or a precision is asked for in which no extractor computes.
         """
         given = self.extractors or {}
         names = dict.fromkeys(metric.extractor for metric in metrics)
@@ -254,7 +266,21 @@ def complete(
 
 
 def make_reference(images: ImageSet, options: Options) -> ReferenceData:
-    """The statistics of all images of a set that the metrics need, to be written by `references.save_reference`."""
+    """Compute the statistics of all images of a set that metrics need.
+
+    Args:
+        images: the images.
+        options: which metrics, and how they are computed.
+
+    Returns:
+        The reference, for `evaluate` and `save_reference`.
+
+    Raises:
+        ValueError: there is no such metric, or weights are missing.
+
+    Example:
+        >>> reference = fs.metrics.make_reference(fs.images("digits"), fs.metrics.Options(("fd_pixels",)))
+    """
     metrics = options.parsed()
     for metric in metrics:
         metric.check(len(images), "reference")

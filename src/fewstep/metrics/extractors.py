@@ -24,9 +24,16 @@ Features = Mapping[str, Tensor]
 
 
 class Extractor(Protocol):
-    """Calling it with images gives features (B, D), or several by part. sha256: of the weights or of the source code.
+    """The contract of a feature extractor: called with images uint8 (B, C, H, W), it returns features (B, D), or several by part.
 
-    resize: how images come to the size of the network, for protocols.
+    Attributes:
+        name: its name in the names of metrics.
+        sha256: hash of its weights or its source code; None without.
+        resize: how images are brought to the size of the network, for protocols.
+
+    Example:
+        >>> extractor: fs.metrics.Extractor = fs.metrics.PixelFeatures()
+        >>> features = extractor(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     """
 
     @property
@@ -39,7 +46,11 @@ class Extractor(Protocol):
 
 
 class PixelFeatures:
-    """The pixels themselves in [-1, 1], flattened: for tiny images, where no network is needed."""
+    """The pixels themselves in [-1, 1], flattened, as features (B, D): for tiny images, where no network is needed.
+
+    Example:
+        >>> features = fs.metrics.PixelFeatures()(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    """
 
     name = "pixels"
     sha256 = None
@@ -50,11 +61,23 @@ class PixelFeatures:
 
 
 class FeatureNetwork:
-    """A feature network with what brings uint8 images to its size; grey images are repeated to three channels.
+    """A feature network behind the preparation of its input; grey images are repeated to three channels.
 
-    dtype: in which the network's products, and what lies between two of them, are computed (see `precision.lower`):
-    float32, bfloat16 or float16. Resizing, layer norms, residual sums, means over the image and what is made of them
-    are in float32.
+    Args:
+        name: its name in the names of metrics.
+        network: images as `prepare` returns them to features by part, {"features": (B, D), ...}.
+        prepare: images uint8 (B, 3, H, W) to the input of the network.
+        resize: how `prepare` resizes, for protocols.
+        sha256: hash of the weights; None without.
+        dtype: precision of the network's products and of what lies between two of them (see `precision.lower`): float32,
+            bfloat16 or float16. Resizing, layer norms, residual sums, means over the image and the features are in float32.
+
+    Example:
+        >>> class Means(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return {"features": x.mean((2, 3))}
+        >>> extractor = fs.metrics.FeatureNetwork("means", Means(), lambda x: x / 255, resize="none", sha256=None)
+        >>> features = extractor(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     """
 
     def __init__(

@@ -43,16 +43,44 @@ def pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB (B,): -10 log10(mean square difference + 1e-8), for the range [0, 1]."""
+    """Return the peak signal-to-noise ratio of pairs of images: -10 log10(mean square difference + 1e-8), for the range [0, 1].
+
+    Args:
+        a: images (B, C, H, W), uint8 or in [-1, 1].
+        b: their targets, of the same shape.
+
+    Returns:
+        Ratios (B,) in dB.
+
+    Raises:
+        ValueError: the shapes differ, or the images are of another type or not finite.
+
+    Example:
+        >>> ratio = fs.metrics.psnr(x0, torch.zeros_like(x0))
+    """
     a, b = pair(a, b)
     return -10 * ((a - b).square().mean((1, 2, 3)) + 1e-8).log10()
 
 
 def ssim(a: Tensor, b: Tensor, *, window: int = 11) -> Tensor:
-    """Structural similarity (B,), the mean over channels and places (Wang et al., 2004), in the convention of piq.
+    """Return the structural similarity of pairs of images (Wang et al., 2004), in the convention of piq.
 
-    Window: Gaussian 11 x 11 of deviation 1.5, only where it lies in the image; small images take one of fewer pixels (odd).
-    Images are first averaged down by round(min(H, W) / 256). K1 = 0.01, K2 = 0.03.
+    It is the mean over channels and places of a Gaussian window of deviation 1.5 that lies in the image, with K1 = 0.01 and
+    K2 = 0.03. Images are first averaged down by round(min(H, W) / 256).
+
+    Args:
+        a: images (B, C, H, W), uint8 or in [-1, 1].
+        b: their targets, of the same shape.
+        window: side of the window in pixels, odd; small images take one smaller than 11.
+
+    Returns:
+        Similarities (B,), at most 1.
+
+    Raises:
+        ValueError: the shapes differ, the images are of another type or not finite, or the window does not fit.
+
+    Example:
+        >>> similarity = fs.metrics.ssim(x0, torch.zeros_like(x0), window=7)
     """
     a, b = pair(a, b)
     shrink = max(1, round(min(a.shape[2:]) / 256))
@@ -78,7 +106,15 @@ def ssim(a: Tensor, b: Tensor, *, window: int = 11) -> Tensor:
 
 
 class PerceptualDistance:
-    """LPIPS (B,), lower is closer; `backbone` "vgg" or "alex", with weights from the folder of assets."""
+    """LPIPS of pairs of images, (B,); lower is closer (Zhang et al., 2018).
+
+    Args:
+        backbone: "vgg" or "alex".
+        folder: folder of the weights; None for the folder of assets.
+
+    Example:
+        >>> distance = fs.metrics.PerceptualDistance("alex")(torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 64, 64))
+    """
 
     def __init__(self, backbone: Backbone = "vgg", folder: Path | None = None) -> None:
         network, linear = {

@@ -27,10 +27,15 @@ class MetricResult:
     """The value of a metric, and how it was measured.
 
     Attributes:
-        metric: its name, as `fid`.
-        value: of the metric.
+        metric: name of the metric, such as `fid`.
+        value: its value.
         n: number of images.
         protocol: what another measurement must share to be compared, and whose images they are.
+
+    Example:
+        >>> result = fs.metrics.MetricResult("fid", 1.97, 50_000)
+        >>> result.key
+        'fid@50k'
     """
 
     metric: str
@@ -44,12 +49,13 @@ class MetricResult:
         return key(self.metric, self.n)
 
     def asdict(self) -> dict[str, Any]:
+        """Return the result as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric over repeated measurements with other seeds. spread: standard deviation, corrected for their number."""
+    """One metric over repeated measurements with other seeds; `spread` is the corrected standard deviation."""
 
     metric: str
     n: int
@@ -139,7 +145,21 @@ def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(runs: Sequence[Sequence[MetricResult]]) -> str:
-    """A table of one evaluation, or of repeated ones their mean, spread and minimum; below it their protocols."""
+    """Return a table in Markdown of one evaluation, or of repeated ones, with their protocols below.
+
+    Args:
+        runs: the results of each evaluation. Repeated ones are shown by their mean, spread and minimum.
+
+    Returns:
+        The table and the protocols.
+
+    Raises:
+        ValueError: repeated measurements have other metrics or numbers of images.
+
+    Example:
+        >>> print(fs.metrics.markdown([[fs.metrics.MetricResult("fid", 1.97, 50_000)]]).splitlines()[0])
+        | metric  | value |
+    """
     if len(runs) == 1:
         found = table(["metric", "value"], [[r.key, f"{r.value:.6g}"] for r in runs[0]])
     else:
@@ -170,7 +190,18 @@ def protocols(results: Sequence[MetricResult]) -> str:
 
 
 def compare(named: Mapping[str, Sequence[MetricResult]]) -> str:
-    """A table of the results of several files, a column each; of repeated measurements the mean. Warns as above."""
+    """Return a table in Markdown of several evaluations, a column each; it warns about results that are not comparable.
+
+    Args:
+        named: the results of each evaluation, by the heading of its column. Repeated measurements are shown by their mean.
+
+    Returns:
+        The table.
+
+    Example:
+        >>> ours, theirs = ([fs.metrics.MetricResult("fid", value, 50_000)] for value in (1.97, 2.04))
+        >>> table = fs.metrics.compare({"ours": ours, "theirs": theirs})
+    """
     check_comparable([result for results in named.values() for result in results])
     keys = dict.fromkeys(r.key for results in named.values() for r in results)
     body = []
@@ -182,11 +213,35 @@ def compare(named: Mapping[str, Sequence[MetricResult]]) -> str:
 
 
 def write_results(path: Path, results: Sequence[MetricResult]) -> None:
-    """All results as JSON, each with its protocol."""
+    """Write results as JSON, each with its protocol.
+
+    Args:
+        path: the file to write.
+        results: the results.
+
+    Example:
+        >>> fs.metrics.write_results(Path("fid.json"), [fs.metrics.MetricResult("fid", 1.97, 50_000)])
+    """
     write_json(path, [result.asdict() for result in results])
 
 
 def read_results(path: Path) -> list[MetricResult]:
+    """Read results that `write_results` or `fewstep eval` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The results.
+
+    Raises:
+        ValueError: the file does not hold results.
+
+    Example:
+        >>> fs.metrics.write_results(Path("fid.json"), [fs.metrics.MetricResult("fid", 1.97, 50_000)])
+        >>> fs.metrics.read_results(Path("fid.json"))[0].value
+        1.97
+    """
     return parse_results(read_json(path), str(path))
 
 

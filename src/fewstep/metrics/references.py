@@ -51,17 +51,20 @@ class Lazy(Mapping[FeatureKey, V]):
 
 @dataclass(frozen=True)
 class ReferenceData:
-    """The real side of a comparison.
+    """The real side of a comparison: images, statistics of images, or both.
 
     Attributes:
-        name: of the data, for protocols.
-        sha256: of the images or of the file.
-        n: number of images behind the moments, None if the file does not tell.
+        name: name of the data, for protocols.
+        sha256: hash of the images or of the file.
+        n: number of images behind the moments, None if the file does not say.
         moments: mean (D,) and covariance, float64, for Frechet distances.
         samples: features of single images (N, D), for kernel distances and neighbours.
-        images: from which missing statistics are computed.
-        extractors: by name, the `extractors.identity` of what made the arrays. None if the file does not tell, as EDM's
-            and ADM's: features of any precision are compared with those, and the protocol names it.
+        images: images, from which missing statistics are computed.
+        extractors: the `extractors.identity` of what made the arrays, by the name of the extractor. None if the file does not
+            say, as EDM's and ADM's: features of any precision are compared with those, and the protocol names it.
+
+    Example:
+        >>> reference = fs.metrics.ReferenceData.of(fs.images("digits"))
     """
 
     name: str
@@ -74,13 +77,15 @@ class ReferenceData:
 
     @classmethod
     def of(cls, images: ImageSet) -> ReferenceData:
+        """Return the reference of a set of images, whose statistics are computed when they are needed."""
         return cls(images.name, images.fingerprint, len(images), images=images)
 
     def describe(self) -> dict[str, Any]:
+        """Return the reference's part of a protocol."""
         return {"name": self.name, "n": self.n, "sha256": self.sha256}
 
     def contents(self) -> str:
-        """What it has, in words."""
+        """What the reference has, in words."""
         parts = [f"moments of {'/'.join(k)}" for k in self.moments] + [
             f"samples of {'/'.join(k)}" for k in self.samples
         ]
@@ -88,7 +93,16 @@ class ReferenceData:
 
 
 def save_reference(reference: ReferenceData, path: Path) -> None:
-    """Write the arrays of a reference, each with what it is for."""
+    """Write the arrays of a reference, each with its extractor.
+
+    Args:
+        reference: the statistics, from `make_reference`.
+        path: the npz file to write.
+
+    Example:
+        >>> reference = fs.metrics.make_reference(fs.images("digits"), fs.metrics.Options(("fd_pixels",)))
+        >>> fs.metrics.save_reference(reference, Path("digits.npz"))
+    """
     arrays: dict[str, Any] = {}
     purpose: dict[str, str] = {}
     for (name, part), (mean, cov) in reference.moments.items():
@@ -114,7 +128,23 @@ def save_reference(reference: ReferenceData, path: Path) -> None:
 
 
 def load_reference(path: Path) -> ReferenceData:
-    """A reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's."""
+    """Open a reference of ours, EDM's or ADM's. Arrays are read when they are used; the file's hash is the reference's.
+
+    Args:
+        path: the npz file.
+
+    Returns:
+        The reference.
+
+    Raises:
+        ValueError: the file is not a reference, or is damaged.
+
+    Example:
+        >>> reference = fs.metrics.make_reference(fs.images("digits"), fs.metrics.Options(("fd_pixels",)))
+        >>> fs.metrics.save_reference(reference, Path("digits.npz"))
+        >>> fs.metrics.load_reference(Path("digits.npz")).n
+        1797
+    """
     try:
         names = array_names(path)
         about = description(load_array(path, "about")) if "about" in names else None

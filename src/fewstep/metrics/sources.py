@@ -29,7 +29,19 @@ T = TypeVar("T")
 
 
 class ImageSet(Protocol):
-    """A finite set of images uint8 (C, H, W), as `fewstep.data.images` opens it."""
+    """The contract of a finite set of images uint8 (C, H, W), such as `fs.images` opens.
+
+    Attributes:
+        name: its name in protocols and messages.
+        fingerprint: hash of the images.
+        shape: shape of an image (C, H, W).
+        names: names of the images; None if they have none.
+
+    Example:
+        >>> images: fs.metrics.ImageSet = fs.images("digits")
+        >>> len(images), images[0].shape
+        (1797, (1, 8, 8))
+    """
 
     name: str
 
@@ -50,9 +62,12 @@ class ImageSource:
     Attributes:
         n: number of images over all ranks, None if it is not known.
         make: returns this rank's images, every world-th.
-        name: of an image, by its index over all ranks, for messages.
+        name: the name of an image by its index over all ranks, for messages.
         protocol: how the images were made.
         overlap: make images in a thread while features are computed; not if both compute on the same processors.
+
+    Example:
+        >>> source = fs.metrics.ImageSource(64, lambda: iter(fs.images("digits").decoded()[:64]))
     """
 
     n: int | None
@@ -63,9 +78,10 @@ class ImageSource:
 
 
 def open_set(path: Path) -> ImageSet:
-    """Images of any source that `fewstep data pack` reads; a folder or zip is looked through before anything expensive begins.
+    """Open images of any source that `fewstep data pack` reads; files of a folder or zip are checked before anything expensive.
 
-    Raises ValueError listing files that are no images, and naming the first image of another size or kind.
+    Raises:
+        ValueError: there are files that are not images, or an image of another size or kind; the message names them.
     """
     if not is_files(path):
         return open_images(path, memory=0)
@@ -83,7 +99,7 @@ def open_set(path: Path) -> ImageSet:
 
 
 def check_headers(files: Files) -> str:
-    """Refuse a set of images of several sizes or kinds, from their headers alone; returns a hash of names and contents."""
+    """Raise ValueError for images of several sizes or kinds, from their headers alone; return a hash of names and contents."""
     first, digest = None, hashlib.sha256()
     for name in files.names:
         where, content = f"{files.path}/{name}", files.read(name)
@@ -95,7 +111,18 @@ def check_headers(files: Files) -> str:
 
 
 def from_images(images: ImageSet, name: Callable[[int], str] = "image {}".format) -> ImageSource:
-    """All images of a set, split over the ranks."""
+    """Return all images of a set as a source, split over the ranks.
+
+    Args:
+        images: the set of images.
+        name: the name of an image by its index, for messages.
+
+    Returns:
+        The source.
+
+    Example:
+        >>> source = fs.metrics.from_images(fs.images("digits"))
+    """
 
     def make() -> Iterator[NDArray[np.uint8]]:
         return (images[i] for i in range(rank(), len(images), world_size()))
@@ -105,14 +132,27 @@ def from_images(images: ImageSet, name: Callable[[int], str] = "image {}".format
 
 
 def from_path(path: Path) -> ImageSource:
-    """The images of a path; see `open_set`."""
+    """Return the images of a path as a source.
+
+    Args:
+        path: any source that `fs.images` opens.
+
+    Returns:
+        The source, split over the ranks.
+
+    Raises:
+        ValueError: the images cannot be read, or have several sizes.
+
+    Example:
+        >>> source = fs.metrics.from_path(Path("images.npy"))
+    """
     images = open_set(path)
     names = images.names
     return from_images(images, f"{path}, image {{}}".format if names is None else lambda i: f"{path}/{names[i]}")
 
 
 def open_pairs(a: Path, b: Path) -> tuple[ImageSet, ImageSet]:
-    """Two sets of images that belong together one by one: as many, of one size and, as files, of the same names."""
+    """Open two sets of images that belong together one by one: as many, of one size and, as files, of the same names."""
     one, other = open_set(a), open_set(b)
     if one.names is not None and other.names is not None:
         stems = [stems_of(images.names or [], path) for images, path in ((one, a), (other, b))]
@@ -172,7 +212,22 @@ def first(source: ImageSource, n: int) -> ImageSource:
 def from_function(
     make_images: Callable[[Sequence[int]], Tensor | NDArray[np.uint8]], seeds: Sequence[int], *, batch_size: int = 64
 ) -> ImageSource:
-    """The images of any function (seeds) -> uint8 (B, C, H, W), one for each seed, called with `batch_size` seeds."""
+    """Return the images of any function of seeds as a source, such as a generator of another program.
+
+    Args:
+        make_images: seeds to images uint8 (B, C, H, W), one for each seed.
+        seeds: one for each image.
+        batch_size: number of seeds of a call.
+
+    Returns:
+        The source, split over the ranks.
+
+    Raises:
+        ValueError: when it is used: the function did not return one image uint8 for each seed.
+
+    Example:
+        >>> source = fs.metrics.from_function(lambda seeds: torch.zeros(len(seeds), 1, 8, 8, dtype=torch.uint8), range(64))
+    """
 
     def make() -> Iterator[NDArray[np.uint8]]:
         mine = list(seeds)[rank() :: world_size()]

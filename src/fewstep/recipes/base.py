@@ -37,16 +37,19 @@ REQUIRED: Any = Required()
 
 
 class Parts(NamedTuple):
-    """What a family makes of its settings; `Recipe.run` adds those that every run has.
+    """What a family makes of its settings; `Recipe.run` adds what every run has. The fields are arguments of `fs.Run`.
 
-    Attributes:
+    Args:
         method: the networks and their losses.
         data: where batches come from.
         optimizers: an optimizer for each player that trains.
-        ema: how the product is averaged; None for the default of `Run`.
-        snapshots: how many snapshots to take, evenly spaced.
-        card: the model card; None for the name of the method, and for a student the lineage and license of its teacher.
+        ema: how the product is averaged, in one way or several.
+        snapshots: how many snapshots to take.
+        card: the model card.
         checkpoint_seconds: least time between two checkpoints.
+
+    Example:
+        >>> parts = fs.recipes.Parts(method, stream, optimizers, fs.HalfLife(), snapshots=1, card=fs.Card())
     """
 
     method: fs.Method
@@ -60,7 +63,18 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of every run. A family adds its own and defines `parts`."""
+    """Settings of every run. A family adds its own and defines `parts`.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Mine(fs.recipes.Recipe):
+        ...     lr: float = 1e-3
+        ...
+        ...     def parts(self):
+        ...         stream = fs.ImageStream(fs.images(self.data), seed=self.seed)
+        ...         return fs.recipes.Parts(method, stream, {"denoiser": fs.Adam(self.lr)}, fs.HalfLife(), 1, fs.Card())
+        >>> run = Mine(data="digits", until=100_000).run()
+    """
 
     data: str | None = REQUIRED
     """Training images: a zip, folder, or any other source that fewstep data pack reads."""
@@ -133,7 +147,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Recipe):
-    """Settings of every distillation."""
+    """Settings of every distillation; `Recipe` with a teacher.
+
+    Example:
+        >>> recipe: fs.recipes.Distillation = fs.recipes.get("digits:sid", teacher="runs/teacher")
+    """
 
     teacher: Path = REQUIRED
     """Model or run folder of the teacher."""
@@ -164,13 +182,52 @@ class Distillation(Recipe):
         return fs.ImageStream(fs.images(self.data), seed=self.seed)
 
 
+class Row(NamedTuple):
+    """A recipe of the table.
+
+    Args:
+        settings: the recipe.
+        summary: what it is, and its source.
+        result: what its authors published, and how it differs from theirs.
+
+    Example:
+        >>> fs.recipes.TABLE["digits:sid"].summary
+        'A one-step student trained with score identity distillation (SiD).'
+    """
+
+    settings: Recipe
+    summary: str
+    result: str = ""
+
+
 def required(recipe: Any) -> list[str]:
-    """Names of the settings that have no value yet."""
+    """Return the names of the settings that have no value yet.
+
+    Args:
+        recipe: a recipe.
+
+    Returns:
+        Names of fields.
+
+    Example:
+        >>> fs.recipes.required(fs.recipes.get("digits:sid"))
+        ['teacher']
+    """
     return [f.name for f in dataclasses.fields(recipe) if getattr(recipe, f.name) is REQUIRED]
 
 
 def record(recipe: Any) -> dict[str, Any]:
-    """The family of a recipe and its settings as JSON, without the secrets of addresses."""
+    """Return the family of a recipe and its settings as JSON, without the secrets of addresses.
+
+    Args:
+        recipe: a recipe.
+
+    Returns:
+        What `run.json` records.
+
+    Example:
+        >>> settings = fs.recipes.record(fs.recipes.get("digits:teacher"))["settings"]
+    """
     settings = {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
     return {"family": f"{type(recipe).__module__}.{type(recipe).__qualname__}", "settings": settings}
 

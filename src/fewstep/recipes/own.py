@@ -56,14 +56,20 @@ def from_function(function: Callable[..., Any]) -> type[Called]:
 
 
 def build(recipe: Any, **options: Any) -> Run:
-    """The run of a recipe, the library's or a user's own.
+    """Return the run of a recipe, the library's or a user's own.
 
     Args:
         recipe: a dataclass with a method `run`.
-        options: further arguments of `Run`, such as `strategy="shard"`.
+        **options: further arguments of `Run`, such as `strategy="shard"`.
+
+    Returns:
+        The run, with a record of the recipe.
 
     Raises:
-        ValueError: The recipe returned something else than a Run, or its settings make none.
+        ValueError: the recipe returned something else than a Run, or its settings do not make a valid one.
+
+    Example:
+        >>> run = fs.recipes.build(fs.recipes.get("digits:teacher"), track=("tensorboard",))
     """
     from fewstep.train.settings import Run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fewstep.recipes.base import Recipe
+from fewstep.recipes.base import Row
 from fewstep.recipes.digits import (
     DigitsDMD2,
     DigitsGDD,
@@ -24,15 +24,6 @@ from fewstep.recipes.ncvsd import NCVSD
 from fewstep.recipes.own import load
 from fewstep.recipes.sid import SiD, SiD2A, SiD2AOfEDM2, SiDA, SiDAOfEDM2, SiDOfEDM2
 from fewstep.recipes.small import Small
-
-
-class Row(NamedTuple):
-    """A recipe. summary: what it is, and its source. result: what its authors published, and how it differs from theirs."""
-
-    settings: Recipe
-    summary: str
-    result: str = ""
-
 
 # What published configurations share
 
@@ -362,27 +353,34 @@ TABLE: dict[str, Row] = {**AFHQV2, **CIFAR10, **DIGITS, **FFHQ, **FFHQ_256, **IM
 
 
 def names() -> list[str]:
-    """The recipes of the library."""
+    """Return the names of the library's recipes.
+
+    Returns:
+        The keys of `TABLE`.
+
+    Example:
+        >>> published = [name for name in fs.recipes.names() if name.startswith("cifar10:")]
+    """
     return list(TABLE)
 
 
 def get(name: str, **settings: Any) -> Any:
-    """A recipe by its name.
+    """Return a recipe by its name.
 
     Args:
         name: `DATA:METHOD`, a key of `TABLE`, or `mine.py:name` for one of your own: a dataclass with a method `run`, or a
             function that returns a Run. The file is executed.
-        settings: what to change.
+        **settings: settings to change.
 
     Returns:
         The settings, a frozen dataclass; `run()` makes the Run.
 
     Raises:
-        ValueError: There is no such recipe.
-        TypeError: The recipe has no such setting.
+        ValueError: there is no such recipe.
+        TypeError: the recipe has no such setting.
 
     Example:
-        >>> run = get("digits:sid", teacher="runs/teacher", lr=1e-4).run()
+        >>> recipe = fs.recipes.get("digits:sid", teacher="runs/teacher", lr=1e-4)
     """
     module, _, last = name.rpartition(":")
     recipe = load(Path(module), last) if module.endswith(".py") else row(name).settings
@@ -390,7 +388,7 @@ def get(name: str, **settings: Any) -> Any:
 
 
 def row(name: str) -> Row:
-    """The row of that name. Raises ValueError with the names near it if there is none."""
+    """Return the row of that name. Raise ValueError with the names near it if there is none."""
     if name not in TABLE:
         same = sorted((n for n in TABLE if n.endswith(f":{name}")), key=lambda n: not n.startswith("digits:"))
         near = ", ".join(same or get_close_matches(name, TABLE, cutoff=0.5))

@@ -32,9 +32,12 @@ class HalfLife:
     """Exponential moving average with a half-life in training images, as in EDM.
 
     Args:
-        nimg: The half-life, in images.
-        rampup: The half-life is at most this times the images seen before the step, so that the first update is a copy;
+        nimg: the half-life, in images.
+        rampup: the half-life is at most this times the images seen before the step, so that the first update is a copy;
             None for no ramp-up.
+
+    Example:
+        >>> run = fs.Run(method, stream, optimizers, batch_size=512, until=10**7, ema=fs.HalfLife(500_000))
     """
 
     nimg: float = 500_000
@@ -69,13 +72,17 @@ def power(std: float) -> float:
 
 @dataclass(frozen=True)
 class PowerFunction:
-    """Average with weights proportional to tau^gamma over the images tau seen (Karras et al., 2024, Sec. 3).
+    """Average with weights proportional to tau^gamma over the images tau seen (Karras et al., 2024a, Sec. 3).
 
     The first update is a copy.
 
     Args:
-        std: Width of that profile relative to the training so far. From averages of 0.05 and 0.10, `posthoc.reconstruct`
+        std: width of that profile relative to the training so far. From averages of 0.05 and 0.10, `posthoc.reconstruct`
             computes others after training.
+
+    Example:
+        >>> averages = (fs.PowerFunction(0.05), fs.PowerFunction(0.10))
+        >>> run = fs.Run(method, stream, optimizers, batch_size=512, until=10**7, ema=averages)
     """
 
     std: float = 0.1

@@ -26,23 +26,26 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam with the learning rates of EDM and EDM2 (Karras et al., 2022, 2024).
+    """Adam with the learning rates of EDM and EDM2 (Karras et al., 2022, 2024a).
 
     The rate at `nimg` images is lr min(nimg / rampup, 1) / sqrt(max(nimg / reference, 1)). Within the last `cooldown` images
     it is multiplied by the fraction of them that is left.
 
     Args:
-        lr: Learning rate.
-        betas: Decay rates of the two moments.
-        eps: Added to the denominator.
-        rampup: Length of the linear warm-up in images; its first step has rate 0. 0 for none.
-        reference: Image count at which the inverse square root decay starts.
-        cooldown: Length of the linear decay to zero at the end, in images. 0 for none.
-        until: Where the cooldown ends, in images.
-        loss_scale: Where the dynamic loss scale starts, for networks that compute in float16; None for no scale.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        rampup: length of the linear warm-up in images; its first step has rate 0. 0 for none.
+        reference: image count at which the inverse square root decay starts.
+        cooldown: length of the linear decay to zero at the end, in images. 0 for none.
+        until: where the cooldown ends, in images.
+        loss_scale: where the dynamic loss scale starts, for networks that compute in float16; None for no scale.
 
     Raises:
         ValueError: `lr` is negative, infinite or NaN.
+
+    Example:
+        >>> optimizers = {"fake_score": fs.Adam(1e-5), "generator": fs.Adam(1e-5)}
     """
 
     lr: float
