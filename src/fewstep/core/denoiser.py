@@ -220,13 +220,10 @@ class Denoiser(Preconditioned):
         return c.skip * x + c.out * self.net.decode(features)[:, : x.shape[1]].to(x.dtype)
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """Return the log-variance u that the network expects of its error (Karras et al., 2024a, Eq. 21).
+        """Return the log-variances u (B,), float32, that the network expects of its error (Karras et al., 2024a, Eq. 21).
 
         Args:
             sigma: noise levels, (B,) or ().
-
-        Returns:
-            The log-variances (B,), float32.
 
         Raises:
             ValueError: the denoiser has no log-variance head.
