@@ -31,8 +31,8 @@ from fewstep.nets.edm2 import EDM2UNet, Uncertainty
 from fewstep.nets.sizes import EDM_SIZES, edm2
 from fewstep.nets.song import SongUNet
 from fewstep.recipes import get
-from fewstep.recipes.sid import SIZES as EDM2_SIZES
 from fewstep.recipes.sid import SiD as SiDRecipe
+from fewstep.recipes.sid_edm2 import SIZES as EDM2_SIZES
 from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.settings import Run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from fewstep.core.objectives import StableTarget, VPTime, clean, edm_weight, inv
 from fewstep.core.precondition import EDM, VE, VP
 from fewstep.data.codec import StabilityVAE
 from fewstep.io.configuration import to_dict
-from fewstep.nets.sizes import edm2
-from fewstep.recipes import get, small
+from fewstep.nets import sizes
+from fewstep.recipes import REQUIRED, edm, edm2, gdd, get, ncvsd, sid, sid_edm2, small
 from fewstep.recipes.edm import Teacher, network
 from fewstep.recipes.edm2 import SIZES
 from fewstep.runtime.precision import fast_dtype
@@ -169,7 +170,7 @@ EDM2_RECIPES = {"img64": "imagenet64:edm2", "img512": "imagenet512:teacher", "ff
 def test_the_table_of_edm2(row):
     """Karras et al. (2024), Table 6; FFHQ: the pretraining of Peng et al. (2025)."""
     kind, size = row.split("-")
-    settings, network = get(EDM2_RECIPES[kind], size=size).resolved(), edm2(size)
+    settings, network = get(EDM2_RECIPES[kind], size=size).resolved(), sizes.edm2(size)
     assert (settings.until / 2**20, settings.lr, network.model_channels, network.dropout) == EDM2_TABLE[row]
 
 
@@ -296,6 +297,20 @@ def test_images_that_do_not_fit_are_refused(zips, tmp_path):
 
 
 # Settings as data
+
+SWITCHED_ON = {"name", "data", "stf", "references"}
+
+
+@pytest.mark.parametrize("family", [edm, edm2, sid, sid_edm2, gdd, ncvsd])
+def test_a_row_says_all_that_differs_between_published_configurations(family):
+    """A setting of which two rows have different values has no default that a reader would have to look up."""
+    rows = [
+        {f.name: (getattr(row.settings, f.name), f.default) for f in fields(row.settings)}
+        for row in family.ROWS.values()
+    ]
+    for name in {name for row in rows for name in row} - SWITCHED_ON:
+        values = [row[name] for row in rows if name in row]
+        assert len({value for value, _ in values}) == 1 or all(default is REQUIRED for _, default in values), name
 
 
 @pytest.mark.parametrize("name", recipes.names())

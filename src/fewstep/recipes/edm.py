@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import fewstep as fs
-from fewstep.recipes.base import REQUIRED, Fixed, Parts, Recipe
+from fewstep.recipes.base import REQUIRED, Fixed, Parts, Recipe, Row
 
 if TYPE_CHECKING:
     from fewstep.core.objectives import References, Target
@@ -46,8 +46,9 @@ class EDM(Teacher):
     """EDM: Adam with a learning-rate warm-up of 10 million images, and an EMA of the weights with ramp-up (App. F)."""
 
     data: str = REQUIRED
-    until: int = 200_000_000
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    batch_size: int = REQUIRED
+    cond: bool = REQUIRED
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = REQUIRED
     """Network architecture: DDPM++, NCSN++ or ADM."""
     precond: Literal["edm", "vp", "ve"] = "edm"
     """Preconditioning, noise distribution and loss weighting: EDM's, or those of the VP or VE SDE."""
@@ -55,19 +56,19 @@ class EDM(Teacher):
     """Base number of channels; if unset, the architecture's default."""
     cres: str | None = None
     """Channel multipliers per resolution, such as 1,2,2,2; if unset, the default for the data set."""
-    dropout: float = 0.13
+    dropout: float = REQUIRED
     """Dropout probability."""
-    augment: float = 0.12
+    augment: float = REQUIRED
     """Probability of each augmentation (mirroring always has 1/2); 0 turns augmentation off."""
     xflip: bool = False
     """Mirror each image left to right with probability 1/2, without conditioning the network on it."""
-    lr: float = 1e-3
+    lr: float = REQUIRED
     """Learning rate of Adam, after the warm-up."""
-    ema: int = 500_000
+    ema: int = REQUIRED
     """EMA half-life in images (EDM counts in millions)."""
-    snapshot: Fixed[int] = 2_500_000
+    snapshot: Fixed[int] = REQUIRED
     """Images between two snapshots."""
-    network: Fixed[str] = "cifar10-32x32-uncond"
+    network: Fixed[str] = REQUIRED
     """The published networks of the data set, of `nets.sizes.EDM_SIZES`."""
 
     def parts(self) -> Parts:
@@ -150,3 +151,69 @@ def widths(cbase: int | None, cres: str | None) -> dict[str, Any]:
             raise ValueError(f"--cres needs one positive integer per resolution, such as 1,2,2,2; got {cres!r}")
         result["channel_mult"] = tuple(int(word) for word in words)
     return result
+
+
+CIFAR10: dict[str, Any] = {
+    "network": "cifar10-32x32-uncond",
+    "batch_size": 512,
+    "until": 200_000_000,
+    "lr": 1e-3,
+    "dropout": 0.13,
+    "augment": 0.12,
+    "ema": 500_000,
+    "snapshot": 2_500_000,
+}
+FACES: dict[str, Any] = {
+    "arch": "ddpmpp",
+    "cond": False,
+    "batch_size": 256,
+    "until": 200_000_000,
+    "lr": 2e-4,
+    "augment": 0.15,
+    "ema": 500_000,
+    "snapshot": 2_500_000,
+}
+
+ROWS = {
+    "cifar10:teacher": Row(
+        EDM(name="cifar10-teacher", arch="ddpmpp", cond=True, **CIFAR10),
+        "EDM on CIFAR-10 (Karras et al., 2022).",
+        "FID with 35 network evaluations (paper): with classes 1.79 (ddpmpp), 1.79 (ncsnpp); without 1.97, 1.98; about 2 "
+        "days on 8 V100, in float32.",
+    ),
+    "cifar10:stf": Row(
+        EDM(name="cifar10-stf", arch="ncsnpp", cond=False, stf="matched", references=1024, **CIFAR10),
+        "EDM on CIFAR-10 with the stable target field (Xu et al., 2023).",
+        "FID with 35 network evaluations without classes (paper): 1.90 (ncsnpp), 1.92 (ddpmpp), with 1,024 references for "
+        "64 images by the published rule: --stf published. By default only references of the same class and augmentation "
+        "count, so that the target has no bias; but 37 % of the images, augmented by more than flips, then have none but "
+        "themselves.",
+    ),
+    "ffhq:teacher": Row(
+        EDM(name="ffhq-teacher", network="ffhq-64x64-uncond", dropout=0.05, **FACES),
+        "EDM on FFHQ at 64x64 (Karras et al., 2022).",
+        "FID with 79 network evaluations (paper): 2.39 (ddpmpp), 2.53 (ncsnpp); about 4 days on 8 V100, in float32.",
+    ),
+    "afhqv2:teacher": Row(
+        EDM(name="afhqv2-teacher", network="afhqv2-64x64-uncond", dropout=0.25, **FACES),
+        "EDM on AFHQv2 at 64x64 (Karras et al., 2022).",
+        "FID with 79 network evaluations (paper): 1.96 (ddpmpp), 2.16 (ncsnpp); about 4 days on 8 V100, in float32.",
+    ),
+    "imagenet64:teacher": Row(
+        EDM(
+            name="imagenet64-teacher",
+            network="imagenet-64x64-cond",
+            arch="adm",
+            cond=True,
+            dropout=0.10,
+            augment=0.0,
+            lr=1e-4,
+            batch_size=4096,
+            until=2_500_000_000,
+            ema=50_000_000,
+            snapshot=10_000_000,
+        ),
+        "EDM's ADM network on ImageNet at 64x64 (Karras et al., 2022).",
+        "FID with 511 network evaluations of the stochastic sampler (paper): 1.36; about 13 days on 32 A100, in float16.",
+    ),
+}

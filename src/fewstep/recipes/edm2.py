@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import fewstep as fs
-from fewstep.recipes.base import REQUIRED, Fixed, Parts
+from fewstep.recipes.base import REQUIRED, Fixed, Parts, Row
 from fewstep.recipes.edm import Teacher, open_images
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ class EDM2(Teacher):
     for post-hoc reconstruction."""
 
     data: str = REQUIRED
+    batch_size: int = REQUIRED
+    cond: bool = REQUIRED
     until: int | None = None
     """Total number of training images; if unset, the published number for the size."""
-    size: Size = "s"
+    size: Size = REQUIRED
     """Network size."""
     channels: int | None = None
     """Base number of channels; if unset, that of the size."""
@@ -59,19 +61,19 @@ class EDM2(Teacher):
     """Dropout probability; if unset, that of the size."""
     lr: float | None = None
     """Reference learning rate; if unset, that of the size."""
-    p_mean: float = -0.4
+    p_mean: float = REQUIRED
     """Mean of log(sigma) in training."""
-    p_std: float = 1.0
+    p_std: float = REQUIRED
     """Standard deviation of log(sigma) in training."""
-    decay: float = 70_000
+    decay: float = REQUIRED
     """Number of batches after which the learning rate decays."""
-    rampup: Fixed[int] = 10_000_000
+    rampup: Fixed[int] = REQUIRED
     """Images over which the learning rate rises."""
-    snapshot: Fixed[int] = 8 * MI
+    snapshot: Fixed[int] = REQUIRED
     """Images between two snapshots."""
-    preset: Fixed[str] = "img512"
+    preset: Fixed[str] = REQUIRED
     """The rows of `SIZES` for the data set."""
-    shape: Fixed[tuple[int, int, int]] = (4, 64, 64)
+    shape: Fixed[tuple[int, int, int]] = REQUIRED
     """Shape of an image, or of a latent."""
 
     def resolved(self) -> Self:
@@ -135,3 +137,59 @@ class EDM2(Teacher):
             expected = " x ".join(map(str, self.shape))
             raise ValueError(f"{self.data}: this recipe needs latents of shape {expected}; got {latents.shape}")
         return LatentStream(latents, StabilityVAE(), seed=self.seed)
+
+
+ROWS = {
+    "imagenet64:edm2": Row(
+        EDM2(
+            name="edm2-img64-{size}",
+            preset="img64",
+            shape=(3, 64, 64),
+            cond=True,
+            size="s",
+            batch_size=2048,
+            p_mean=-0.8,
+            p_std=1.6,
+            decay=35_000,
+            rampup=10_000_000,
+            snapshot=8 * MI,
+        ),
+        "EDM2 on ImageNet at 64x64, in its sizes (Karras et al., 2024).",
+        "FID with 63 network evaluations (paper): 1.58 (s), 1.43 (m), 1.33 (l), 1.33 (xl).",
+    ),
+    "imagenet512:teacher": Row(
+        EDM2(
+            name="edm2-img512-{size}",
+            preset="img512",
+            shape=(4, 64, 64),
+            cond=True,
+            size="s",
+            batch_size=2048,
+            p_mean=-0.4,
+            p_std=1.0,
+            decay=70_000,
+            rampup=10_000_000,
+            snapshot=8 * MI,
+        ),
+        "EDM2 on latents of ImageNet at 512x512, in its sizes (Karras et al., 2024).",
+        "FID with 63 network evaluations (paper): 3.53 (xs), 2.56 (s), 2.25 (m), 2.06 (l), 1.96 (xl), 1.91 (xxl); with "
+        "guidance by a network without classes (--no-cond) 2.91, 2.23, 2.01, 1.88, 1.85, 1.81.",
+    ),
+    "ffhq256:teacher": Row(
+        EDM2(
+            name="edm2-ffhq256-{size}",
+            preset="ffhq256",
+            shape=(3, 256, 256),
+            cond=False,
+            size="xs",
+            batch_size=128,
+            p_mean=-0.8,
+            p_std=1.6,
+            decay=35_000,
+            rampup=1_000_000,
+            snapshot=MI,
+        ),
+        "EDM2 on the pixels of FFHQ at 256x256: the teacher of ffhq256:ncvsd (Peng et al., 2025); no FID is published.",
+        "For images as fewstep data pack --transform center-crop-dhariwal --resolution 256x256 makes them.",
+    ),
+}

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fewstep as fs
-from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts
+from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts, Row
 
 if TYPE_CHECKING:
     from fewstep.distill.gdd import Role
@@ -39,28 +39,27 @@ class GDD(Distillation):
     """GAN loss only (GDD), class-conditional if the teacher is."""
 
     data: str = REQUIRED
-    batch_size: int = 256
-    micro_batch: int | None = 64
+    batch_size: int = REQUIRED
+    micro_batch: int | None = REQUIRED
     """Images per forward pass on a device. The discriminator's batch norm uses them, so it affects the result."""
-    until: int = 10_000_000
     seed: int = 42
     weights: str = REQUIRED
     """Weights of the feature networks: a folder with NAME.safetensors of each, or hub to download them once (as fewstep
     assets fetch does)."""
-    freeze: Literal[0, 1, 2, 3] = 0
+    freeze: Literal[0, 1, 2, 3] = REQUIRED
     """Frozen layers of the generator's U-Net blocks. 0: none (GDD); 1: convolutions and attention output (GDD-I); 2: also
     attention input (qkv); 3: also shortcuts."""
-    backbone: Literal["deit", "vgg", "lite"] = "deit"
+    backbone: Literal["deit", "vgg", "lite"] = REQUIRED
     """Second feature network besides EfficientNet-Lite0: deit (GDD's 0), vgg (GDD's 1), or lite for none."""
     r1_gamma: float = 1e-4
     """Weight of the R1 penalty."""
-    lr: float = 2e-5
+    lr: float = REQUIRED
     """Learning rate of the generator."""
-    disc_lr: float = 4e-5
+    disc_lr: float = REQUIRED
     """Learning rate of the discriminator, before the correction for lazy regularization."""
-    ema: int = 500_000
+    ema: int = REQUIRED
     """EMA half-life in images (GDD counts in millions)."""
-    shape: Fixed[tuple[int, int, int]] = (3, 64, 64)
+    shape: Fixed[tuple[int, int, int]] = REQUIRED
     """Image shape; a teacher of another shape is rejected."""
 
     def parts(self) -> Parts:
@@ -150,3 +149,88 @@ def trained_classifier(stream: fs.ImageStream, *, seed: int) -> Classifier:
     while trainer.nimg < CLASSIFIER_IMAGES:
         trainer.step()
     return method.classifier
+
+
+CIFAR10: dict[str, Any] = {
+    "shape": (3, 32, 32),
+    "backbone": "vgg",
+    "batch_size": 256,
+    "micro_batch": 64,
+    "until": 5_000_000,
+    "lr": 1e-4,
+    "disc_lr": 1e-4,
+    "ema": 500_000,
+}
+FACES: dict[str, Any] = {
+    "shape": (3, 64, 64),
+    "backbone": "deit",
+    "batch_size": 256,
+    "micro_batch": 64,
+    "until": 10_000_000,
+    "lr": 2e-5,
+    "disc_lr": 4e-5,
+    "ema": 500_000,
+}
+IMAGENET64: dict[str, Any] = {
+    "shape": (3, 64, 64),
+    "backbone": "deit",
+    "batch_size": 512,
+    "micro_batch": 128,
+    "until": 10_000_000,
+    "lr": 8e-6,
+    "disc_lr": 4e-5,
+    "ema": 50_000_000,
+}
+CAUTION = "FID favours discriminators with ImageNet features; report other metrics as well."
+
+ROWS = {
+    "cifar10:gdd": Row(
+        GDD(name="cifar10-gdd", freeze=0, **CIFAR10),
+        "GDD on CIFAR-10: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
+        "The discriminator sees through VGG16 and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 1.54. "
+        "Published for the NCSN++ teachers (ve), such as of cifar10:teacher with --arch ncsnpp --precond edm, with classes "
+        f"and without. {CAUTION}",
+    ),
+    "cifar10:gddi": Row(
+        GDD(name="cifar10-gddi", freeze=1, **CIFAR10),
+        "GDD-I on CIFAR-10: as cifar10:gdd, with most convolutions frozen (Zheng & Yang, 2024).",
+        "FID 1.54 (paper's abstract, of GDD-I), 1.56 (released model, measured again by its authors); about 5 million "
+        "images, 6 hours on 8 A100. Published for the NCSN++ teachers (ve), such as of cifar10:teacher with --arch ncsnpp "
+        f"--precond edm, with classes and without. {CAUTION}",
+    ),
+    "ffhq:gdd": Row(
+        GDD(name="ffhq-gdd", freeze=0, **FACES),
+        "GDD on FFHQ at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
+        "The discriminator sees through DeiT-B and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 0.85. "
+        f"Published for the NCSN++ teacher (ve). {CAUTION}",
+    ),
+    "ffhq:gddi": Row(
+        GDD(name="ffhq-gddi", freeze=1, **FACES),
+        "GDD-I on FFHQ at 64x64: as ffhq:gdd, with most convolutions frozen (Zheng & Yang, 2024).",
+        "FID 0.85 (paper's abstract), 0.83 (released model, measured again by its authors); about 9 million images. "
+        f"Published for the NCSN++ teacher (ve). {CAUTION}",
+    ),
+    "afhqv2:gdd": Row(
+        GDD(name="afhqv2-gdd", freeze=0, **FACES),
+        "GDD on AFHQv2 at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
+        "The discriminator sees through DeiT-B and EfficientNet-Lite0. FID 1.23 (paper's abstract), 1.24 (released model, "
+        f"measured again by its authors); about 7 million images. Published for the NCSN++ teacher (ve). {CAUTION}",
+    ),
+    "afhqv2:gddi": Row(
+        GDD(name="afhqv2-gddi", freeze=1, **FACES),
+        "GDD-I on AFHQv2 at 64x64: as afhqv2:gdd, with most convolutions frozen (Zheng & Yang, 2024).",
+        f"Its authors state the FID of GDD alone, 1.23. Published for the NCSN++ teacher (ve). {CAUTION}",
+    ),
+    "imagenet64:gdd": Row(
+        GDD(name="imagenet64-gdd", freeze=0, **IMAGENET64),
+        "GDD on ImageNet at 64x64: a one-step generator trained with a GAN loss only (Zheng & Yang, 2024).",
+        "The discriminator sees through DeiT-B and EfficientNet-Lite0. Its authors state the FID of GDD-I alone, 1.16. "
+        f"Published for the ADM teacher. {CAUTION}",
+    ),
+    "imagenet64:gddi": Row(
+        GDD(name="imagenet64-gddi", freeze=1, **IMAGENET64),
+        "GDD-I on ImageNet at 64x64: as imagenet64:gdd, with most convolutions frozen (Zheng & Yang, 2024).",
+        "FID 1.16 (paper's abstract), 1.13 (released model, measured again by its authors); about 6 million images. "
+        f"Published for the ADM teacher. {CAUTION}",
+    ),
+}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import fewstep as fs
-from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts
+from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts, Row
 from fewstep.recipes.edm2 import MI
 
 GRID = 40
@@ -29,7 +29,11 @@ class SizeRow(NamedTuple):
     micro_batch: int
 
 
-IMAGENET64 = {"s": SizeRow(192, 0.0100, 64), "m": SizeRow(256, 0.0090, 32), "l": SizeRow(320, 0.0080, 16)}
+IMAGENET64: dict[str, Any] = {
+    "s": SizeRow(192, 0.0100, 64),
+    "m": SizeRow(256, 0.0090, 32),
+    "l": SizeRow(320, 0.0080, 16),
+}
 SIZES = {
     "imagenet64": IMAGENET64,
     "imagenet512": {**IMAGENET64, "l": SizeRow(320, 0.0080, 8)},
@@ -42,34 +46,33 @@ class NCVSD(Distillation):
     """NCVSD: a generative denoiser for any number of steps, distilled from an EDM2 teacher."""
 
     data: str = REQUIRED
-    batch_size: int = 2048
+    batch_size: int = REQUIRED
     micro_batch: int | None = None
     """Images per forward pass on a device (gradient accumulation); does not change the result. If unset, the paper's for the
     size."""
-    until: int = 64 * MI
-    size: Literal["xs", "s", "m", "l"] = "s"
+    size: Literal["xs", "s", "m", "l"] = REQUIRED
     """Size of the teacher."""
     lr: float | None = None
     """Reference learning rate of the fake score; generator and discriminator use 1 % of it. If unset, that of the size."""
-    p_mean: float = -0.8
+    p_mean: float = REQUIRED
     """Mean of log(sigma) at which scores are compared."""
-    p_std: float = 1.6
+    p_std: float = REQUIRED
     """Standard deviation of log(sigma) at which scores are compared."""
-    decay: float = 35_000
+    decay: float = REQUIRED
     """Number of batches after which the learning rate decays."""
-    rampup: Fixed[int] = 10_000_000
+    rampup: Fixed[int] = REQUIRED
     """Warm-up of the learning rate, in images."""
-    gan_start: int = 16_778_000
+    gan_start: int = REQUIRED
     """Training images after which the adversarial loss is switched on."""
-    level: Fixed[int] = 12
+    level: Fixed[int] = REQUIRED
     """Index of the noise level for one step."""
-    scale: Fixed[float] = 1.0
+    scale: Fixed[float] = REQUIRED
     """Factor of the losses."""
-    snapshot: Fixed[int] = MI
+    snapshot: Fixed[int] = REQUIRED
     """Images between two snapshots."""
-    preset: Fixed[str] = "imagenet64"
+    preset: Fixed[str] = REQUIRED
     """The rows of `SIZES` for the data set."""
-    shape: Fixed[tuple[int, int, int]] = (3, 64, 64)
+    shape: Fixed[tuple[int, int, int]] = REQUIRED
     """Image shape; a teacher of another shape is rejected."""
 
     def row(self) -> SizeRow:
@@ -126,3 +129,69 @@ class NCVSD(Distillation):
                 f"{self.teacher}: this recipe needs a model of images of shape {self.shape}; got {denoiser.shape}"
             )
         return denoiser
+
+
+IMAGENET: dict[str, Any] = {
+    "size": "s",
+    "batch_size": 2048,
+    "until": 64 * MI,
+    "rampup": 10_000_000,
+    "gan_start": 16_778_000,
+    "level": 12,
+    "scale": 1.0,
+    "snapshot": MI,
+}
+
+ROWS = {
+    "imagenet64:ncvsd": Row(
+        NCVSD(
+            name="imagenet64-ncvsd-{size}",
+            preset="imagenet64",
+            shape=(3, 64, 64),
+            p_mean=-0.8,
+            p_std=1.6,
+            decay=35_000,
+            **IMAGENET,
+        ),
+        "NCVSD from EDM2 on ImageNet at 64x64: a generative denoiser for any number of steps (Peng et al., 2025).",
+        "FID in 1, 2, 4 steps (reference repository): 3.13, 2.66, 2.14 (s), 3.04, 2.47, 1.92 (m), 2.96, 2.35, 1.53 (l); "
+        "sampled with --ts 12,39, 10,22,39 and 0,10,20,30,39. Teachers by --size: post-hoc averages of std 0.075 (s), 0.060 "
+        "(m), 0.040 (l).",
+    ),
+    "imagenet512:ncvsd": Row(
+        NCVSD(
+            name="imagenet512-ncvsd-{size}",
+            preset="imagenet512",
+            shape=(4, 64, 64),
+            p_mean=-0.4,
+            p_std=1.0,
+            decay=70_000,
+            **IMAGENET,
+        ),
+        "NCVSD from EDM2 on latents of ImageNet at 512x512: a generative denoiser for any number of steps (Peng et al., "
+        "2025).",
+        "FID in 1, 2, 4 steps (reference repository): 2.95, 2.60, 2.00 (s), 2.85, 2.08, 1.92 (m), 2.56, 2.03, 1.76 (l); "
+        "sampled with --ts 12,39, 10,22,39 and 0,10,20,30,39. Teachers by --size: post-hoc averages of std 0.130 (s), 0.100 "
+        "(m), 0.085 (l).",
+    ),
+    "ffhq256:ncvsd": Row(
+        NCVSD(
+            name="ffhq256-ncvsd-{size}",
+            preset="ffhq256",
+            shape=(3, 256, 256),
+            size="xs",
+            batch_size=128,
+            until=4 * MI,
+            p_mean=-0.8,
+            p_std=1.6,
+            decay=35_000,
+            rampup=1_000_000,
+            gan_start=1_049_000,
+            level=0,
+            scale=0.1,
+            snapshot=64 * 1024,
+        ),
+        "NCVSD from EDM2-XS on FFHQ at 256x256, for restoration by PnP-GD (Peng et al., 2025); no FID is published.",
+        "Sampled with --ts 0,39, 0,14,39 or 0,10,20,30,39.",
+    ),
+}

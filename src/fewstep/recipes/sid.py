@@ -1,4 +1,4 @@
-"""SiD, SiDA and SiD2A (Zhou et al., 2024, 2025), from EDM's teachers and from EDM2's on latents of ImageNet-512.
+"""SiD, SiDA and SiD2A (Zhou et al., 2024, 2025), from EDM's teachers; those of EDM2's are in `sid_edm2`.
 
 The settings are those of the published scripts, of which these were corrected: SiDA of AFHQv2 was given the images of FFHQ;
 SiD on ImageNet-64 under the newer code had the values of `cond` and `alpha` exchanged and a discriminator; some SiD2A
@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import fewstep as fs
-from fewstep.recipes.base import REQUIRED, Distillation, Fixed, Parts
-from fewstep.recipes.edm2 import Size
+from fewstep.recipes.base import REQUIRED, Distillation, Dtype, Fixed, Parts, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,40 +22,42 @@ class SiD(Distillation):
 
     data: str | None = None
     """Image zip or folder; only its labels are used. If unset, classes are drawn uniformly."""
-    micro_batch: int | None = 16
+    batch_size: int = REQUIRED
+    micro_batch: int | None = REQUIRED
     """Images per forward pass on a device (gradient accumulation); does not change the result."""
-    until: int | None = None
+    until: int | None = REQUIRED
     """Total number of training images; if unset, 800 million for a class-conditional teacher, else 500 million."""
-    alpha: float = 1.2
+    dtype: Dtype = REQUIRED
+    alpha: float = REQUIRED
     """Alpha in the SiD loss: the squared score difference enters with the factor 1 - alpha."""
     steps: int = 1
     """Sampling steps of the generator."""
-    augment: float = 0.12
+    augment: float = REQUIRED
     """Probability of each augmentation of the fake score's training images (mirroring always has 1/2). Set 0 for a teacher
     that was trained without augmentation."""
-    dropout: float | None = 0.13
+    dropout: float | None = REQUIRED
     """Dropout probability of fake score and generator; if unset, the teacher's."""
-    lr: float = 1e-5
+    lr: float = REQUIRED
     """Learning rate of fake score and generator."""
     glr: float | None = None
     """Learning rate of the generator; if unset, --lr."""
-    g_beta1: float = 0.0
+    g_beta1: float = REQUIRED
     """Adam beta1 of the generator."""
-    eps: float = 1e-6
+    eps: float = REQUIRED
     """Adam epsilon."""
     init_sigma: float = 2.5
     """Noise level of the generator's input."""
     tmax: float = 800
     """Last of the 1,000 time steps at which scores are compared; step 0 is sigma = 80."""
-    lsg: float | None = 100.0
+    lsg: float | None = REQUIRED
     """Weight of the generator's SiD loss (Adam is nearly invariant to it); if unset, the paper's for the EDM2 size."""
-    ema: int = 500_000
+    ema: int = REQUIRED
     """EMA half-life in images (SiD counts in millions)."""
-    p_mean: float = -1.2
+    p_mean: float = REQUIRED
     """Mean of log(sigma) in training the fake score."""
-    p_std: float = 1.2
+    p_std: float = REQUIRED
     """Standard deviation of log(sigma) in training the fake score."""
-    shape: Fixed[tuple[int, int, int]] = (3, 32, 32)
+    shape: Fixed[tuple[int, int, int]] = REQUIRED
     """Image shape; a teacher of another shape is rejected."""
     uncertainty: Fixed[bool | None] = None
     """Weight the losses with the teacher's log-variance head; if unset, whenever the teacher has one."""
@@ -122,14 +123,13 @@ class SiDA(SiD):
 
     data: str = REQUIRED
     """Real images: zip or folder."""
-    micro_batch: int | None = 32
+    micro_batch: int | None = REQUIRED
     """Images per forward pass on a device. The adversarial terms are averaged over them, so it affects the result."""
-    alpha: float = 1.0
-    lsd: float = 1.0
+    lsd: float = REQUIRED
     """Weight of the discriminator loss in the fake score's loss."""
     lsg_gan: float = 0.01
     """Weight of the adversarial loss in the generator's loss."""
-    clip: Fixed[float | None] = 1.0
+    clip: Fixed[float | None] = REQUIRED
     """Limit of each entry of the fake score's gradient."""
     method_name: ClassVar[str] = "SiDA"
 
@@ -155,68 +155,160 @@ class SiD2A(SiDA):
         return super().method(teacher, generator=generator, **options)
 
 
-class SizeRow(NamedTuple):
-    """micro_batch: images at a time. until: training images of SiD and SiDA. sid2a: those of SiD2A."""
-
-    micro_batch: int
-    until: int
-    sid2a: int
-
-
-SIZES = {
-    "xs": SizeRow(64, 200_000_000, 30_000_000),
-    "s": SizeRow(64, 200_000_000, 80_000_000),
-    "m": SizeRow(32, 200_000_000, 200_000_000),
-    "l": SizeRow(32, 200_000_000, 55_000_000),
-    "xl": SizeRow(16, 200_000_000, 50_000_000),
-    "xxl": SizeRow(2, 100_000_000, 30_000_000),
+CIFAR10: dict[str, Any] = {
+    "shape": (3, 32, 32),
+    "batch_size": 256,
+    "dtype": "float32",
+    "augment": 0.12,
+    "dropout": 0.13,
+    "lr": 1e-5,
+    "eps": 1e-8,
+    "lsg": 100.0,
+    "ema": 500_000,
+    "p_mean": -1.2,
+    "p_std": 1.2,
 }
+FACES: dict[str, Any] = {
+    "shape": (3, 64, 64),
+    "batch_size": 512,
+    "dtype": "auto",
+    "augment": 0.15,
+    "dropout": 0.05,
+    "eps": 1e-6,
+    "lsg": 100.0,
+    "ema": 500_000,
+    "p_mean": -1.2,
+    "p_std": 1.2,
+}
+IMAGENET64: dict[str, Any] = {
+    "shape": (3, 64, 64),
+    "batch_size": 8192,
+    "dtype": "auto",
+    "augment": 0.0,
+    "dropout": 0.1,
+    "lr": 4e-6,
+    "eps": 1e-6,
+    "lsg": 100.0,
+    "ema": 2_000_000,
+    "p_mean": -1.2,
+    "p_std": 1.2,
+}
+ADVERSARIAL: dict[str, Any] = {"lsd": 1.0, "clip": 1.0}
 
+BEST = "The best FID of SiDA and SiD2A in one step"
 
-@dataclass(frozen=True, kw_only=True)
-class OfEDM2:
-    """Students of EDM2 on ImageNet-512 latents; unset settings take the paper's values for the size."""
-
-    size: Size = "s"
-    """Size of the teacher. It sets the default micro-batch: 64 (xs, s), 32 (m, l), 16 (xl) or 2 (xxl) images."""
-
-    def resolved(self) -> Self:
-        from fewstep.io.model_folder import read_config
-        from fewstep.nets import sizes
-
-        assert isinstance(self, SiD)
-        if self.size not in SIZES:
-            raise ValueError(f"--size must be one of {', '.join(SIZES)}; got {self.size!r}")
-        row = SIZES[self.size]
-        found = read_config(self.teacher)["network"].get("model_channels")
-        expected = sizes.edm2(self.size).model_channels
-        if found != expected:
-            raise ValueError(
-                f"{self.teacher} has {found} channels, EDM2-{self.size.upper()} has {expected}; set --size to the size of "
-                "the teacher"
-            )
-        adversarial, two_stages = isinstance(self, SiDA), isinstance(self, SiD2A)
-        until = row.sid2a if two_stages else row.until
-        lsg = 50.0 if two_stages and self.size == "m" else 100.0
-        return dataclasses.replace(
-            self,
-            micro_batch=row.micro_batch if self.micro_batch is None else self.micro_batch,
-            until=until if self.until is None else self.until,
-            lsg=lsg if self.lsg is None else self.lsg,
-            uncertainty=not adversarial or self.size != "s",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiDOfEDM2(OfEDM2, SiD):
-    """SiD from EDM2."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiDAOfEDM2(OfEDM2, SiDA):
-    """SiDA from EDM2."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiD2AOfEDM2(OfEDM2, SiD2A):
-    """SiD2A from EDM2."""
+ROWS = {
+    "cifar10:sid": Row(
+        SiD(name="cifar10-sid", alpha=1.2, g_beta1=0.0, micro_batch=16, until=None, **CIFAR10),
+        "SiD on CIFAR-10, for teachers with and without classes (Zhou et al., 2024).",
+        "FID in one step (paper): 1.710 with classes, after 713 million images; 1.923 without, after 404 million. In "
+        "float32 as published, since the loss is a small difference of two networks.",
+    ),
+    "cifar10:sida": Row(
+        SiDA(name="cifar10-sida", alpha=1.0, g_beta1=0.0, micro_batch=32, until=300_000_000, **CIFAR10, **ADVERSARIAL),
+        "SiDA on CIFAR-10, for teachers with and without classes (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.396 with classes, 1.499 without; the released models of SiDA saw 293 and 218 million images. "
+        "Published on 4 GPUs.",
+    ),
+    "cifar10:sid2a": Row(
+        SiD2A(
+            name="cifar10-sid2a", alpha=1.0, g_beta1=0.0, micro_batch=32, until=100_000_000, **CIFAR10, **ADVERSARIAL
+        ),
+        "SiD2A on CIFAR-10: SiDA from a SiD student, for teachers with and without classes (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.396 with classes, 1.499 without; the released models of SiD2A saw 39 and 28 million images. "
+        "Published on 4 GPUs.",
+    ),
+    "ffhq:sid": Row(
+        SiD(name="ffhq-sid", alpha=1.2, lr=1e-5, g_beta1=0.9, micro_batch=32, until=500_000_000, **FACES),
+        "SiD on FFHQ at 64x64 (Zhou et al., 2024).",
+        "FID in one step (paper): 1.550, after 498 million images, with alpha 1.2: the released model, from which SiD2A "
+        "starts, has it in its name, and so has the script of the paper. A script of the newer code has 1, as AFHQv2 needs.",
+    ),
+    "ffhq:sida": Row(
+        SiDA(
+            name="ffhq-sida", alpha=1.0, lr=1e-5, g_beta1=0.0, micro_batch=64, until=200_000_000, **FACES, **ADVERSARIAL
+        ),
+        "SiDA on FFHQ at 64x64 (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.040; the released model of SiDA saw 186 million images.",
+    ),
+    "ffhq:sid2a": Row(
+        SiD2A(
+            name="ffhq-sid2a",
+            alpha=1.0,
+            lr=1e-5,
+            g_beta1=0.0,
+            micro_batch=64,
+            until=100_000_000,
+            **FACES,
+            **ADVERSARIAL,
+        ),
+        "SiD2A on FFHQ at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.040; the released model of SiD2A saw 169 million images.",
+    ),
+    "afhqv2:sid": Row(
+        SiD(name="afhqv2-sid", alpha=1.0, lr=5e-6, g_beta1=0.0, micro_batch=32, until=500_000_000, **FACES),
+        "SiD on AFHQv2 at 64x64 (Zhou et al., 2024).",
+        "FID in one step (paper): 1.628, after 372 million images.",
+    ),
+    "afhqv2:sida": Row(
+        SiDA(
+            name="afhqv2-sida",
+            alpha=1.0,
+            lr=5e-6,
+            g_beta1=0.0,
+            micro_batch=64,
+            until=200_000_000,
+            **FACES,
+            **ADVERSARIAL,
+        ),
+        "SiDA on AFHQv2 at 64x64 (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.276; the released model of SiDA saw 127 million images. The published script took its real "
+        "images from FFHQ; give it AFHQv2.",
+    ),
+    "afhqv2:sid2a": Row(
+        SiD2A(
+            name="afhqv2-sid2a",
+            alpha=1.0,
+            lr=5e-6,
+            g_beta1=0.0,
+            micro_batch=64,
+            until=100_000_000,
+            **FACES,
+            **ADVERSARIAL,
+        ),
+        "SiD2A on AFHQv2 at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.276; the released model of SiD2A saw 175 million images. The published script took its real "
+        "images from FFHQ; give it AFHQv2.",
+    ),
+    "imagenet64:sid": Row(
+        SiD(name="imagenet64-sid", alpha=1.2, g_beta1=0.0, micro_batch=16, until=1_000_000_000, **IMAGENET64),
+        "SiD on ImageNet at 64x64 (Zhou et al., 2024).",
+        "FID in one step (paper): 1.524, after 939 million images.",
+    ),
+    "imagenet64:sida": Row(
+        SiDA(
+            name="imagenet64-sida",
+            alpha=1.0,
+            g_beta1=0.0,
+            micro_batch=32,
+            until=300_000_000,
+            **IMAGENET64,
+            **ADVERSARIAL,
+        ),
+        "SiDA on ImageNet at 64x64 (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.110; the released model of SiDA saw 249 million images.",
+    ),
+    "imagenet64:sid2a": Row(
+        SiD2A(
+            name="imagenet64-sid2a",
+            alpha=1.0,
+            g_beta1=0.0,
+            micro_batch=32,
+            until=100_000_000,
+            **IMAGENET64,
+            **ADVERSARIAL,
+        ),
+        "SiD2A on ImageNet at 64x64: SiDA from a SiD student (Zhou et al., 2025).",
+        f"{BEST} (paper): 1.110; the released model of SiD2A saw 29 million images.",
+    ),
+}
