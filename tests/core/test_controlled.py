@@ -460,7 +460,7 @@ def test_a_student_samples_by_its_levels_unless_told_otherwise():
         (Sampling(ts="ten"), "--ts needs indices of noise levels, .*; got .ten"),
         (Sampling(ts="10,39", steps=1), "takes one of steps, levels and ts"),
         (Sampling(levels="5", S_churn=1.0), "no option of other samplers"),
-        (Sampling(sampler="heun"), "draws images where heun needs their mean"),
+        (Sampling(sampler="heun"), "heun needs a model that predicts the mean"),
         (Sampling(steps=40), "takes 1 to 39 steps"),
     ],
 )
@@ -473,7 +473,7 @@ def test_options_of_students_do_not_fit_others(denoiser):
     for sampling in (Sampling(ts="10,39"), Sampling(sampler="posterior")):
         with pytest.raises(ValueError, match="for models that draw from the posterior"):
             sampling.plan(denoiser)
-    with pytest.raises(ValueError, match="there is no guided mean"):
+    with pytest.raises(ValueError, match="guidance needs a model that predicts the mean"):
         list(generate(student(), [0], plan=Plan(posterior, torch.tensor([80.0, 0.0]), guidance=Guidance(1.5))))
 
 

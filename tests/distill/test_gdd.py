@@ -339,7 +339,7 @@ def test_refuses_what_cannot_work(denoiser):
         GDD(SiD(denoiser).generator, judge)
     with pytest.raises(ValueError, match="EDM's preconditioning; this one has VP's"):
         GDD(Denoiser(tiny_net(), precondition=cast(Any, VP())), judge)
-    with pytest.raises(ValueError, match="images of 10 classes, the teacher makes none"):
+    with pytest.raises(ValueError, match="has 10 classes, the teacher none"):
         GDD(Denoiser(tiny_net(label_dim=0)), judge)
     edm2 = EDM2UNet(EDM2Config(8, 1, 10, model_channels=16, channel_mult=(1,), num_blocks=1, attn_resolutions=()))
     with pytest.raises(ValueError, match=r"EDM2UNet has none of them .* freeze=\(\)"):

@@ -499,7 +499,7 @@ def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student) -> 
 
 
 def test_solvers_that_are_none_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no solver is called 'dpss'; choose one of pnp_gd, dps, daps, diffpir"):
+    with pytest.raises(ValueError, match="there is no solver 'dpss'; choose one of pnp_gd, dps, daps, diffpir"):
         Solver("dpss")  # pyright: ignore[reportArgumentType] - that is the point
 
 

@@ -263,7 +263,7 @@ def test_class_conditional_heads():
     expected = torch.stack([(e[i][:, None] * h[i].flatten(1)).sum(0) / 8 for i in range(4)])
     assert torch.allclose(head(x, label), expected, atol=1e-5)
     judge = ProjectedDiscriminator([Classifier((1, 8, 8), 3, width=8)], num_classes=3, width=8)
-    with pytest.raises(ValueError, match="known classes; got no label"):
+    with pytest.raises(ValueError, match="class-conditional; pass the label"):
         judge(torch.zeros(2, 1, 8, 8))
 
 
@@ -302,5 +302,5 @@ def test_feature_networks_of_ones_own_stay_in_evaluation_mode():
 
 
 def test_no_discriminator_without_features():
-    with pytest.raises(ValueError, match="give at least one: PretrainedFeatures"):
+    with pytest.raises(ValueError, match="needs at least one feature network: PretrainedFeatures"):
         ProjectedDiscriminator([])

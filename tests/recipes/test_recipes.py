@@ -236,7 +236,7 @@ def test_architectures_of_edm(arch):
         ({"cres": "2,0"}, "--cres needs one positive integer"),
         ({"cbase": 0}, "--cbase must be at least 1; got 0"),
         ({"references": 64}, "--references has no effect without --stf"),
-        ({"stf": "published", "references": 0}, "needs a reference at least; got n=0"),
+        ({"stf": "published", "references": 0}, "needs at least one reference; got n=0"),
         ({"stf": "mine"}, "the rules of the stable target are matched, published; got 'mine'"),
     ],
 )

@@ -99,7 +99,7 @@ class ConditionalDenoiser(Denoiser):
             ValueError: there is no observation, or an argument has the wrong shape, type or device.
         """
         if given is None:
-            raise ValueError("this denoiser answers for an observation; call it with given=Observation(y, sigma_y)")
+            raise ValueError("this denoiser needs an observation; call it with given=Observation(y, sigma_y)")
         if not torch.compiler.is_compiling():
             self.check(x, sigma, label)
             check_observation(given.y, x)
@@ -111,7 +111,7 @@ class ConditionalDenoiser(Denoiser):
 
     def plan(self, steps: int | None = None, **options: Any) -> Plan:
         """Raise ValueError: a fake score does not generate images."""
-        raise ValueError("this model is a fake score of NCVSD, for training alone; it makes no images")
+        raise ValueError("this model is a fake score of NCVSD, for training alone; it does not generate images")
 
 
 class GenerativeDenoiser(Denoiser):
@@ -253,8 +253,8 @@ class GenerativeDenoiser(Denoiser):
         if sampler not in (None, "posterior"):
             if isinstance(sampler, str) and sampler != "multistep":
                 raise ValueError(
-                    f"this model draws images where {sampler} needs their mean; use posterior, multistep, or leave the "
-                    "sampler out"
+                    f"{sampler} needs a model that predicts the mean, and this model draws samples; use posterior, "
+                    "multistep, or leave the sampler out"
                 )
             more = options if ts is None else {"ts": ts, **options}
             return super().plan(steps, sampler=sampler, levels=levels, **more)
@@ -293,7 +293,9 @@ class GenerativeDenoiser(Denoiser):
 
     def check_guidance(self, guidance: Guidance) -> None:
         """Raise ValueError: draws have no mean to guide."""
-        raise ValueError("a generative denoiser draws images, of which there is no guided mean; leave guidance out")
+        raise ValueError(
+            "guidance needs a model that predicts the mean, and this model draws samples; leave guidance out"
+        )
 
     @property
     def highest(self) -> float:

@@ -364,7 +364,7 @@ class Denoiser(Preconditioned):
         if guide is None and not self.knows_no_class:
             raise ValueError(
                 f"guidance {guidance.scale:g} by the model itself needs one that was also trained without its class, and "
-                "this one was not (label_dropout 0 in its config.json): its prediction without a class means nothing. Give a "
+                "this one was not (label_dropout 0 in its config.json): its prediction without a class is meaningless. Give a "
                 "weaker or an unconditional model as guide (--guide FOLDER, Guidance(guide=...)), or leave guidance out"
             )
         if guide is not None and guide.shape != self.shape:

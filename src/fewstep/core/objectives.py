@@ -126,7 +126,7 @@ class StableTarget:
         if rule not in get_args(Rule):
             raise ValueError(f"the rules of the stable target are {', '.join(get_args(Rule))}; got {rule!r}")
         if n < 1:
-            raise ValueError(f"the stable target needs a reference at least; got n={n}")
+            raise ValueError(f"the stable target needs at least one reference; got n={n}")
         self._stream, self.n, self.augment, self.rule = stream, n, augment, rule
 
     def __call__(self, x: Tensor, sigma: Tensor, batch: Batch) -> Tensor:

@@ -379,7 +379,9 @@ class EmpiricalDenoiser(nn.Module):
         points = self.points.flatten(1)
         check_measurement(A, y, sigma_y, points.shape[1])
         if sigma_y == 0:
-            raise ValueError("points meet a noiseless measurement exactly or not at all; sigma_y must be positive")
+            raise ValueError(
+                "the posterior of a finite set of points needs a noisy measurement; sigma_y must be positive"
+            )
         gap = y.to(points) - points @ A.to(points).T
         weights = (self.log_weights - gap.square().sum(1) / (2 * sigma_y**2)).softmax(0)
         return EmpiricalDenoiser(self.points, self.classes, weights)

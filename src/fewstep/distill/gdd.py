@@ -165,8 +165,8 @@ class GDD(Method):
         classes = getattr(discriminator, "num_classes", 0)
         if classes not in (0, teacher.num_classes):
             raise ValueError(
-                f"the discriminator judges images of {classes} classes, the teacher makes {teacher.num_classes or 'none'}; "
-                "give it the teacher's number, or none"
+                f"the discriminator has {classes} classes, the teacher {teacher.num_classes or 'none'}; build it with the "
+                "teacher's number, or with none"
             )
         self.generator = generator_of(teacher, sigma_init, eps)
         self.frozen = freeze_layers(self.generator.net, freeze)

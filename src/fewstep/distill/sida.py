@@ -43,8 +43,8 @@ class SiDA(Method):
         loss_scale: factor of SiD's loss.
         disc_weight: factor of the discriminator's loss: 1 (EDM) or 100 (EDM2).
         gan_weight: factor of the generator's adversarial loss.
-        gates: training images after which the generator begins to move, by SiD's loss alone, and after which the sum above
-            begins.
+        gates: training images after which the generator starts to train, with SiD's loss alone, and after which the sum above
+            is its loss.
         average: "micro_batch" averages the softplus terms over the micro-batch, as published, so that a step depends on its size;
             with "global" each image has its own term, and a step does not depend on how its batch is split.
         clip: bound of each entry of the fake score's gradient (EDM), None for none (EDM2).
@@ -83,8 +83,8 @@ class SiDA(Method):
             raise ValueError(f"average is one of {', '.join(get_args(Average))}; got {average!r}")
         if gates[0] > gates[1]:
             raise ValueError(
-                f"the generator begins to move before the adversarial term enters, or with it; got gates={gates}. Give "
-                "both in images, the earlier first"
+                f"gates are numbers of images, the smaller first: when training of the generator starts, and when the "
+                f"adversarial term starts; got gates={gates}"
             )
         self.teacher = frozen(teacher)
         self.fake_score = learner(teacher, uncertainty)

@@ -112,7 +112,9 @@ def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
 def check_kernel(kernel: Tensor, shape: tuple[int, int, int]) -> None:
     """Raise ValueError for an invalid kernel; warn about one that changes the brightness."""
     if kernel.ndim != 2 or not kernel.isfinite().all() or not kernel.any():
-        raise ValueError(f"a kernel is a finite matrix that is not zero; got the shape {tuple(kernel.shape)}")
+        raise ValueError(
+            f"a kernel must be a finite matrix (h, w) that is not zero everywhere; got shape {tuple(kernel.shape)}"
+        )
     if kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2]:
         raise ValueError(
             f"the kernel {tuple(kernel.shape)} is larger than the images {shape[1]}x{shape[2]}; use a smaller one"

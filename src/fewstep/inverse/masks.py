@@ -84,7 +84,7 @@ class Inpainting(Decomposed):
                 f"a mask for images of shape {shape} has shape {shape[1:]} or {shape}; got {tuple(mask.shape)}"
             )
         if not mask.isfinite().all() or mask.min() < 0 or mask.max() == 0:
-            raise ValueError("a mask has finite numbers, none negative and not all zero")
+            raise ValueError("a mask must be finite, non-negative and not zero everywhere")
         self.keep_singular(mask.expand(shape).clone().float())
 
     def V(self, c: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(SolverName):
-            raise ValueError(f"no solver is called {self.name!r}; choose one of {', '.join(get_args(SolverName))}")
+            raise ValueError(f"there is no solver {self.name!r}; choose one of {', '.join(get_args(SolverName))}")
         for name, value in {"nfe": self.evaluations, "prior_steps": self.prior_steps}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")

@@ -202,7 +202,7 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         if not networks:
             raise ValueError(
-                "a projected discriminator sees through feature networks; give at least one: PretrainedFeatures, the "
+                "a projected discriminator needs at least one feature network: PretrainedFeatures, the "
                 "teacher's encoder (EncoderFeatures) or a trained Classifier"
             )
         self.num_classes = num_classes
@@ -233,7 +233,7 @@ class ProjectedDiscriminator(nn.Module):
             ValueError: the discriminator has classes, and there is no label.
         """
         if self.num_classes and label is None:
-            raise ValueError("this discriminator judges images of known classes; got no label")
+            raise ValueError("this discriminator is class-conditional; pass the label of the images")
         result = []
         for network, projection, heads in zip(self.networks, self.projections, self.heads, strict=True):
             mixed = projection(network(x, label))

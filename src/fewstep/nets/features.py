@@ -118,7 +118,7 @@ class PretrainedFeatures(Frozen):
             ValueError: the images have neither 1 nor 3 channels.
         """
         if x.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name} looks at grey or RGB images; got {x.shape[1]} channels")
+            raise ValueError(f"{self.name} takes grey or RGB images; got {x.shape[1]} channels")
         x = ((x + 1) / 2).expand(-1, 3, -1, -1)
         x = (x - self.mean) / self.std
         if x.shape[-1] < self.size or self.exactly:

@@ -22,10 +22,12 @@ GRACE = 3.0
 
 
 def rank() -> int:
+    """Return the number of this process, from 0; 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -34,7 +36,7 @@ CHOSEN: list[torch.device] = []
 
 
 def device() -> torch.device:
-    """The device of this process: the chosen one, else its own GPU where there is one, else the CPU."""
+    """Return the device of this process: the chosen one, else its own GPU where there is one, else the CPU."""
     if CHOSEN and (CHOSEN[0].type != "cuda" or CHOSEN[0].index is not None):
         return CHOSEN[0]
     if CHOSEN or torch.cuda.is_available():
@@ -43,10 +45,14 @@ def device() -> torch.device:
 
 
 def use(name: str | None) -> None:
-    """Choose the device on which this process computes, as `--device` names it; None for the usual one.
+    """Choose the device on which this process computes, as `--device` does.
 
-    Raises ValueError for what is no device of this machine, for one GPU that several ranks would share, and for MPS, which
-    has no float64, in which states of samplers and statistics are kept.
+    Args:
+        name: cpu, cuda, cuda:N; None for the usual one.
+
+    Raises:
+        ValueError: the name is not a device of this machine, one GPU would be shared by several ranks, or it is MPS, which has no
+            float64, in which states of samplers and statistics are kept.
     """
     CHOSEN.clear()
     if name is None:
@@ -70,9 +76,13 @@ def use(name: str | None) -> None:
 
 
 def as_device(name: str | torch.device) -> torch.device:
-    """The device of that name on this machine: cpu, cuda, cuda:N or mps.
+    """Return the device of a name on this machine.
 
-    Raises ValueError, which says what is missing, for a name of another kind and for hardware that is not there.
+    Args:
+        name: cpu, cuda, cuda:N or mps.
+
+    Raises:
+        ValueError: the name is of another kind, or there is no such hardware; the message says what is missing.
     """
     try:
         wanted = torch.device(name)
@@ -105,9 +115,10 @@ def as_device(name: str | torch.device) -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment, for the duration; nothing to do without torchrun.
+    """Join the group that `torchrun` describes in the environment, for the duration; without torchrun this does nothing.
 
-    Raises ConnectionError where the only trouble of this rank is that another one is gone.
+    Raises:
+        ConnectionError: another rank has ended, which is the only error of this one.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -130,7 +141,7 @@ def process_group() -> Iterator[None]:
 
 
 def backend() -> str:
-    """What carries messages, by the device of their tensors: counts of images, say, lie on the CPU beside GPUs, too."""
+    """Return the backends by the device of their tensors: counts of images, for example, are on the CPU beside GPUs, too."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
@@ -159,7 +170,7 @@ def lost_another(error: Exception) -> bool:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This rank's items: every world-th, from the one of its number on; `sample.gathered` puts them in order again."""
+    """Return this rank's items: every world-th, starting at its own number; `sample.gathered` puts them in order again."""
     return items[rank() :: world_size()]
 
 
@@ -178,7 +189,7 @@ def sum_over_ranks(tensors: list[Tensor]) -> None:
 
 @torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Every tensor becomes what it is on the first rank, in place."""
+    """Copy every tensor from the first rank to all others, in place."""
     if world_size() > 1:
         for tensor in tensors:
             flat = tensor.contiguous()
@@ -187,7 +198,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every rank, by rank, on the first one; nothing on the others. Values are pickled: keep them small."""
+    """Return the values of all ranks on the first one, and nothing on the others. Values are pickled: keep them small."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -196,7 +207,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """The value of the first rank, on every rank."""
+    """Return the value of the first rank, on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -205,5 +216,6 @@ def from_first(value: T) -> T:
 
 
 def barrier() -> None:
+    """Wait until all ranks are here."""
     if world_size() > 1:
         dist.barrier()

@@ -54,4 +54,5 @@ def optional(package: str, purpose: str, extra: str) -> Any:
 
 
 def offline() -> bool:
+    """Return whether `--offline` or the environment forbids the network."""
     return os.environ.get(OFFLINE) == "1"

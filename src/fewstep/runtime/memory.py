@@ -12,7 +12,7 @@ PLAIN = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, of the machine or of a GPU, did not suffice."""
+    """Return whether an error means that the memory of the machine or of a GPU was not sufficient."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # without torch, which a process may not have
     return "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or PLAIN.search(str(error)) is not None
 

@@ -23,9 +23,12 @@ PRODUCTS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
 def fast_dtype(place: torch.device | None = None) -> torch.dtype:
-    """bfloat16 where a device (this process's if None) computes in it: GPUs since 2020, CPUs with AVX512-BF16; else float32.
+    """Return bfloat16 where a device computes in it (GPUs since 2020, CPUs with AVX512-BF16), else float32.
 
-    Elsewhere it is emulated, a hundred times slower.
+    Elsewhere bfloat16 is emulated, a hundred times slower.
+
+    Args:
+        place: the device; None for that of this process.
     """
     kind = (place or device()).type
     if kind == "cuda":
@@ -48,9 +51,14 @@ DTYPES = {
 
 
 def chosen_dtype(name: str | torch.dtype, place: torch.device | None = None) -> torch.dtype:
-    """The precision of that name, one of `DTYPES`; auto is `fast_dtype` on a device, or on this process's.
+    """Return the precision of a name.
 
-    Raises ValueError for another name, and for numbers in which no network computes.
+    Args:
+        name: one of `DTYPES`, of which auto is `fast_dtype`; or a dtype.
+        place: the device; None for that of this process.
+
+    Raises:
+        ValueError: there is no such precision, or no network computes in it.
     """
     if name == "auto":
         return fast_dtype() if place is None else fast_dtype(place)
@@ -61,10 +69,10 @@ def chosen_dtype(name: str | torch.dtype, place: torch.device | None = None) -> 
 
 
 def master(module: nn.Module) -> None:
-    """Hold what trains in float32 at least, in place, whatever file it came from; networks that never move stay as they are.
+    """Store networks that train in at least float32, in place, whatever file they came from; frozen networks stay as they are.
 
     A step of Adam is smaller than the distance between two numbers in float16 or bfloat16, in which published networks
-    are stored. What they compute in is another matter (`Denoiser.dtype`).
+    are stored. The precision in which they compute is separate (`Denoiser.dtype`).
     """
     parameters = list(module.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
@@ -77,7 +85,7 @@ def master(module: nn.Module) -> None:
 
 
 def accurate(x: Tensor) -> Tensor:
-    """`x` in at least float32."""
+    """Return `x` in at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -103,10 +111,10 @@ def layout(size: Sequence[int], place: torch.device) -> torch.memory_format:
 
 
 def lower(network: nn.Module, dtype: torch.dtype) -> None:
-    """Let the layers of `PRODUCTS` of a network that never trains compute in `dtype`, in place: their weights are cast once,
-    their inputs at each call.
+    """Let the layers of `PRODUCTS` of a frozen network compute in `dtype`, in place.
 
-    Sums of their outputs and values in float32 are in float32, by PyTorch's type promotion. Of float32 nothing changes.
+    Their weights are cast once, their inputs at each call. Sums of their outputs and values in float32 are in float32, by
+    PyTorch's type promotion. With float32 nothing changes.
     """
 
     def cast(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

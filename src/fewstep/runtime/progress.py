@@ -43,9 +43,16 @@ def stop() -> None:
 
 
 class Progress:
-    """Shows how far a task is, its rate, the time that remains, and its current losses, on standard error.
+    """Shows how far a task is, its rate, the remaining time, and its current losses, on standard error.
 
-    total, done: in `unit`; `done` is where a resumed task begins. Only the first rank shows anything, and only if `show`.
+    Only the first rank shows anything.
+
+    Args:
+        description: the name of the task.
+        total: its size, in `unit`.
+        done: where a resumed task begins, in `unit`.
+        unit: what is counted.
+        show: whether anything is shown.
     """
 
     def __init__(self, description: str, *, total: int, done: int = 0, unit: str = "images", show: bool = True) -> None:
