@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fewstep.runtime import outputs
 from fewstep.runtime.distributed import device, rank
 from fewstep.runtime.files import sha256, write_json
 from fewstep.runtime.foreign import visible
+from fewstep.runtime.precision import chosen_dtype
 from fewstep.sample import count_evaluations, describe, gathered, generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.loop import fit
@@ -53,6 +54,8 @@ def compare(
     seed: int = 0,
     fresh: bool = False,
     command: str = "",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    dtype: str = "float32",
 ) -> list[dict[str, Any]]:
     """Distil one teacher by several recipes, measure all models in the same way, and write results.json and report.html.
 
@@ -70,6 +73,8 @@ def compare(
         seed: of weights, data order and noise.
         fresh: start over.
         command: the command line, for the records of the runs.
+        settings: by recipe, values of its settings other than its own.
+        dtype: the precision in which the models are measured, as of `runtime.precision.chosen_dtype`.
 
     Returns:
         The rows of results.json.
@@ -83,7 +88,12 @@ def compare(
         raise ValueError(f"every recipe gets a folder of its own name; two are alike in {', '.join(recipes)}")
     if evaluations < 0:
         raise ValueError(f"the number of evaluations must be 0 or more; got {evaluations}")
-    plans = {name: planned(name, teacher, data, until, share, seed, folders) for name in recipes}
+    plans = {
+        name: dataclasses.replace(
+            planned(name, teacher, data, until, share, seed, folders), **(settings or {}).get(name, {})
+        )
+        for name in recipes
+    }
     outputs.folder(out)
     for name in ("results.json", "report.html"):
         outputs.file(out / name, apart=[data], overwrite=True)
@@ -95,7 +105,8 @@ def compare(
             evaluation = Evaluation(every=max(1, run.until // evaluations), metrics=metrics, n=count(real))
             run = dataclasses.replace(run, evaluation=evaluation)
         fit(run, folder, fresh=fresh)
-    rows = measure({"teacher": teacher} | {f.name: f for f in folders.values()}, real, out, metrics=metrics)
+    models = {"teacher": teacher} | {f.name: f for f in folders.values()}
+    rows = measure(models, real, out, metrics=metrics, dtype=dtype)
     if rank() == 0:
         write_report(out)
     return rows
@@ -128,23 +139,28 @@ def count(real: ImageData) -> int:
 
 
 def measure(
-    folders: dict[str, Path], real: ImageData, out: Path, *, metrics: tuple[str, ...] = ("fd_pixels",)
+    folders: dict[str, Path],
+    real: ImageData,
+    out: Path,
+    *,
+    metrics: tuple[str, ...] = ("fd_pixels",),
+    dtype: str = "float32",
 ) -> list[dict[str, Any]]:
     """A row for each model and number of steps, written to `out`/results.json. Rows of an earlier call are reused for the
-    same model and metrics.
+    same model, metrics and precision.
     """
     known = known_rows(out)
     values = {name for metric in Options(metrics).parsed() for name in metric.figures}
     rows = []
     for name, folder in folders.items():
         model = load(folder, device=device())
+        model.dtype = chosen_dtype(dtype)
+        precision = str(model.dtype).removeprefix("torch.")
         weights = sha256(find_model_folder(folder) / "model.safetensors")
         for steps in step_counts(model):
             plan = model.plan(steps)
-            same = (name, weights, count_evaluations(plan), values)
-            old = [
-                r for r in known if (r["model"], r["protocol"]["weights"], r["nfe"], set(Row(r, out).metrics)) == same
-            ]
+            same = (name, weights, count_evaluations(plan), values, precision)
+            old = [r for r in known if identity(r, out) == same]
             rows.append(old[0] if old else row(name, folder, model, weights, plan, real, out, metrics))
     if rank() == 0:
         write_json(out / "results.json", rows)
@@ -156,6 +172,13 @@ def known_rows(out: Path) -> list[dict[str, Any]]:
     path = out / "results.json"
     rows = [result.row for result in read_results(path)] if path.exists() else []
     return [r for r in rows if {"model", "nfe", "protocol"} <= set(r) and "weights" in r["protocol"]]
+
+
+def identity(known: dict[str, Any], out: Path) -> tuple[Any, ...]:
+    """What was measured in a row: name, weights, evaluations, metrics, precision."""
+    protocol = known["protocol"]
+    metrics = set(Row(known, out).metrics)
+    return known["model"], protocol["weights"], known["nfe"], metrics, protocol.get("precision")
 
 
 def step_counts(model: Denoiser) -> tuple[int | None, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -13,7 +14,8 @@ from fewstep.runtime import outputs
 def demo(
     *,
     out: Path = Path("runs/demo"),
-    minutes: float = 5.0,
+    method: Literal["sid", "sida", "sid2a", "dmd2", "gdd", "ncvsd"] = "ncvsd",
+    minutes: float = 2.0,
     all_methods: bool = False,
     fresh: bool = False,
     seed: int = 0,
@@ -23,8 +25,9 @@ def demo(
 
     Args:
         out: folder for everything; repeat the command to continue.
-        minutes: training time of teacher and one student, about, on two CPU cores; longer gives better images.
-        all_methods: distil with every method, about three minutes each.
+        method: how the teacher is distilled to one step.
+        minutes: about how long it takes on two CPU cores that do nothing else; longer gives better images.
+        all_methods: distil with every method, about one minute each.
         fresh: delete earlier results and start over.
         seed: seed of weights, data order and noise.
     """
@@ -34,7 +37,7 @@ def demo(
     use(device)
     outputs.folder(out)
     with process_group():
-        run_demo(out, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
+        run_demo(out, method=method, minutes=minutes, all_methods=all_methods, fresh=fresh, seed=seed)
 
 
 def report(folder: Positional[Path]) -> None:

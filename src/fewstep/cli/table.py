@@ -65,7 +65,7 @@ def overview() -> str:
         [
             "usage: fewstep COMMAND ...",
             "",
-            "Start here: fewstep demo (about five minutes, no download, no GPU).",
+            "Start here: fewstep demo (a few minutes, no download, no GPU).",
             "",
             *listing([*COMMANDS], "  "),
             "",

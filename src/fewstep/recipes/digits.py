@@ -14,11 +14,17 @@ from fewstep.recipes.edm import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsTeacher(Teacher):
-    """EDM with a DDPM++ network of 0.42 M parameters."""
+    """EDM with a DDPM++ network, of 0.42 M parameters by default."""
 
     data: str = "digits"
     until: int = 89_600
     dtype: Dtype = "float32"
+    cbase: int = 24
+    """Base number of channels."""
+    p_mean: float = -1.2
+    """Mean of ln(sigma)."""
+    p_std: float = 1.2
+    """Standard deviation of ln(sigma)."""
     lr: float = 3e-3
     """Peak learning rate of Adam."""
 
@@ -38,13 +44,14 @@ class DigitsTeacher(Teacher):
                 in_channels=channels,
                 out_channels=channels,
                 label_dim=images.num_classes if self.cond else 0,
-                model_channels=24,
+                model_channels=self.cbase,
                 channel_mult=(1, 2),
                 num_blocks=1,
                 attn_resolutions=(4,),
                 dropout=0.0,
             )
         )
+        loss = fs.DenoisingLoss(fs.LogNormal(self.p_mean, self.p_std), target=target)
         until = self.until
         adam = fs.Adam(
             self.lr,
@@ -55,7 +62,10 @@ class DigitsTeacher(Teacher):
             loss_scale=self.loss_scale(),
         )
         return Parts(
-            fs.Pretraining(fs.Denoiser(net, dtype=self.torch_dtype()), fs.DenoisingLoss(target=target)),
+            fs.Pretraining(
+                fs.Denoiser(net, dtype=self.torch_dtype()),
+                loss,
+            ),
             stream,
             {"denoiser": adam},
             ema=fs.HalfLife(20_000),
