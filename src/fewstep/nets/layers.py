@@ -191,7 +191,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not forward_mode():
         few = q.is_cpu and q.dtype.itemsize < 4 and q.shape[-2] <= FEW
         # The fused kernels need contiguous channels; otherwise PyTorch silently takes the slow kernel.
-        fused = [(t.float() if few else t).contiguous() for t in (q, k, v)]
-        return F.scaled_dot_product_attention(*fused).to(v.dtype)
+        dtype = v.dtype
+        q, k, v = ((t.float() if few else t).contiguous() for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).to(dtype)
     logits = accurate(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return logits.softmax(-1).to(v.dtype) @ v
