@@ -12,6 +12,7 @@ from PIL import Image
 import fewstep as fs
 from fewstep import demo
 from fewstep.cli import main
+from fewstep.runtime.precision import fast_dtype
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_path(brief, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "demo"
-    command = ["demo", "--out", str(out), "--minutes", "0.01", "--method", "sid"]
+    command = ["demo", "--out", str(out), "--minutes", "0.01"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.index("First picture") < printed.index("Restored digits") < printed.index("Done in")
@@ -32,8 +33,9 @@ def test_the_whole_path(brief, tmp_path: Path, capsys: pytest.CaptureFixture) ->
     with Image.open(out / "first.png") as picture:
         assert np.asarray(picture).std() > 50
     rows = json.loads((out / "results.json").read_text())
-    assert [(row["model"], row["nfe"]) for row in rows] == [("teacher", 3), ("sid", 1)]
-    assert [row["training_images"] for row in rows] == [512, 256]  # a two-hundredth, in whole batches
+    assert [(row["model"], row["nfe"]) for row in rows] == [("teacher", 3), ("ncvsd", 1), ("ncvsd", 4)]
+    assert [row["training_images"] for row in rows] == [512, 192, 192]  # a two-hundredth, in whole batches
+    assert {row["protocol"]["precision"] for row in rows} == {str(fast_dtype()).removeprefix("torch.")}
     assert fs.load(out / "teacher").net.config.model_channels == demo.TEACHER["cbase"]
     assert (out / "restored/box_inpainting/sheet.png").exists() and (out / "report.html").exists()
     assert main(command) == 0  # nothing is trained or measured again

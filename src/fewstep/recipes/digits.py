@@ -62,10 +62,7 @@ class DigitsTeacher(Teacher):
             loss_scale=self.loss_scale(),
         )
         return Parts(
-            fs.Pretraining(
-                fs.Denoiser(net, dtype=self.torch_dtype()),
-                loss,
-            ),
+            fs.Pretraining(fs.Denoiser(net, dtype=self.torch_dtype()), loss),
             stream,
             {"denoiser": adam},
             ema=fs.HalfLife(20_000),
