@@ -45,7 +45,7 @@ def test_commands_exist(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for line in re.findall(r"^(?:\$ )?fewstep (.+)$", "\n".join(blocks).replace("\\\n", " "), flags=re.MULTILINE):
         words = shlex.split(line, comments=True)
-        if words[0] == "--print-completion":
+        if words[0] == "--install-completion":
             continue
         name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
         assert name is not None, line

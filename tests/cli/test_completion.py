@@ -48,3 +48,26 @@ def test_other_shells_have_a_script(shell, capsys):
 def test_shells_without_a_script(words, capsys):
     assert main(["--print-completion", *words]) == 2
     assert "--print-completion needs a shell: bash, zsh, fish; got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shell", "path", "where"),
+    [
+        ("bash", ".local/share/bash-completion/completions/fewstep", "if the package bash-completion is installed"),
+        ("zsh", ".zfunc/_fewstep", "if .zshrc has: fpath+=("),
+        ("fish", ".config/fish/completions/fewstep.fish", "new shells complete fewstep"),
+    ],
+)
+def test_the_script_is_written_where_the_shell_of_the_user_looks(shell, path, where, tmp_path, monkeypatch, capsys):
+    for name in ("XDG_DATA_HOME", "BASH_COMPLETION_USER_DIR", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    monkeypatch.setattr("fewstep.cli.completion.script", lambda words: f"script of {words}")
+    assert main(["--install-completion"]) == 0
+    assert (tmp_path / path).read_text() == f"script of {[shell]}"
+    assert (out := capsys.readouterr().out).startswith(f"{tmp_path / path}: ") and where in out
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    assert main(["--install-completion"]) == 2
+    assert "takes a shell: bash, zsh, fish; got none, and $SHELL is /bin/sh" in capsys.readouterr().err
+    assert main(["--install-completion", shell]) == 0

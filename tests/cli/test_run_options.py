@@ -55,6 +55,20 @@ def test_each_field_arrives_in_the_run(field, monkeypatch):
     assert [getattr(run, f.name) for f in others] == [f.default for f in others]
 
 
+@pytest.mark.parametrize("word", ["1e6", "1_000_000", "1000000.0"])
+def test_integers_in_the_words_of_people(word):
+    recipe, options = call_settings(
+        recipes.get("digits:teacher"), training.Options(), ["--until", word, "--out", "x"], PROG, ""
+    )
+    assert recipe.until == 1_000_000 and type(recipe.until) is int and options.keep == 3
+
+
+@pytest.mark.parametrize("word", ["1.5", "1e-3", "inf", "nan", "many"])
+def test_other_words_are_no_integers(word):
+    with pytest.raises(ValueError, match=f"--until: expected an integer; got '{word}'"):
+        call_settings(recipes.get("digits:teacher"), training.Options(), ["--until", word, "--out", "x"], PROG, "")
+
+
 def test_each_field_is_explained(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):

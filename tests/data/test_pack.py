@@ -23,7 +23,7 @@ from fewstep.data.convert import convert
 from fewstep.data.files import Loaded
 from fewstep.data.pack import pack
 from fewstep.data.stats import stats
-from fewstep.data.transform import Transform, chunk, png
+from fewstep.data.transform import Transform, chunk, parse_resolution, png
 
 
 def pixels(seed, height=4, width=4, channels=3):
@@ -303,7 +303,7 @@ def test_a_failure_leaves_the_destination_alone(tmp_path, dest, monkeypatch):
 def test_arguments(tmp_path, dest):
     source = folder(tmp_path / "in", ENTRIES)
     refused(source, dest.with_suffix(".tar"), "must be a .zip")
-    for resolution in ("64", "0x4", "4x", "64X64", "4x4x4", ""):
+    for resolution in ("64.5", "0x4", "4x", "64X64", "4x4x4", ""):
         refused(source, dest, "such as 64x64; got", resolution=resolution)
     refused(source, dest, "transform must be one of", resolution="4x4", transform="crop")
     refused(source, dest, "resize must be one of", resize="nearest")
@@ -367,3 +367,7 @@ def test_proposed_noise_shifts_with_data_and_resolution(size, octaves):
     assert proposal["noise"]["mean"] == pytest.approx(-1.2 + octaves * np.log(2), abs=0.01)
     array //= 2
     assert stats(ImageData(array // 2, name="x"))["proposal"]["noise"]["mean"] < proposal["noise"]["mean"] - 0.6
+
+
+def test_one_number_is_a_square_resolution():
+    assert parse_resolution("32") == parse_resolution("32x32") == (32, 32)

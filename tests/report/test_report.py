@@ -27,9 +27,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('\"&')</script>\x00\x1b\ud800"
 
 
-def test_report_needs_no_torch():
-    code = "import sys, fewstep.report; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+@pytest.mark.parametrize("code", ["import fewstep", "import fewstep.report", "fewstep.cli.main(['--help'])"])
+def test_what_draws_nothing_needs_neither_torch_nor_jinja2(code):
+    code = f"import sys, fewstep.cli; {code}; print({{'torch', 'jinja2'}} & {{*sys.modules}}, file=sys.stderr)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == "set()\n"
 
 
 # Grids

@@ -1,11 +1,13 @@
-"""Shell completion of commands and their options, by tyro: `fewstep --print-completion bash`."""
+"""Shell completion of commands and their options, by tyro: `fewstep --install-completion`, or `--print-completion bash`."""
 
 from __future__ import annotations
 
 import inspect
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -15,6 +17,7 @@ from fewstep import recipes
 from fewstep.cli.parsing import OPTIONAL, settings_function
 from fewstep.cli.table import COMMANDS, signature
 from fewstep.cli.training import Options
+from fewstep.runtime.files import new_file
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -53,6 +56,38 @@ def script(words: Sequence[str]) -> str:
     except SystemExit:  # as tyro ends after it has printed
         pass
     return printed.getvalue() + (BASH if words[0] == "bash" else "")
+
+
+def install(words: Sequence[str]) -> str:
+    """Write the completion script where the shell that `words` names, else the user's, looks for it.
+
+    Returns:
+        What was written, and where it works.
+
+    Raises:
+        ValueError: there is no script for the shell, or $SHELL names none.
+    """
+    shell = Path(os.environ.get("SHELL", "")).name
+    chosen = list(words) or [shell]
+    if len(chosen) != 1 or chosen[0] not in SHELLS:
+        found = " ".join(words) or f"none, and $SHELL is {os.environ.get('SHELL') or 'unset'}"
+        raise ValueError(f"--install-completion takes a shell: {', '.join(SHELLS)}; got {found}")
+    home = Path.home()
+    if chosen == ["bash"]:
+        data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share") / "bash-completion"
+        path = Path(os.environ.get("BASH_COMPLETION_USER_DIR") or data) / "completions" / "fewstep"
+        where = "new shells complete fewstep, if the package bash-completion is installed"
+    elif chosen == ["fish"]:
+        path = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "fish" / "completions" / "fewstep.fish"
+        where = "new shells complete fewstep"
+    else:
+        path = Path(os.environ.get("ZDOTDIR") or home) / ".zfunc" / "_fewstep"
+        where = f"new shells complete fewstep, if .zshrc has: fpath+=({path.parent}); autoload -Uz compinit; compinit"
+    text = script(chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return f"{path}: {where}"
 
 
 def whole_program() -> Any:

@@ -37,7 +37,7 @@ def pack(
         source: folder, zip or tar of images, CIFAR-10's python tar, MNIST's idx file, npz, npy, LMDB of LSUN, or
             hf:NAME[:CONFIGURATION][@SPLIT] of the Hugging Face hub.
         dest: zip to write.
-        resolution: width x height of the result, such as 64x64.
+        resolution: width x height of the result, such as 64x64, or 64 for both.
         transform: crop for images of other shapes.
         resize: resampling filter.
         convert: rgb is for photographs: every image becomes RGB, upright as EXIF says, transparent pixels on white, CMYK

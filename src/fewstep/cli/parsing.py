@@ -134,6 +134,31 @@ def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
     )
 
 
+@OPTIONAL.primitive_rule
+def integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Integers are also written as 1e6."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: whole(words[0]),
+        is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def whole(word: str) -> int:
+    """An integer. Raises ValueError for other words and numbers."""
+    try:
+        return int(word)
+    except ValueError:
+        value = float(word)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
 def reported_to(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
     """Pass mistakes to `hook` before tyro prints them. A version of tyro without hooks prints its own box."""
     try:

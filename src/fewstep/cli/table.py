@@ -71,7 +71,8 @@ def overview() -> str:
             "",
             "fewstep COMMAND --help                    show the options of a command",
             "fewstep --version                         print the version",
-            "fewstep --print-completion bash|zsh|fish  print a shell completion script",
+            "fewstep --install-completion              complete commands and options with the tab key (bash, zsh, fish)",
+            "fewstep --print-completion bash|zsh|fish  print the script for it",
             "",
             "With any command:",
             "  --offline  do not use the network",
@@ -103,6 +104,10 @@ def run(words: list[str]) -> None:
             from fewstep.cli.completion import script
 
             print(script(shell))
+        case ["--install-completion", *shell]:
+            from fewstep.cli.completion import install
+
+            print(install(shell))
         case _:
             find_and_call(words)
 

@@ -31,13 +31,13 @@ CROPS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
 def parse_resolution(resolution: str | None) -> tuple[int, int] | None:
-    """(width, height) of a text such as "64x64"."""
+    """(width, height) of a text such as "64x64", or "64" for both."""
     if resolution is None:
         return None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", resolution)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", resolution)
     if match is None:
-        raise ValueError(f"the resolution is width x height, such as 64x64; got {resolution!r}")
-    return int(match[1]), int(match[2])
+        raise ValueError(f"the resolution is width x height, such as 64x64, or one number for both; got {resolution!r}")
+    return int(match[1]), int(match[2] or match[1])
 
 
 @dataclass(frozen=True)
