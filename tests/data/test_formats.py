@@ -280,7 +280,8 @@ def test_pack_that_stops_names_what_goes_on_and_what_lists_all(tmp_path, dest):
     refused(
         source,
         dest,
-        "b.png is empty (0 bytes); fetch it again or remove it; --skip-bad leaves out such files, and they are listed by: "
+        "b.png is empty (0 bytes); fetch it again or remove it; data pack --skip-bad leaves out such files, and they are "
+        "listed by: "
         f"fewstep data check '{source}' --resolution 4x4 --convert rgb",
         resolution="4x4",
         convert="rgb",

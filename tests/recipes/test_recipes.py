@@ -273,9 +273,9 @@ def test_settings_that_are_unknown_or_missing_are_refused():
 
 def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
     """An odd size, grey, three classes: a step, a model folder."""
-    monkeypatch.setitem(small.NETWORKS, 16, {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1})
+    monkeypatch.setitem(small.NETWORKS, 16, {"channel_mult": (1, 2), "num_blocks": 1})
     path = pack(tmp_path / "mine.zip", 12, channels=1, classes=3)
-    run = get("small:teacher", data=path, until=8, batch_size=8, dtype="float32").run()
+    run = get("small:teacher", data=str(path), until=8, batch_size=8, channels=8, dtype="float32").run()
     assert run.method.denoiser.sigma_data == pytest.approx(0.577, abs=0.02)  # of uniform pixels
     assert run.method.objective.noise.mean == pytest.approx(-1.2 + np.log(0.577 / 0.5 * 12 / 32), abs=0.05)
     assert (run.method.denoiser.shape, run.method.denoiser.num_classes) == ((1, 12, 12), 3)
@@ -292,8 +292,9 @@ def test_images_that_do_not_fit_are_refused(zips, tmp_path):
         get("cifar10:teacher", data=plain).run()
     with pytest.raises(ValueError, match=r"latents of shape 4 x 64 x 64; got \(4, 8, 8\)"):
         get("imagenet512:teacher", data=pack_latents(tmp_path / "small.zip", (8, 8, 8))).run()
+    np.save(tmp_path / "wide.npy", np.zeros((2, 16, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="square images up to 128 pixels a side; got 32x16"):
-        get("small:teacher", data=pack(tmp_path / "wide.zip", 32, height=16)).run()
+        get("small:teacher", data=str(tmp_path / "wide.npy")).run()
 
 
 # Settings as data

@@ -124,19 +124,27 @@ def latents(
 def stats(data: Positional[str]) -> None:
     """Measure a data set: size, classes, standard deviation; and propose noise distribution and recipe.
 
+    For images of several sizes, it proposes how to pack them; small:teacher packs them so by itself.
+
     Args:
         data: any source of data pack, such as a folder or zip, or the built-in digits.
     """
     import json
 
     from fewstep.data import images as open_images
+    from fewstep.data.prepare import Layout, survey
     from fewstep.data.ranks import ranks
     from fewstep.data.stats import stats as measure
 
     with group():
-        found = json.dumps(measure(open_images(data)), indent=2)
+        mixed = survey(data)
+        if mixed is not None:
+            layout: Layout = mixed.pop("layout")
+            found = {**mixed, "proposal": {**layout._asdict(), "pack": layout.command(data), "recipe": "small:teacher"}}
+        else:
+            found = measure(open_images(data))
         if ranks()[0] == 0:
-            print(found)
+            print(json.dumps(found, indent=2))
 
 
 def check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from fewstep.cli.parsing import call_settings
 from fewstep.recipes.base import REQUIRED
 from fewstep.runtime import outputs
 from fewstep.runtime.foreign import visible_output
-from fewstep.runtime.launch import command_line
+from fewstep.runtime.launch import command_line, launched
 from fewstep.train.options import RunOptions
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Options(RunOptions):
     """Delete the run in the folder and start over."""
     dry_run: bool = False
     """Print what the run would do, how long it would take and how much memory it would need; write nothing."""
+    hours: float | None = None
+    """Train as long as fits into so many hours on this machine, instead of --until; small:teacher also takes a smaller
+    network if the time is short."""
     transfer: str | None = None
     """Initialize the network (with distill, the generator) with other weights, matched by name: a model or run folder,
     hf://owner/name, an upstream .pkl or .pt, or its URL."""
@@ -75,7 +79,10 @@ def parsed(name: str, words: Sequence[str], prog: str) -> tuple[Any, Options]:
         )
     about = recipes.TABLE.get(name)
     text = "" if about is None else f"{about.summary}\n\n{about.result}"
-    return call_settings(recipe, Options(), words, prog, text)
+    recipe, options = call_settings(recipe, Options(), words, prog, text)
+    if options.hours is not None and "--until" in {word.partition("=")[0] for word in words}:
+        raise ValueError("--hours and --until both set the length of the training; give one of them")
+    return recipe, options
 
 
 def fit_recipe(argv: Sequence[str], command: str) -> None:
@@ -104,6 +111,7 @@ def command_of(recipe: Any) -> str:
 
 def train(recipe: Any, options: Options, command: str) -> None:
     """Make the run of a recipe and train it."""
+    from fewstep.data.prepare import temporary_packs
     from fewstep.io.model_folder import card
     from fewstep.runtime.distributed import process_group, rank, use
     from fewstep.train.loop import fit
@@ -112,29 +120,69 @@ def train(recipe: Any, options: Options, command: str) -> None:
     use(options.device)
     inputs = [getattr(recipe, f.name) for f in dataclasses.fields(recipe)]
     outputs.folder(options.out, apart=[value for value in inputs if isinstance(value, (str, Path))])
-    run = recipes.build(recipe, **options.of_run(), command=command)
-    with process_group(), visible_output():
-        if options.transfer is not None:
-            run = transfer(run, options.transfer)
+    with temporary_packs() if options.dry_run else nullcontext():
+        if options.hours is not None:
+            recipe = within_hours(recipe, options, options.hours)
+        run = recipes.build(recipe, **options.of_run(), command=command)
+        with process_group(), visible_output():
+            if options.transfer is not None:
+                run = transfer(run, options.transfer)
+                if rank() == 0:
+                    print(run.transfer)
+            announce(recipe, run, options)
+            if options.dry_run:
+                return
+            fit(run, options.out, fresh=options.fresh)
             if rank() == 0:
-                print(run.transfer)
-        announce(run, options)
-        if options.dry_run:
-            return
-        fit(run, options.out, fresh=options.fresh)
-        if rank() == 0:
-            next_one = next_step("sample", options.out, "--grid", "grid.png")
-            print(f"{options.out}: trained to {card(options.out).nimg:,} images; {next_one}")
+                next_one = next_step("sample", options.out, "--grid", "grid.png")
+                print(f"{options.out}: trained to {card(options.out).nimg:,} images; {next_one}")
 
 
-def announce(run: Run, options: Options) -> None:
+def within_hours(recipe: Any, options: Options, hours: float) -> Any:
+    """The recipe with the length that fits into a time on this machine, and with a smaller network if it has one for that.
+
+    A run that is there already keeps what it began with.
+    """
+    from fewstep.runtime.files import read_json
+    from fewstep.train import estimate
+
+    if not hours > 0:
+        raise ValueError(f"--hours must be above 0; got {hours:g}")
+    if launched().world > 1:
+        raise ValueError("--hours measures a single process; under torchrun give --until, with --dry-run for the time")
+    if not any(f.name == "until" for f in dataclasses.fields(recipe)):
+        raise ValueError(f"--hours sets the length, and {type(recipe).__name__} has no setting until")
+    record = options.out / "run.json"
+    if record.exists() and not options.fresh:
+        settings = read_json(record)["recipe"]["settings"]
+        return dataclasses.replace(recipe, **{name: settings[name] for name in ("until", *fitted(recipe))})
+    while True:
+        run = recipes.build(recipe, **options.of_run())
+        until = estimate.measure(run).images_in(run, 3600 * hours)
+        smaller = recipe.smaller(run, until) if isinstance(recipe, recipes.Recipe) else None
+        if smaller is None:
+            break
+        recipe = smaller
+    chosen = "".join(f", {name} {getattr(recipe, name)}" for name in fitted(recipe))
+    print(f"{hours:g} hours: {until:,} training images{chosen}", flush=True)
+    return dataclasses.replace(recipe, until=until)
+
+
+def fitted(recipe: Any) -> tuple[str, ...]:
+    """Settings that --hours may change besides the length."""
+    return recipe.fitted if isinstance(recipe, recipes.Recipe) else ()
+
+
+def announce(recipe: Any, run: Run, options: Options) -> None:
     """Print what a run will do and take; its time is measured, unless it resumes and its log has it. All ranks call it."""
     from fewstep.runtime.distributed import from_first, rank
     from fewstep.train import estimate
 
     resumed = from_first(None if options.fresh else estimate.so_far(options.out, run.until))
     if rank() == 0:
-        print("\n".join([summary(run.data.data), *estimate.about(run), *([resumed] if resumed else [])]), flush=True)
+        expected = recipe.expected(run) if isinstance(recipe, recipes.Recipe) else ""
+        known = [summary(run.data.data), *estimate.about(run), expected and f"quality: {expected}", resumed]
+        print("\n".join(filter(None, known)), flush=True)
     if resumed or (estimate.steps_of(run) < estimate.SHORT and not options.dry_run):
         return
     try:

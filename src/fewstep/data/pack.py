@@ -135,7 +135,9 @@ def pack(
             if isinstance(result, ValueError):
                 if not skip_bad:
                     command = check_command(source, resolution, transform, convert)
-                    raise ValueError(f"{result}; --skip-bad leaves out such files, and they are listed by: {command}")
+                    raise ValueError(
+                        f"{result}; data pack --skip-bad leaves out such files, and they are listed by: {command}"
+                    )
                 skipped.append(str(result))
                 continue
             first = first or (entry.where, result.shape)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import fewstep as fs
 from fewstep.runtime.foreign import public
@@ -129,6 +129,16 @@ class Recipe:
     def card(self, method: str) -> fs.Card:
         """The model card of what the run trains."""
         return fs.Card(method=method)
+
+    fitted: ClassVar[tuple[str, ...]] = ()  # settings besides `until` that `smaller` changes
+
+    def smaller(self, run: fs.Run, until: int) -> Self | None:
+        """The recipe with a smaller network, if that is better for a training of `until` images; None if not."""
+        return None
+
+    def expected(self, run: fs.Run) -> str:
+        """What quality to expect of a run, in a sentence; empty where the published result says it."""
+        return ""
 
     def torch_dtype(self) -> torch.dtype:
         from fewstep.runtime.precision import chosen_dtype

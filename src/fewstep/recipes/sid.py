@@ -109,12 +109,15 @@ class SiD(Distillation):
         if denoiser.shape != self.shape:
             raise ValueError(f"{path}: this recipe needs a model of images of shape {self.shape}; got {denoiser.shape}")
         denoiser.dtype = self.torch_dtype()
-        if self.dropout is not None:
-            config = dataclasses.replace(denoiser.net.config, dropout=self.dropout)
-            net = type(denoiser.net)(config)
-            net.load_state_dict(denoiser.net.state_dict(), assign=True)
-            denoiser.net = net.eval()
-        return denoiser
+        return denoiser if self.dropout is None else with_dropout(denoiser, self.dropout)
+
+
+def with_dropout(denoiser: fs.Denoiser, p: float) -> fs.Denoiser:
+    """The denoiser, changed in place so that its copies train with this probability of dropout."""
+    net = type(denoiser.net)(dataclasses.replace(denoiser.net.config, dropout=p))
+    net.load_state_dict(denoiser.net.state_dict(), assign=True)
+    denoiser.net = net.eval()
+    return denoiser
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from fewstep.recipes.digits import (
     DigitsTeacher,
 )
 from fewstep.recipes.own import load
-from fewstep.recipes.small import Small
+from fewstep.recipes.small import Small, SmallDMD2, SmallGDD, SmallNCVSD, SmallSiD, SmallSiDA
 from fewstep.runtime.spelling import suggestion
 
 DIGITS = {
@@ -49,7 +49,16 @@ DIGITS = {
     ),
 }
 
-OWN = {"small:teacher": Row(Small(name="small-teacher"), "EDM on your own images, up to 128x128 pixels.")}
+OWN = {
+    "small:teacher": Row(Small(name="small-teacher"), "EDM on your own images, up to 128x128 pixels."),
+    "small:sid": Row(SmallSiD(name="small-sid"), "A one-step student of small:teacher trained with SiD."),
+    "small:sida": Row(SmallSiDA(name="small-sida"), "A one-step student of small:teacher trained with SiDA."),
+    "small:dmd2": Row(SmallDMD2(name="small-dmd2"), "A one- or few-step student of small:teacher trained with DMD2."),
+    "small:ncvsd": Row(SmallNCVSD(name="small-ncvsd"), "A generative denoiser from small:teacher trained with NCVSD."),
+    "small:gdd": Row(
+        SmallGDD(name="small-gdd"), "A one-step student of small:teacher trained with a GAN loss only (GDD)."
+    ),
+}
 
 FAMILIES = (edm.ROWS, edm2.ROWS, sid.ROWS, sid_edm2.ROWS, gdd.ROWS, ncvsd.ROWS, DIGITS, OWN)
 

@@ -266,11 +266,15 @@ def steps_of(run: Run) -> int:
 def about(run: Run) -> list[str]:
     """What a run trains, and for how long."""
     stream, each = run.data, len(run.data.data)
-    seen = "" if isinstance(stream, LabelStream) else f"; {run.until / each:,.4g} times the {each:,} images"
+    seen = "" if isinstance(stream, LabelStream) else f"; {passes(run.until / each)} the {each:,} images"
     return [
         f"networks: {networks(run.method)}",
         f"training: {run.until:,} images in {steps_of(run):,} steps of {run.batch_size:,}{seen}",
     ]
+
+
+def passes(n: float) -> str:
+    return f"{n:.2g} times" if n < 10 else f"{n:,.0f} times"
 
 
 def networks(method: Method) -> str:
