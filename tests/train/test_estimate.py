@@ -131,7 +131,7 @@ def test_what_is_printed(tmp_path):
     assert re.fullmatch(
         r"networks: teacher \(SongUNet\) of [\d.]+ M parameters, frozen; fake_score .*; generator .*", first
     )
-    assert second == "training: 1,000 images in 125 steps of 8; 0.5565 times the 1,797 images"
+    assert second == "training: 1,000 images in 125 steps of 8; 0.56 times the 1,797 images"
     time, memory = estimate.Estimate(0.5, 60.0, 3 * 2**30, 4).lines(run)
     assert time.startswith("time: 0.5 s a step on the CPU (1 threads), 2.04 minutes in all (measured with 4 images")
     assert memory.startswith("memory: about 3.0 GiB at the peak, an estimate")
