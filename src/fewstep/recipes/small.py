@@ -97,7 +97,8 @@ class Small(Teacher):
                 label_dim=images.num_classes if self.cond else 0,
                 augment_dim=pipe.label_dim if pipe else 0,
                 dropout=0.25 if len(images) < 20_000 else 0.1,
-                **NETWORKS[min(larger)] | {"model_channels": self.channels},
+                model_channels=self.channels,
+                **NETWORKS[min(larger)],
             )
         )
         denoiser = fs.Denoiser(net, precondition=precondition.EDM(proposal["sigma_data"]), dtype=self.torch_dtype())
