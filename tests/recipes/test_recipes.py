@@ -275,7 +275,7 @@ def test_a_small_set_of_ones_own_trains(tmp_path, monkeypatch):
     """An odd size, grey, three classes: a step, a model folder."""
     monkeypatch.setitem(small.NETWORKS, 16, {"channel_mult": (1, 2), "num_blocks": 1})
     path = pack(tmp_path / "mine.zip", 12, channels=1, classes=3)
-    run = get("small:teacher", data=str(path), until=8, batch_size=8, channels=8, dtype="float32").run()
+    run = get("small:teacher", data=str(path), until=8, batch_size=8, cbase=8, dtype="float32").run()
     assert run.method.denoiser.sigma_data == pytest.approx(0.577, abs=0.02)  # of uniform pixels
     assert run.method.objective.noise.mean == pytest.approx(-1.2 + np.log(0.577 / 0.5 * 12 / 32), abs=0.05)
     assert (run.method.denoiser.shape, run.method.denoiser.num_classes) == ((1, 12, 12), 3)

@@ -129,7 +129,7 @@ def pictures(tmp_path, monkeypatch):
 
 
 def test_a_teacher_packs_its_pictures_and_resumes(pictures, tmp_path, capsys):
-    command = ["train", "small:teacher", "--data", pictures, "--until", "8", "--batch-size", "4", "--channels", "8"]
+    command = ["train", "small:teacher", "--data", pictures, "--until", "8", "--batch-size", "4", "--cbase", "8"]
     assert main([*command, "--out", "run"]) == 0
     out, err = capsys.readouterr()
     assert "packed at 16x16" in err and "photos: 3 images of shape (3, 16, 16), no classes" in out
@@ -160,16 +160,16 @@ def test_hours_choose_length_and_network(pictures, tmp_path, monkeypatch):
         run = found[-1].run()
         step = per_parameter * small.count(run.method)
         assert found[-1].until == int(7200 / step) * 128
-    assert found[0].channels == 64 and found[2].channels == 24 and found[0].until > found[1].until > found[2].until
+    assert found[0].cbase == 64 and found[2].cbase == 24 and found[0].until > found[1].until > found[2].until
 
 
 def test_a_resumed_run_keeps_its_hours(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "measure", lambda run: estimate.Estimate(1.0, 0.0, 0, 1))
     command = ["train", "small:teacher", "--data", pictures, "--batch-size", "4", "--out", "run", "--hours"]
     assert main([*command, str(3 / 3600)]) == 0
-    assert "0.000833333 hours: 12 training images, channels 24" in capsys.readouterr().out
+    assert "0.000833333 hours: 12 training images, cbase 24" in capsys.readouterr().out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["until"], record["recipe"]["settings"]["channels"]) == (12, 24)
+    assert (record["until"], record["recipe"]["settings"]["cbase"]) == (12, 24)
     monkeypatch.setattr(estimate, "measure", lambda run: pytest.fail("measured again"))
     assert main([*command, "8"]) == 0
     assert "resuming: 12 of 12 images are done" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import fewstep as fs
 from fewstep.recipes.base import REQUIRED, Distillation, Dtype, Parts
 from fewstep.recipes.digits import DigitsDMD2, DigitsGDD, DigitsNCVSD, DigitsSiD, DigitsSiDA, DigitsTeacher
-from fewstep.recipes.edm import EDM, Teacher
+from fewstep.recipes.edm import Teacher
 from fewstep.recipes.sid import with_dropout
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ NETWORKS = {
     128: {"channel_mult": (1, 1, 2, 2, 2), "num_blocks": 2, "attn_resolutions": (16,)},
 }
 """DDPM++ for images up to so many pixels a side: 3, 13, 12 and 9 million parameters with 64 channels."""
+EDM_LENGTH = 200e6
+"""Training images of EDM on CIFAR-10."""
 WIDTHS = (48, 32, 24)
 """Channels of networks for a short training, the widest first."""
 
@@ -44,15 +46,15 @@ class Small(Teacher):
     """Probability of each augmentation (mirroring always has 1/2); 0 turns augmentation off."""
     lr: float = 4e-4
     """Peak learning rate of Adam; warm-up over the first 5 % of training, decay to 0 over the last 20 %."""
-    channels: int = 64
+    cbase: int = 64
     """Base number of channels of the network. With --hours, fewer (48, 32 or 24) if the time is short."""
-    fitted: ClassVar[tuple[str, ...]] = ("channels",)
+    fitted: ClassVar[tuple[str, ...]] = ("cbase",)
 
     def smaller(self, run: fs.Run, until: int) -> Self | None:
         """With fewer channels, if the network would see fewer images than between the digits' teacher and CIFAR-10's."""
-        enough = between(count(run.method), DigitsTeacher.until, EDM.until)
-        narrower = next((n for n in WIDTHS if n < self.channels), None)
-        return None if until >= enough or narrower is None else dataclasses.replace(self, channels=narrower)
+        enough = between(count(run.method), DigitsTeacher.until, EDM_LENGTH)
+        narrower = next((n for n in WIDTHS if n < self.cbase), None)
+        return None if until >= enough or narrower is None else dataclasses.replace(self, cbase=narrower)
 
     def expected(self, run: fs.Run) -> str:
         n, seen = len(run.data.data), f"this run trains on {run.until / 1e6:,.2g} million"
@@ -68,7 +70,7 @@ class Small(Teacher):
     def parts(self) -> Parts:
         import torch
 
-        from fewstep.core import precondition
+        from fewstep.core.precondition import EDM
         from fewstep.data.augment import AugmentPipe
         from fewstep.data.prepare import prepared
         from fewstep.data.stats import stats
@@ -97,11 +99,11 @@ class Small(Teacher):
                 label_dim=images.num_classes if self.cond else 0,
                 augment_dim=pipe.label_dim if pipe else 0,
                 dropout=0.25 if len(images) < 20_000 else 0.1,
-                model_channels=self.channels,
+                model_channels=self.cbase,
                 **NETWORKS[min(larger)],
             )
         )
-        denoiser = fs.Denoiser(net, precondition=precondition.EDM(proposal["sigma_data"]), dtype=self.torch_dtype())
+        denoiser = fs.Denoiser(net, precondition=EDM(proposal["sigma_data"]), dtype=self.torch_dtype())
         objective = fs.DenoisingLoss(fs.LogNormal(**proposal["noise"]), target=target, augment=pipe)
         until = self.until
         adam = fs.Adam(self.lr, rampup=until / 20, cooldown=until / 5, until=until, loss_scale=self.loss_scale())
