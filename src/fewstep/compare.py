@@ -150,7 +150,7 @@ def measure(
     same model, metrics and precision.
     """
     known = known_rows(out)
-    values = {name for metric in Options(metrics).parsed() for name in metric.figures}
+    values = {name for metric in Options(metrics).parsed() for name in metric.values}
     rows = []
     for name, folder in folders.items():
         model = load(folder, device=device())

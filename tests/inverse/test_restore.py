@@ -98,11 +98,11 @@ def test_what_is_written(model, tmp_path, capsys) -> None:
         kept = inverse.box_mask(8, 8).numpy() > 0
         noise = y[0][kept] - (truth[i, 0].numpy()[kept] / 127.5 - 1)
         assert 0.02 < noise.std() < 0.08
-    figures = result["figures"]["psnr"]
+    figures = result["metrics"]["psnr"]
     best = np.mean([max(v["psnr"]["samples"]) for v in result["images"].values()])
     assert figures["best_of_3_runs_chosen_by_the_truth"] == pytest.approx(best)
     assert figures["best_of_3_runs_chosen_by_the_truth"] > figures["sample"]
-    assert "window" in result["notes"]["ssim"] and 0 < result["figures"]["ssim_7"]["sample"] < 1
+    assert "window" in result["notes"]["ssim"] and 0 < result["metrics"]["ssim_7"]["sample"] < 1
 
 
 def test_in_python_as_on_the_command_line(model, denoiser, tmp_path) -> None:
@@ -124,7 +124,7 @@ def test_in_python_as_on_the_command_line(model, denoiser, tmp_path) -> None:
     settings |= {"label": [int(v) for v in np.asarray(data.labels)[:3]], "mask": mask, "solver": "pnp_gd"}
     again = fs.restore(denoiser, array, "box_inpainting", **settings)
     assert all(torch.equal(a.samples, b.samples) for a, b in zip(found.images, again.images, strict=True))
-    assert again.metrics["figures"] == found.metrics["figures"] and again.metrics["protocol"]["weights"] is None
+    assert again.metrics["metrics"] == found.metrics["metrics"] and again.metrics["protocol"]["weights"] is None
     y = np.stack([image.measurement.numpy() for image in found.images])
     given = fs.restore(denoiser, y, "box_inpainting", measured=True, samples=2, nfe=6, label=settings["label"])
     assert all(torch.equal(a.samples, b.samples) for a, b in zip(found.images, given.images, strict=True))
@@ -199,7 +199,7 @@ def test_given_measurements_give_the_same_restorations(model, tmp_path) -> None:
     a, b = (files(tmp_path / name) for name in "ab")
     same = [name for name in a if name.startswith(("samples", "measurements", "mean"))]
     assert same and all(a[name] == b[name] for name in same)
-    assert json.loads(b["metrics.json"])["figures"] == {}
+    assert json.loads(b["metrics.json"])["metrics"] == {}
 
 
 def test_an_earlier_restoration_is_replaced_and_nothing_else(model, tmp_path, capsys) -> None:
@@ -491,7 +491,7 @@ def test_diverging_langevin_steps_are_mended_and_told_of_the_sample(student) -> 
     )
     diverged = both.metrics["langevin_diverged"]
     assert [(d["image"], d["sample"]) for d in diverged] == [("000001", 0), ("000001", 1)]
-    assert all(d["mended_by_smaller_steps"] > 0 for d in diverged)
+    assert all(d["fixed_by_smaller_steps"] > 0 for d in diverged)
     assert "2 of 4 samples" in both.metrics["notes"]["langevin"]
     assert "langevin_diverged" not in alone.metrics and "langevin" not in alone.metrics["notes"]
     assert both.images[1].samples.isfinite().all()

@@ -402,7 +402,7 @@ def write_restoration(folder, samples=4, **protocol) -> None:
         "psnr": {"sample": 18.6925, "mean_of_samples": 20.94, "convention": "range 1"},
         "coverage": {"value": 0.3},
     }
-    told = {"protocol": about | protocol, "n": 8, "samples": samples, "figures": figures}
+    told = {"protocol": about | protocol, "n": 8, "samples": samples, "metrics": figures}
     save_png(grid(np.zeros((4, 8, 8, 1), np.uint8)), folder / "sheet.png")
     (folder / "metrics.json").write_text(json.dumps(told))
 

@@ -257,7 +257,7 @@ def test_a_report_reads_no_links(tmp_path):
     secret, out = tmp_path / "elsewhere", tmp_path / "runs"
     write_run(secret, "hidden")
     (secret / "README.md").write_text(SECRET)
-    (secret / "metrics.json").write_text(json.dumps({"protocol": {"task": SECRET}, "figures": {}, "samples": 1}))
+    (secret / "metrics.json").write_text(json.dumps({"protocol": {"task": SECRET}, "metrics": {}, "samples": 1}))
     (secret / "eval.json").write_text(json.dumps([{"metric": SECRET, "value": 1, "n": 1, "protocol": {}}]))
     Image.new("L", (7, 7)).save(secret / "sheet.png")
     write_run(out / "run", "plain")

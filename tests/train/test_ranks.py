@@ -111,7 +111,7 @@ def test_two_ranks_write_what_one_writes(world):
     alone(lines, world / "one")
     on_two_ranks(lines, world / "two")
     one, two = files(world / "one"), files(world / "two")
-    figures = [json.loads(found.pop("restored/metrics.json"))["figures"] for found in (one, two)]
+    figures = [json.loads(found.pop("restored/metrics.json"))["metrics"] for found in (one, two)]
     assert figures[0]["psnr"]["sample"] == pytest.approx(figures[1]["psnr"]["sample"], rel=1e-9)
     assert {"grid.png", "x.npz", "out/000008.png", "restored/sheet.png"} <= set(one)
     assert one == two

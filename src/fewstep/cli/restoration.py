@@ -121,7 +121,7 @@ def table(metrics: dict[str, Any]) -> str:
     from fewstep.metrics.protocol import table as markdown_table
 
     rows = [
-        [name, k, f"{v:.4g}"] for name, of in metrics["figures"].items() for k, v in of.items() if k != "convention"
+        [name, k, f"{v:.4g}"] for name, of in metrics["metrics"].items() for k, v in of.items() if k != "convention"
     ]
     notes = "".join(f"{name}: {note}\n" for name, note in metrics["notes"].items())
     return (markdown_table(["measure", "of", "value"], rows) if rows else "") + notes

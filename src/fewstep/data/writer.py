@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fewstep.data.grid import encode_image
 from fewstep.data.pack import zip_entry
 from fewstep.data.ranks import from_first, gather, ranks
-from fewstep.runtime.files import folder_place, new_file, partial_of, sync, told_of, writable
+from fewstep.runtime.files import errors_naming, folder_place, new_file, partial_of, sync, writable
 
 ARCHIVES = (".tar", ".zip")
 THREADS = 4
@@ -54,11 +54,11 @@ def image_files(out: Path) -> Iterator[Callable[[str, NDArray[np.uint8]], None]]
             if len(pending) > WAITING:
                 pending.popleft().result()
 
-        with told_of(out), ThreadPoolExecutor(THREADS) as pool:
+        with errors_naming(out), ThreadPoolExecutor(THREADS) as pool:
             yield add
             for job in pending:
                 job.result()
-        with told_of(out):
+        with errors_naming(out):
             if not is_archive(out):
                 sync_files(folder)
             gather(None)  # every rank has written

@@ -60,7 +60,7 @@ class Likelihood:
 
     def gap(self, x0: Tensor) -> Tensor:
         """Return |A(x0) - y|, (B, 1, ...), over the observed part; differentiable, with gradient 0 at 0."""
-        norm = torch.linalg.vector_norm(self.operator.seen(self.operator.A(x0) - self.y).flatten(1), dim=1)
+        norm = torch.linalg.vector_norm(self.operator.observed(self.operator.A(x0) - self.y).flatten(1), dim=1)
         return norm.view(-1, *[1] * (x0.ndim - 1))
 
     def sample(self, x: Tensor, rho: float | Tensor, noise: Noise = torch.randn_like) -> Tensor:

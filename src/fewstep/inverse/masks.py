@@ -99,9 +99,9 @@ class Inpainting(Decomposed):
     def U_adjoint(self, y: Tensor) -> Tensor:
         return y
 
-    def seen(self, y: Tensor) -> Tensor:
+    def observed(self, y: Tensor) -> Tensor:
         return torch.where(self.s(y) > 0, y, 0.0)
 
     def view(self, y: Tensor) -> Tensor:
         """Return the measurement with grey where pixels are missing."""
-        return self.seen(y)
+        return self.observed(y)

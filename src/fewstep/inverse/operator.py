@@ -109,7 +109,7 @@ class Operator(nn.Module, ABC):
         """Return the measurement as an image in [-1, 1], of any size, for display."""
         return y
 
-    def seen(self, y: Tensor) -> Tensor:
+    def observed(self, y: Tensor) -> Tensor:
         """Return the observed part of a measurement; zero where it does not depend on the image."""
         return y
 

@@ -69,8 +69,8 @@ def pnp_gd(
             continue
         eps = noise(x0)
         if past is not None:
-            seen = past[1] + likelihood.shrink(past[0] - x0, sigma) / sigma
-            eps = (1 - persistence**2) ** 0.5 * eps - persistence * seen
+            before = past[1] + likelihood.shrink(past[0] - x0, sigma) / sigma
+            eps = (1 - persistence**2) ** 0.5 * eps - persistence * before
         u = likelihood.sample(x0, rho, lambda _, eps=eps: eps)  # a decomposed operator draws once
         past = x0, eps
 

@@ -78,9 +78,9 @@ class Scores:
     def summary(self, protocol: dict[str, Any]) -> dict[str, Any]:
         """What metrics.json holds: values of each image and sample, their means over images, and the protocol."""
         names, n = self.problem.names, len(self.problem.names)
-        figures = {name: self.mean_values(k, name) for k, name in enumerate(self.measures)}
-        if figures and self.samples > 1:
-            figures["coverage_of_quartiles"] = {
+        metrics = {name: self.mean_values(k, name) for k, name in enumerate(self.measures)}
+        if metrics and self.samples > 1:
+            metrics["coverage_of_quartiles"] = {
                 "value": self.covered.mean().item(),
                 "calibrated": 0.5 * (self.samples - 1) / (self.samples + 1),
             }
@@ -92,10 +92,10 @@ class Scores:
             for i in range(n)
         }
         result: dict[str, Any] = {"protocol": protocol, "notes": dict(self.notes), "n": n, "samples": self.samples}
-        result |= {"figures": figures, "images": images}
+        result |= {"metrics": metrics, "images": images}
         if self.diverged.any():
             result["langevin_diverged"] = [
-                {"image": names[i], "sample": j, "mended_by_smaller_steps": int(a), "left_as_it_was": int(b)}
+                {"image": names[i], "sample": j, "fixed_by_smaller_steps": int(a), "left_as_it_was": int(b)}
                 for i, of in enumerate(self.diverged.tolist())
                 for j, (a, b) in enumerate(of)
                 if a or b

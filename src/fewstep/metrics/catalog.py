@@ -52,7 +52,7 @@ class Metric:
         return Need(self.extractor, self.part, of, self.limit)  # type: ignore[arg-type]  # one of the three words
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def values(self) -> tuple[str, ...]:
         """The names of its numbers in results."""
         if self.kind in NEIGHBOURS:
             suffix = self.name[2:]  # of pr5_dinov2: 5_dinov2

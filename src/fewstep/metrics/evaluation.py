@@ -302,7 +302,7 @@ def compute(metric: Metric, fake: Statistics, real: ReferenceData, overlaps: Map
             values = (overlaps[metric.k].precision, overlaps[metric.k].recall)
         case "cover":
             values = (overlaps[metric.k].density, overlaps[metric.k].coverage)
-    return dict(zip(metric.figures, values, strict=True))
+    return dict(zip(metric.values, values, strict=True))
 
 
 def measured_by(metric: Metric, used: Extractor, real: ReferenceData, n: int) -> dict[str, Any]:

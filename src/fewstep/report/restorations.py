@@ -19,15 +19,15 @@ def restorations(folder: Path) -> list[Picture]:
 def restoration(sheet: Path) -> Picture:
     path = sheet.parent / "metrics.json"
     record = read_object(path, dict)
-    protocol, figures, samples = record.get("protocol"), record.get("figures"), record.get("samples")
-    if not isinstance(protocol, dict) or not isinstance(figures, dict) or type(samples) is not int:
-        raise ValueError(f"{path} must hold a protocol, figures and samples, as fewstep restore writes them")
+    protocol, metrics, samples = record.get("protocol"), record.get("metrics"), record.get("samples")
+    if not isinstance(protocol, dict) or not isinstance(metrics, dict) or type(samples) is not int:
+        raise ValueError(f"{path} must hold a protocol, metrics and samples, as fewstep restore writes them")
     task = capitalized(as_text(protocol.get("task")).replace("_", " "))
     how = [as_text(protocol[key]) for key in ("model", "solver", "preset") if protocol.get(key)]
     how += [f"NFE {as_text(protocol.get('nfe'))} per sample"]
     measured = [
         f"{label(name)} {human(value)} of {label(kind)}"
-        for name, values in figures.items()
+        for name, values in metrics.items()
         if isinstance(values, dict)
         for kind in ("sample", "mean_of_samples")[:samples]
         if is_number(value := values.get(kind))

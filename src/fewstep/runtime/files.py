@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` if the block succeeds, and goes if it fails."""
-    with partial_of(writable(path)) as folder, told_of(path):
+    with partial_of(writable(path)) as folder, errors_naming(path):
         partial = folder / path.name
         yield partial
         sync(partial)
@@ -102,7 +102,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """An error of the system that names no file, as that of a full disk, or a temporary one, is reported for `path`."""
     try:
         yield
@@ -126,7 +126,7 @@ def new_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     anything else lies there, for it would be lost.
     """
     path = replaceable(path, names)
-    with partial_of(path) as partial, told_of(path):
+    with partial_of(path) as partial, errors_naming(path):
         yield partial
         for left in [file for file in partial.rglob(".*") if PARTIAL.fullmatch(file.name)]:
             shutil.rmtree(left)  # it could not be removed the first time
@@ -353,12 +353,12 @@ def parts(value: Any) -> Iterable[Any]:
 def read_json(path: Path) -> Any:
     regular(path)
     try:
-        with told_of(path):
+        with errors_naming(path):
             return parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); restore it or remove it") from error
 
 
 def sha256(path: Path) -> str:
-    with told_of(path), regular(path).open("rb") as file:
+    with errors_naming(path), regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from fewstep.runtime.files import PARTIAL, file_place, folder_place, listed, partial_of, replaceable, told_of
+from fewstep.runtime.files import PARTIAL, errors_naming, file_place, folder_place, listed, partial_of, replaceable
 
 Input = str | os.PathLike[str] | None
 """What a command reads: a path, or something else, such as the name of built-in data, which no output can meet."""
@@ -49,7 +49,7 @@ def folder(path: Path, *, apart: Iterable[Input] = (), outside: Iterable[Input] 
     """The path, if it is a folder, or can become one, in which files can be written. Arguments and errors as of `file`."""
     place = folder_place(path)
     refuse_inputs(path, apart, outside)
-    try_to_write(place / "new", told=path)
+    try_to_write(place / "new", named=path)
     return path
 
 
@@ -103,10 +103,10 @@ def new_folder(
     return path
 
 
-def try_to_write(path: Path, *, told: Path | None = None) -> None:
-    """Do what writing `path` begins with, as near to it as there is a folder, and undo it; errors name `told`."""
+def try_to_write(path: Path, *, named: Path | None = None) -> None:
+    """Do what writing `path` begins with, as near to it as there is a folder, and undo it; errors name `named`."""
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    with told_of(told or path), partial_of(nearest / path.name):
+    with errors_naming(named or path), partial_of(nearest / path.name):
         pass
 
 
