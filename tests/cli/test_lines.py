@@ -24,6 +24,7 @@ from fewstep.cli.table import COMMANDS
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.metrics.networks.lpips import WIDTHS
+from fewstep.nets import execution
 from fewstep.runtime import progress
 from fewstep.runtime.environment import cache_folder
 from fewstep.runtime.launch import launched
@@ -337,6 +338,13 @@ def test_a_lack_of_memory_anywhere_is_one_line(command, model, line, monkeypatch
     }
     assert "memory" in line(command, model, *words[command])
     assert not Path("g.png").exists() and not Path("o").exists()
+
+
+@pytest.mark.parametrize("command", ["sample model --seeds 0 --grid x.png", "train digits:teacher --out run"])
+def test_what_an_older_pytorch_lacks_is_said_before_the_work(command, model, line, monkeypatch):
+    monkeypatch.setattr(execution, "COMPILES", False)
+    assert "--compile needs PyTorch 2.13 or newer; this is 2." in line(*command.split(), "--compile")
+    assert not Path("x.png").exists() and not Path("run").exists()
 
 
 def test_a_lack_of_memory_is_known():

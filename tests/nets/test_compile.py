@@ -25,8 +25,11 @@ from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 
-# torch hides this warning of its own tracer from users, but not from a filter that raises
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    # torch hides this warning of its own tracer from users, but not from a filter that raises
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.skipif(not execution.COMPILES, reason="needs PyTorch 2.13"),
+]
 
 
 def ddpmpp():

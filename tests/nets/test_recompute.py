@@ -110,6 +110,7 @@ def test_a_forward_derivative_keeps_what_it_needs():
 
 # torch hides this warning of its own tracer from users, but not from a filter that raises
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.skipif(not execution.COMPILES, reason="needs PyTorch 2.13")
 @pytest.mark.parametrize("what", [1, "light"])
 def test_compiled_blocks_are_recomputed_too(what, monkeypatch):
     monkeypatch.setattr(execution, "BACKEND", "aot_eager")

@@ -23,6 +23,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.precondition import IDDPM
 from fewstep.io.card import Card
 from fewstep.io.model_folder import save
+from fewstep.runtime import autodiff
 from fewstep.sample import generate
 from fewstep.samplers import (
     Sampler,
@@ -313,6 +314,26 @@ def test_mistakes_on_the_command_line_are_one_line(
     assert main(["sample", "model", "--seeds", "0", "--grid", "grid.png", *options.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_derivatives_are_the_same_in_inference_mode(
+    older: bool, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch 2.8 takes none there, and says nothing: the images would be others."""
+    if older:
+        monkeypatch.setattr(autodiff, "zero_in_inference_mode", lambda: True)
+    x, label = torch.randn(2, 1, 8, 8, generator=rng(3)).double(), torch.tensor([1, 3])
+
+    def made(sampler: Sampler) -> Tensor:
+        return last(sampler(partial(denoiser, label=label.clone()), 3 * x, f64([3.0, 1.0, 0.0])))
+
+    for sampler in (taylor2, partial(ito_taylor, laplacian="hutchinson", noise=torch.ones_like)):
+        with torch.no_grad():
+            expected = made(sampler)
+        with torch.inference_mode():
+            found = made(sampler)
+        assert torch.equal(found, expected)
 
 
 class Reverse(torch.autograd.Function):

@@ -26,7 +26,7 @@ from fewstep.distill.gdd import EncoderFeatures
 from fewstep.nets.discriminators import ProjectedDiscriminator
 from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
 from fewstep.nets.execution import recompute_blocks
-from fewstep.runtime.distributed import backend, sum_over_ranks
+from fewstep.runtime.distributed import backend, local, sum_over_ranks
 from fewstep.train import gradients as gradient_sums
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.checkpoint_files import damage, load
@@ -35,7 +35,7 @@ from fewstep.train.gradients import summed_over_ranks
 from fewstep.train.loop import fit
 from fewstep.train.optim import Adam
 from fewstep.train.settings import Run
-from fewstep.train.sharding import Replicate, Shard, Strategy, full, local, shardable
+from fewstep.train.sharding import Replicate, Shard, Strategy, full, shardable
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net
 

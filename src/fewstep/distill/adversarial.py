@@ -74,5 +74,5 @@ class ClipNorm:
     def __call__(self, gradients: list[Tensor]) -> Tensor:
         broken = sanitize(gradients)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        torch._foreach_mul_(gradients, (self.limit / norm.clamp_min(1e-12)).clamp_max(1))
+        torch._foreach_mul_(gradients, (self.limit / norm.clamp(1e-12)).clamp(max=1))
         return broken

@@ -21,6 +21,7 @@ from fewstep.nets.casting import cached_cast
 from fewstep.nets.convolution import conv2d
 from fewstep.nets.execution import Block
 from fewstep.nets.layers import attention, check_halvings, check_taps, dropout, one_hot
+from fewstep.runtime.distributed import local
 from fewstep.runtime.precision import accurate
 
 
@@ -100,9 +101,10 @@ class MPConv(nn.Module):
 
         It leaves the function that the network computes as it is, but for the eps of `normalize`.
         """
-        rows = accurate(self.weight).flatten(1)
+        weight = local(self.weight)  # whole rows, if it is sharded
+        rows = accurate(weight).flatten(1)
         rms = rows.square().mean(dim=1, keepdim=True).sqrt()
-        self.weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(self.weight.shape))
+        weight.copy_((rows / rms.clamp_min(torch.finfo(rms.dtype).tiny)).reshape(weight.shape))
 
 
 MOST_NORMALIZATIONS = 16

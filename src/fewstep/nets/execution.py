@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -52,7 +53,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         what = self.recomputed
-        if what is None or (what != "light" and x.shape[-1] < what):
+        # forward mode keeps nothing for later, and before PyTorch 2.12 cannot pass through `checkpoint`
+        if what is None or forward_mode() or (what != "light" and x.shape[-1] < what):
             return self.computed(x, emb)
         options: Any = {"use_reentrant": False, "preserve_rng_state": self.training}
         kernels = torch.backends.cuda  # these settings of attention hold on CPUs, too
@@ -80,6 +82,8 @@ class Block(nn.Module):
         return self.compiled(self, x, emb)
 
 
+COMPILES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+"""Whether this PyTorch compiles blocks of one shape apart from all others, as it does since 2.13."""
 BACKEND = "inductor"
 VARIANTS = 32
 """Most variants of one compiled block: with and without gradients, in training, for a batch of one, ..."""
@@ -96,9 +100,16 @@ def compile_blocks(module: nn.Module) -> None:
     Args:
         module: a denoiser, a method or any module that holds some.
 
+    Raises:
+        ValueError: PyTorch is older than 2.13.
+
     Example:
         >>> fs.nets.compile_blocks(model)
     """
+    if not COMPILES:
+        raise ValueError(
+            f"--compile needs PyTorch 2.13 or newer; this is {torch.__version__}. Upgrade, or leave it out"
+        )
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     # `precision.tf32` decides this
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)

@@ -215,6 +215,12 @@ def from_first(value: T) -> T:
     return box[0]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be sharded (a DTensor), without a copy."""
+    # by its method, as importing DTensor takes longer than loading a small model
+    return getattr(tensor, "to_local", lambda: tensor)()
+
+
 def barrier() -> None:
     """Wait until all ranks are here."""
     if world_size() > 1:

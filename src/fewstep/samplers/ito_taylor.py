@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Preconditioned
 from fewstep.core.noise import Denoise, Noise
+from fewstep.runtime.autodiff import forward_derivatives
 from fewstep.samplers.contract import steps, unwrapped
 from fewstep.samplers.edm import churn_factor, lift, slope
 from fewstep.samplers.sde import Kappa, NoiseMoments, noise_moments, rate
@@ -63,8 +64,10 @@ def check_differentiable(denoise: Denoise) -> None:
 def dual(f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the value of `f` and its derivative in the direction of `tangents`, by one forward-mode evaluation."""
     try:
-        # cloned, since dual numbers cannot be made of tensors with overlapping memory (`expand`)
-        value, derivative = torch.func.jvp(f, tuple(p.clone() for p in primals), tangents)[:2]
+        with forward_derivatives():
+            # cloned, since dual numbers cannot be made of tensors with overlapping memory (`expand`)
+            cloned = (tuple(t.clone() for t in each) for each in (primals, tangents))
+            value, derivative = torch.func.jvp(f, *cloned)[:2]
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) or "forward" in str(error).lower() or "jvp" in str(error).lower():
             raise ValueError(

@@ -22,12 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from fewstep.runtime.distributed import rank, world_size
+from fewstep.runtime.distributed import local, rank, world_size
 from fewstep.runtime.files import numbered, remove, sync
 from fewstep.train import checkpoint_files
 from fewstep.train.checkpoint_files import reason, signature
 from fewstep.train.options import RunOptions
-from fewstep.train.sharding import local
 
 
 class Checkpoints:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fewstep.train.sharding import full, local
+from fewstep.runtime.distributed import local
+from fewstep.train.sharding import full
 
 
 class Profile(Protocol):

@@ -73,14 +73,14 @@ def fit(run: Run, folder: str | Path, *, fresh: bool = False) -> Denoiser:
     assert isinstance(product, Denoiser)
     product.codec.prepare(device())  # snapshots are images
     network_to_dict(product.net)  # raises ValueError for a network that no snapshot can hold
+    if run.compile:
+        compile_blocks(run.method)  # raises ValueError where PyTorch is too old
     training = [p for p in run.method.parameters() if p.requires_grad]
     with claimed(folder) as check, resumable(training):
         if not fresh:
             check_until(folder, run.until, run.batch_size)
         open_folder(folder, run.identity(), record_of(run, product), fresh=fresh)
         check()
-        if run.compile:
-            compile_blocks(run.method)
         if run.recompute is not None:
             recompute_blocks(run.method, run.recompute)
         trainer = Trainer(

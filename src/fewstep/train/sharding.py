@@ -105,11 +105,6 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, without a copy."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def shard_like(like: Tensor, tensor: Tensor) -> Tensor:
     """A full tensor, which all ranks hold, sharded as `like` is; what is sharded already stays as it is."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
