@@ -38,5 +38,5 @@ def forward_derivatives() -> Iterator[None]:
 def zero_in_inference_mode() -> bool:
     """Whether this PyTorch's forward-mode derivatives are zero in inference mode."""
     with torch.inference_mode():
-        x = torch.ones(())
+        x = torch.ones((), device="cpu")
         return not torch.func.jvp(torch.exp, (x,), (x,))[1]
