@@ -23,7 +23,7 @@ NETWORKS = {
     64: {"channel_mult": (1, 2, 2, 2), "num_blocks": 3, "attn_resolutions": (16,)},
     128: {"channel_mult": (1, 1, 2, 2, 2), "num_blocks": 2, "attn_resolutions": (16,)},
 }
-"""DDPM++ for images up to so many pixels a side: 3, 13, 12 and 9 million parameters with 64 channels."""
+"""DDPM++ for images up to so many pixels a side: 4, 11, 13 and 11 million parameters with 64 channels."""
 EDM_LENGTH = 200e6
 """Training images of EDM on CIFAR-10."""
 WIDTHS = (48, 32, 24)
@@ -57,7 +57,7 @@ class Small(Teacher):
         return None if until >= enough or narrower is None else dataclasses.replace(self, cbase=narrower)
 
     def expected(self, run: fs.Run) -> str:
-        n, seen = len(run.data.data), f"this run trains on {run.until / 1e6:,.2g} million"
+        n, seen = len(run.data.data), f"this run trains on {run.until:,}"
         if n < 1_000:
             return (
                 f"a network that sees {n:,} images {run.until / n:,.0f} times learns many of them by heart; fewer than about "
@@ -197,7 +197,7 @@ class OwnStudent(Distillation):
     def expected(self, run: fs.Run) -> str:
         return (
             "a student is at best about as good as its teacher; in the papers it came near it after 5 million (GDD) to 700 "
-            f"million (SiD) training images, and this run has {run.until / 1e6:,.2g} million. Measure both with fewstep eval"
+            f"million (SiD) training images, and this run has {run.until:,}. Measure both with fewstep eval"
         )
 
 
