@@ -288,14 +288,12 @@ def test_the_trainer_keeps_merge_weights_in_range_and_lengths_of_the_generator(s
 
 
 def test_toy():
-    """Draws of the ring in four steps, at 1.2 times the distance of the teacher. With 1,200 steps it comes to 1.0, other seeds
-    to 1.3 and 1.4, and with gamma = 0.414 to twice that distance.
-    """
+    """Draws of the ring in four steps, at 1.3 times the distance of the teacher; another seed comes to 1.0."""
     teacher = toy.teacher()  # first, as it draws random numbers when it is made
     torch.manual_seed(0)
     method = NCVSD(teacher, gamma=2.0, noise=LogNormal(-0.2, 1.0), levels=(80.0, 16.8, 2.24, 0.13))
     rates = {"fake_score": 4e-3, "discriminator": 1e-3, "generator": 1e-3}
-    toy.assert_learned(toy.distilled(method, rates, steps=600, half_life=24_000, betas=(0.5, 0.99)))
+    toy.assert_learned(toy.distilled(method, rates, steps=480, half_life=19_200, betas=(0.5, 0.99)))
 
 
 # Bad input

@@ -456,7 +456,7 @@ RATES = {"fake_score": 4e-3, "generator": 1e-3}
 def sid_student() -> Denoiser:
     teacher = toy.teacher()  # first, as it draws random numbers when it is made
     torch.manual_seed(0)
-    return toy.distilled(SiD(teacher), RATES, steps=600, half_life=24_000)
+    return toy.distilled(SiD(teacher), RATES, steps=300, half_life=12_000)
 
 
 def test_toy_sid(sid_student):
@@ -465,9 +465,9 @@ def test_toy_sid(sid_student):
 
 def test_toy_sida():
     torch.manual_seed(0)
-    toy.assert_learned(toy.distilled(SiDA(toy.teacher(), gates=(2_560, 25_600)), RATES, steps=1000))
+    toy.assert_learned(toy.distilled(SiDA(toy.teacher(), gates=(1_280, 12_800)), RATES, steps=500, half_life=20_000))
 
 
 def test_toy_sid2a(sid_student):
-    method = SiDA(toy.teacher(), generator=sid_student, gates=(12_800, 12_800))
-    toy.assert_learned(toy.distilled(method, RATES, steps=300))
+    method = SiDA(toy.teacher(), generator=sid_student, gates=(6_400, 6_400))
+    toy.assert_learned(toy.distilled(method, RATES, steps=250, half_life=20_000))
