@@ -87,15 +87,15 @@ class DoubleStream(ImageStream):
         return batch._replace(image=batch.image.double())
 
 
-def teacher(family: str) -> Denoiser:
+def teacher(family: str, levels: int = 2) -> Denoiser:
     """With dropout, weights none of which is zero, and for EDM2 single numbers as weights and a log-variance head.
 
     In float64: a bias before a norm has the gradient 0, and Adam makes whole steps of what rounds it.
     """
     torch.manual_seed(1)
-    small = {"channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,), "dropout": 0.1}
+    small = {"channel_mult": (1, 2)[:levels], "num_blocks": 1, "attn_resolutions": (16 >> levels,), "dropout": 0.1}
     edm2 = EDM2Config(8, 1, 10, model_channels=16, channels_per_head=16, **small)
-    net = EDM2UNet(edm2) if family == "edm2" else tiny_net(dropout=0.1)
+    net = EDM2UNet(edm2) if family == "edm2" else tiny_net(**small)
     denoiser = Denoiser(net, uncertainty=Uncertainty(16) if family == "edm2" else None)
     with torch.no_grad():
         for p in denoiser.parameters():
@@ -104,7 +104,9 @@ def teacher(family: str) -> Denoiser:
 
 
 def method_of(kind: str) -> tuple[Method, dict[str, Adam]]:
-    denoiser = teacher("edm2" if kind in ("ncvsd", "pretraining") else "song")
+    # every tensor in parts costs messages, so the networks of distillation have one resolution
+    levels = 2 if kind == "pretraining" else 1
+    denoiser = teacher("edm2" if kind in ("ncvsd", "pretraining") else "song", levels)
     denoiser.dtype = torch.float64
     if kind == "pretraining":
         method = Pretraining(denoiser, DenoisingLoss())

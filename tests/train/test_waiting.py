@@ -71,14 +71,15 @@ class Copies(TorchFunctionMode):
         return result
 
 
-def song(**options) -> Denoiser:
-    net = tiny_net(in_channels=3, out_channels=3, dropout=0.1, label_dropout=0.1, augment_dim=PIPE.label_dim)
+def song(*, levels: int = 1, **options) -> Denoiser:
+    small = {"channel_mult": (1, 2)[:levels], "attn_resolutions": (16 >> levels,), "augment_dim": PIPE.label_dim}
+    net = tiny_net(in_channels=3, out_channels=3, dropout=0.1, label_dropout=0.1, **small)
     return Denoiser(net, **options)
 
 
-def edm2() -> Denoiser:
-    config = EDM2Config(8, 3, 10, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
-    return Denoiser(EDM2UNet(config), uncertainty=Uncertainty())
+def edm2(levels: int = 1) -> Denoiser:
+    small = {"channel_mult": (1, 2)[:levels], "attn_resolutions": (16 >> levels,), "num_blocks": 1}
+    return Denoiser(EDM2UNet(EDM2Config(8, 3, 10, model_channels=16, **small)), uncertainty=Uncertainty())
 
 
 def gdd(teacher: Denoiser) -> GDD:
@@ -86,12 +87,12 @@ def gdd(teacher: Denoiser) -> GDD:
     return GDD(teacher, ProjectedDiscriminator(networks, num_classes=10, width=8), r1_every=1)
 
 
-METHODS = {
-    "pretraining": lambda: Pretraining(song(), DenoisingLoss(augment=PIPE)),
+METHODS = {  # networks that halve and double images are those of pretraining
+    "pretraining": lambda: Pretraining(song(levels=2), DenoisingLoss(augment=PIPE)),
     "pretraining, discrete levels": lambda: Pretraining(
         song(precondition=IDDPM(steps=20)), DenoisingLoss(augment=PIPE)
     ),
-    "pretraining, EDM2": lambda: Pretraining(edm2(), DenoisingLoss()),
+    "pretraining, EDM2": lambda: Pretraining(edm2(levels=2), DenoisingLoss()),
     "SiD": lambda: SiD(song()),
     "SiD, EDM2": lambda: SiD(edm2()),
     "SiDA": lambda: SiDA(song(), gates=(0, 0)),
