@@ -237,7 +237,7 @@ def test_arguments_of_generate_are_checked_at_once(denoiser, tmp_path):
         ({"label": torch.eye(10)[:1]}, r"got shape \(1, 10\); for one-hot labels pass label.argmax"),
         ({"label": np.array([0], np.uint8), "batch_size": 0}, "got a batch of 0"),
         ({"label": -1}, "the classes of this model are 0 to 9; got -1"),
-        ({"label": "cat"}, "label must be a class from 0 to 9; got 'cat'"),
+        ({"label": "cat"}, "does not know the names of its classes; give a number from 0 to 9; got 'cat'"),
         ({"batch_size": 0}, "batch_size: .* got a batch of 0"),
         ({"plan": "heun"}, "plan is a Plan, such as model.plan.*; got 'heun'"),
     )

@@ -14,4 +14,7 @@ def suggestion(name: str, known: Iterable[str], otherwise: str, *, cutoff: float
         'did you mean sample?'
     """
     near = get_close_matches(name, [*known], n=3, cutoff=cutoff)
-    return f"did you mean {' or '.join(near)}?" if near else otherwise
+    if not near:
+        return otherwise
+    *others, last = near
+    return f"did you mean {', '.join(others) + ' or ' if others else ''}{last}?"
