@@ -19,7 +19,7 @@ from fewstep.runtime.precision import fast_dtype
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images to measure and restore, since the test is about what happens."""
     monkeypatch.setattr("fewstep.compare.MOST", 64)
-    monkeypatch.setattr("fewstep.compare.TEACHER_STEPS", (2,))
+    monkeypatch.setattr(demo, "TEACHER_STEPS", (2,))
     monkeypatch.setattr(demo, "TASKS", demo.TASKS[:1])
 
 
