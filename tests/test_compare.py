@@ -89,7 +89,9 @@ def test_mistakes(denoiser: Denoiser, photos: Path, tmp_path: Path, capsys: pyte
     assert "put digits:sid before it" in fails("digits:sid2a", "digits:sid")
     assert "distils no teacher" in fails("digits:teacher")
     assert "two are alike" in fails("digits:sid", "cifar10:sid")
-    assert "there is no recipe 'digits:sit'; did you mean digits:sid, digits:sida or digits:sid2a?" in fails("digits:sit")
+    assert "there is no recipe 'digits:sit'; did you mean digits:sid, digits:sida or digits:sid2a?" in fails(
+        "digits:sit"
+    )
     assert "there is no recipe '?'; fewstep recipes lists all" in fails("?")
     assert "name the recipes" in fails()
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ def test_the_whole_path(brief, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         assert np.asarray(picture).std() > 50
     rows = json.loads((out / "results.json").read_text())
     assert [(row["model"], row["nfe"]) for row in rows] == [("teacher", 3), ("ncvsd", 1), ("ncvsd", 4)]
-    assert [row["training_images"] for row in rows] == [512, 192, 192]  # a two-hundredth, in whole batches
+    assert [row["training_images"] for row in rows] == [512, 256, 256]  # a two-hundredth, in whole batches
     assert {row["protocol"]["precision"] for row in rows} == {str(fast_dtype()).removeprefix("torch.")}
     assert fs.load(out / "teacher").net.config.model_channels == demo.TEACHER["cbase"]
     assert (out / "restored/box_inpainting/sheet.png").exists() and (out / "report.html").exists()

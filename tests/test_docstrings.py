@@ -94,8 +94,10 @@ def documented(value: Callable[..., Any]) -> set[str]:
 
 def parameters(value: Callable[..., Any]) -> set[str]:
     """The parameters of a call; none for classes that users inherit, whose call is PyTorch's or a protocol's."""
-    if isinstance(value, type) and getattr(value.__init__, "__module__", "") in ("torch.nn.modules.module", "typing"):
-        return set()
+    if isinstance(value, type):
+        own = [vars(c).keys() for c in value.__mro__ if c.__module__.startswith("fewstep")]
+        if not any({"__init__", "__new__"} & names for names in own) or getattr(value, "_is_protocol", False):
+            return set()
     return set(inspect.signature(value).parameters) - {"_cls"}  # of a named tuple
 
 

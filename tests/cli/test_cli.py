@@ -183,7 +183,9 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
     )
     assert not (tmp_path / "g.png").exists()
     assert "is missing" in fails(capsys, "sample", f"{tmp_path}/none", "--grid", "g.png")
-    assert "no recipe 'digits:gan'; did you mean digits:gdd, digits:sida or digits:gddi?" in fails(capsys, "train", "digits:gan", "--out", "x")
+    assert "no recipe 'digits:gan'; did you mean digits:gdd, digits:sida or digits:gddi?" in fails(
+        capsys, "train", "digits:gan", "--out", "x"
+    )
     assert "no recipe 'gddi'; did you mean digits:gddi, " in fails(capsys, "distill", "gddi", "--out", "x")
     assert "fewstep recipes lists them" in fails(capsys, "train")
     assert "there is no command 'trian'" in fails(capsys, "trian")

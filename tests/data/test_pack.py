@@ -304,7 +304,7 @@ def test_arguments(tmp_path, dest):
     source = folder(tmp_path / "in", ENTRIES)
     refused(source, dest.with_suffix(".tar"), "must be a .zip")
     for resolution in ("64.5", "0x4", "4x", "64X64", "4x4x4", ""):
-        refused(source, dest, "such as 64x64; got", resolution=resolution)
+        refused(source, dest, "such as 64x64, or one number for both; got", resolution=resolution)
     refused(source, dest, "transform must be one of", resolution="4x4", transform="crop")
     refused(source, dest, "resize must be one of", resize="nearest")
     refused(source, dest, "needs a resolution", transform="center-crop")
