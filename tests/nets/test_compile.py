@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fewstep.cli import main
