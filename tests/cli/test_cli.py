@@ -172,7 +172,10 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
-    assert "--help" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--help" in text
+    assert "unset)" not in text
+    assert "(default: False)" not in text
 
 
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, capsys):
@@ -223,11 +226,15 @@ def test_help_names_what_has_no_flag(command, names, capsys):
 
 def test_explanations_are_paragraphs(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    for command in (["eval"], ["train", "digits:teacher"]):
+    words = {
+        "eval": "kd_, pr_, dc_ with",
+        "sample": "without a class (classifier-free guidance)",
+        "train digits:teacher": "a number N recomputes all blocks",
+    }
+    for command, explanation in words.items():
         with pytest.raises(SystemExit):
-            main([*command, "--help"])
-        text = capsys.readouterr().out
-        assert "kd_, pr_, dc_ with" in text if command == ["eval"] else "a number N recomputes all blocks" in text
+            main([*command.split(), "--help"])
+        assert explanation in capsys.readouterr().out
 
 
 def test_groups_are_listed_in_columns(capsys):

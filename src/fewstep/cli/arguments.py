@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
@@ -108,12 +109,36 @@ def shown(command: Callable[..., Any]) -> Callable[..., Any]:
         return word if parameters[key].default is inspect.Parameter.empty else f"[{word}]"
 
     parameters = inspect.signature(command).parameters
-    hints = get_type_hints(command, include_extras=True)
+    hints = hinted(get_type_hints(command, include_extras=True))
     named = {k: Annotated[v, arg(metavar=name(k, v))] for k, v in hints.items() if POSITIONAL in metadata(v)}
     same.__signature__ = inspect.signature(command)  # pyright: ignore[reportFunctionMemberAccess] - a dynamic signature
     same.__annotations__ = hints | named
     same.__doc__ = paragraphs(command.__doc__ or "")
     return same
+
+
+Settings = TypeVar("Settings", bound=type)
+
+
+def explained(settings: Settings) -> Settings:
+    """A dataclass of options with the help that users see, as `shown` for a command."""
+    settings.__annotations__ = hinted(get_type_hints(settings, include_extras=True))
+    settings.__doc__ = paragraphs(settings.__doc__ or "")
+    return settings
+
+
+def hinted(hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of options whose help shows the default by `shown_default`."""
+    types = {name: get_args(hint)[0] if metadata(hint) else hint for name, hint in hints.items()}
+    return {
+        name: hint if is_dataclass(types[name]) else Annotated[hint, arg(help_behavior_hint=shown_default)]
+        for name, hint in hints.items()
+    }
+
+
+def shown_default(value: str) -> str:
+    """The default in an option's help; none for an option that is unset or a flag that is off."""
+    return "" if value in ("unset", "False") else f"(default: {value})"
 
 
 def metadata(hint: Any) -> tuple[Any, ...]:

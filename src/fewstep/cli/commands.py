@@ -24,9 +24,9 @@ def demo(
     """Train, distil, sample, evaluate and restore on a laptop with the built-in digits, and write a report.
 
     Args:
-        out: folder for everything; repeat the command to continue.
+        out: output folder; repeat the command to continue.
         method: how the teacher is distilled to one step.
-        minutes: about how long it takes on two CPU cores that do nothing else; longer gives better images.
+        minutes: approximate duration on two idle CPU cores; longer gives better images.
         all_methods: distil with every method, about one minute each.
         fresh: delete earlier results and start over.
         seed: seed of weights, data order and noise.

@@ -40,11 +40,11 @@ def pack(
         resolution: width x height of the result, such as 64x64, or 64 for both.
         transform: crop for images of other shapes.
         resize: resampling filter.
-        convert: rgb is for photographs: every image becomes RGB, upright as EXIF says, transparent pixels on white, CMYK
-            converted, of 16 bits the upper 8; plain keeps grey, turns images upright, and refuses what would lose something;
-            edm2 makes every image RGB as EDM2's tool does, which ignores alpha and EXIF. If unset: edm2 with
-            --transform, else plain.
-        max_images: pack at most so many images.
+        convert: how pixels are converted. plain: apply the EXIF orientation, keep grey images grey, and reject images that would
+            lose information. rgb, for photographs: apply the EXIF orientation and convert every image to 8-bit RGB, also
+            from CMYK, with transparency composited over white. edm2: convert every image to RGB as EDM2's tool does,
+            which ignores transparency and EXIF. If unset: edm2 with --transform, else plain.
+        max_images: maximum number of images to pack.
         skip_bad: skip unusable images, and list them at the end.
         strict: reject images that are not 8-bit grey or RGB instead of converting them.
         overwrite: replace an existing zip.

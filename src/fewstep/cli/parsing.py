@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
-from fewstep.cli.arguments import POSITIONAL, metadata, paragraphs
+from fewstep.cli.arguments import POSITIONAL, metadata, paragraphs, shown_default
 from fewstep.recipes.base import FIXED, REQUIRED
 from fewstep.train.options import SEPARATED
 
@@ -78,7 +78,7 @@ def form(settings: Any) -> Any:
         if FIXED in metadata(hints[field.name]):
             continue
         value = getattr(settings, field.name)
-        hint = arg(help=docs.get(field.name), help_behavior_hint="" if value in (None, ()) else None)
+        hint = arg(help=docs.get(field.name), help_behavior_hint=shown_default)
         default = dataclasses.field(default_factory=lambda v=value: tyro.MISSING if v is REQUIRED else v)
         parsed = Annotated[hints[field.name], COMMAS] if SEPARATED in metadata(hints[field.name]) else hints[field.name]
         options.append((value is not REQUIRED, (field.name, Annotated[parsed, hint], default)))

@@ -53,7 +53,7 @@ def restore(
         given: the images are a folder of measurements, NAME.npy (c, h, w) as this command writes them; without npy files
             NAME.png, black for -1 and white for 1, as NCVSD's code writes them.
         samples: posterior samples per image.
-        first: restore only the first so many images.
+        first: restore only the first N images.
         seed: seed of all noise.
         sigma_y: standard deviation of the measurement noise, for images in [-1, 1].
         solver: pnp_gd, or dps, daps, diffpir for a teacher.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fewstep.cli.arguments import Device, parse_seeds
+from fewstep.cli.arguments import Device, explained, parse_seeds
 from fewstep.runtime import outputs
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.core.plan import Plan, Sampler
 
 
+@explained
 @dataclass(frozen=True)
 class Sampling:
     """How a model makes images.

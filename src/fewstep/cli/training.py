@@ -38,13 +38,13 @@ class Options(RunOptions):
     dry_run: bool = False
     """Print what the run would do, how long it would take and how much memory it would need; write nothing."""
     hours: float | None = None
-    """Train as long as fits into so many hours on this machine, instead of --until; small:teacher also takes a smaller
-    network if the time is short."""
+    """Train for as long as fits into this many hours on this machine, instead of for --until images; small:teacher also
+    takes a smaller network if the time is short."""
     transfer: str | None = None
     """Initialize the network (with distill, the generator) with other weights, matched by name: a model or run folder,
     hf://owner/name, an upstream .pkl or .pt, or its URL."""
     eval_every: int | None = None
-    """Evaluate the EMA model every so many training images and keep the best in best/; never if unset."""
+    """Evaluate the EMA model after every N training images and keep the best in best/; never if unset."""
     eval_metrics: str = "fd_pixels"
     """Metrics, such as fid,fd_dinov2 (see fewstep eval); the first one selects the best model."""
     eval_images: int = 10_000
