@@ -219,8 +219,8 @@ def compare(
             own = label if denoiser.num_classes else None
             x0 = sample_posterior(denoiser, op, y, 0.05, seeds, label=own, solver=solver).float()
             seconds = clock() - began
-            figures = [f"{compute(x0, truth).mean():.3f}" for compute in named.values()]
-            body.append([task, name, str(solver.nfe(denoiser)), *figures, f"{seconds:.1f}"])
+            scores = [f"{compute(x0, truth).mean():.3f}" for compute in named.values()]
+            body.append([task, name, str(solver.nfe(denoiser)), *scores, f"{seconds:.1f}"])
             print(*body[-1], flush=True)
     labels = "their labels given" if has_labels else "no labels"
     about = [

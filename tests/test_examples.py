@@ -15,7 +15,7 @@ import fewstep as fs
 from fewstep.cli import main
 from fewstep.core.network import Features
 from fewstep.core.oracle import GaussianDenoiser
-from fewstep.runtime.own import load_file
+from fewstep.runtime.user_code import load_file
 from fewstep.samplers.contract import Counted
 from fewstep.train.trainer import Trainer
 from tests import ROOT

@@ -26,9 +26,9 @@ from fewstep.report.page import write_report
 from fewstep.report.records import Result as Row
 from fewstep.report.records import read_log, read_results
 from fewstep.runtime import outputs
+from fewstep.runtime.display import visible
 from fewstep.runtime.distributed import device, rank
 from fewstep.runtime.files import sha256, write_json
-from fewstep.runtime.foreign import visible
 from fewstep.runtime.precision import chosen_dtype
 from fewstep.sample import count_evaluations, describe, gathered, generate, generated
 from fewstep.train.evaluation import Evaluation

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from fewstep.runtime.foreign import visible_output
+from fewstep.runtime.display import visible_output
 from fewstep.runtime.launch import command_line
 
 Device = Annotated[str | None, arg(help="cpu, cuda, cuda:1, ... If unset: a GPU if there is one, else the CPU.")]

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from fewstep.cli.arguments import Device, next_step
 from fewstep.runtime import outputs
-from fewstep.runtime.foreign import visible
+from fewstep.runtime.display import visible
 
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
 Transform = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]

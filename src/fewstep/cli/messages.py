@@ -12,7 +12,7 @@ def describe(error: Exception) -> str | None:
     An error of the operating system names the file; an error in a user's own Python file names file, line and kind.
     """
     from fewstep.runtime.memory import explained, lacks_memory
-    from fewstep.runtime.own import place
+    from fewstep.runtime.user_code import place
 
     where, lacks = place(error), lacks_memory(error)
     loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # Path.resolve, up to Python 3.12
@@ -55,6 +55,6 @@ def warning_line(
 
 def for_terminal(message: object) -> str:
     """A message safe to print: control characters escaped, lines after the first indented, secrets of addresses removed."""
-    from fewstep.runtime.foreign import public, visible
+    from fewstep.runtime.display import public, visible
 
     return re.sub(r"\n(?! )", "\n  ", visible(public(message), keep="\n\t"))

@@ -145,7 +145,7 @@ class Sampling:
         file, _, name = (self.sampler or "").rpartition(":")
         if not file:
             return self.sampler
-        from fewstep.runtime.own import load_file
+        from fewstep.runtime.user_code import load_file
 
         return load_file(Path(file), name)
 

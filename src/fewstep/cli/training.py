@@ -16,7 +16,7 @@ from fewstep.cli.arguments import Device, next_step, with_config
 from fewstep.cli.parsing import call_settings
 from fewstep.recipes.base import REQUIRED
 from fewstep.runtime import outputs
-from fewstep.runtime.foreign import visible_output
+from fewstep.runtime.display import visible_output
 from fewstep.runtime.launch import command_line, launched
 from fewstep.train.options import RunOptions
 

@@ -38,9 +38,9 @@ from fewstep.data.files import (
 )
 from fewstep.data.pickles import read_pickle
 from fewstep.runtime.archives import DAMAGE, PIECE, Xz, check_bytes, check_json, check_unfolded, read_all
+from fewstep.runtime.display import public
 from fewstep.runtime.environment import offline, optional
 from fewstep.runtime.files import regular
-from fewstep.runtime.foreign import public
 
 KINDS = (
     "a folder, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz, cifar-10-python.tar.gz, MNIST's *-images-idx3-ubyte.gz, .npz, "

@@ -21,7 +21,7 @@ from fewstep.inverse.nonlinear import JPEG, PhaseRetrieval, Quantization
 from fewstep.inverse.operator import Operator
 from fewstep.inverse.resampling import colorization, super_resolution
 from fewstep.runtime.files import regular
-from fewstep.runtime.own import load_file
+from fewstep.runtime.user_code import load_file
 
 
 def blur_std(shape: Shape) -> float:

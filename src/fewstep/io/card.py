@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.metrics.protocol import table, words
-from fewstep.runtime.foreign import inline, public
+from fewstep.runtime.display import inline, public
 
 UNSTATED = "not stated"
 LICENSES = (

@@ -11,8 +11,8 @@ from fewstep.io.convert.download import fetch
 from fewstep.io.convert.feature_weights import NETWORKS, read_published
 from fewstep.metrics.weights import ASSETS, Asset, assets_folder, fill, how_to_get, read_weights, save_weights
 from fewstep.runtime import outputs
+from fewstep.runtime.display import public
 from fewstep.runtime.files import read_tensors, sha256, writable
-from fewstep.runtime.foreign import public
 
 
 def find_asset(name: str) -> Asset:

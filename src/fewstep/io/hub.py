@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.runtime.display import public
 from fewstep.runtime.environment import offline, optional
 from fewstep.runtime.files import sha256
-from fewstep.runtime.foreign import public
 
 FILES = ("model.safetensors", "config.json", "README.md")
 ADDRESS = re.compile(r"(?:hf:/{1,2})?([\w][\w.-]*/[\w][\w.-]*)(?:@([\w][\w./-]*))?")

@@ -145,8 +145,8 @@ def evaluate(
         if metric.kind in NEIGHBOURS and metric.need not in overlaps:  # of all k at once
             ks = sorted({other.k for other in metrics if other.k and other.need == metric.need})
             overlaps[metric.need] = overlap(real.samples[metric.extractor, metric.part], fake[metric.need], ks)
-        figures = compute(metric, fake, real, overlaps.get(metric.need, {}))
-        results += [MetricResult(name, value, n, about) for name, value in figures.items()]
+        values = compute(metric, fake, real, overlaps.get(metric.need, {}))
+        results += [MetricResult(name, value, n, about) for name, value in values.items()]
         if options.extrapolate and metric.kind == "frechet":
             samples = fake[metric.need._replace(of="samples")]
             value = frechet_at_infinity(samples, *real.moments[metric.extractor, metric.part])

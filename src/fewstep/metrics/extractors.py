@@ -16,8 +16,8 @@ from fewstep.metrics.networks.dinov2 import SIZE as DINOV2_SIZE
 from fewstep.metrics.networks.dinov2 import DINOv2, cubic
 from fewstep.metrics.networks.inception import Inception
 from fewstep.runtime.distributed import device
-from fewstep.runtime.own import load_file
 from fewstep.runtime.precision import lower, tf32
+from fewstep.runtime.user_code import load_file
 
 Features = Mapping[str, Tensor]
 """By part: "features" (B, D); of Inception also "spatial" and "logits"."""

@@ -11,8 +11,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from fewstep.metrics.catalog import key
+from fewstep.runtime.display import inline
 from fewstep.runtime.files import read_json, write_json
-from fewstep.runtime.foreign import inline
 
 SMALL = 10_000
 ROUNDING = "trunc(clip(127.5 x + 128, 0, 255))"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import fewstep as fs
-from fewstep.runtime.foreign import public
+from fewstep.runtime.display import public
 
 if TYPE_CHECKING:
     import torch

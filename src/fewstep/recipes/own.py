@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from fewstep.recipes.base import REQUIRED, record
-from fewstep.runtime.own import load_file
+from fewstep.runtime.user_code import load_file
 
 if TYPE_CHECKING:
     from fewstep.train.settings import Run

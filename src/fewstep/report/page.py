@@ -17,8 +17,8 @@ from fewstep.report.records import RunRecord
 from fewstep.report.restorations import restorations
 from fewstep.report.training import moment, training
 from fewstep.report.wording import as_text, capitalized
+from fewstep.runtime.display import visible
 from fewstep.runtime.files import new_file, writable
-from fewstep.runtime.foreign import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -15,7 +15,7 @@ import numpy as np
 
 from fewstep.report.axes import LARGEST, Axis, Curve, Points, Series, drawable, limits, smooth, thin
 from fewstep.report.numerals import human
-from fewstep.runtime.foreign import visible
+from fewstep.runtime.display import visible
 
 # Hues of Okabe and Ito (2008), darkened on white and lightened on black to a contrast of 3 or more; grey last.
 LIGHT = ("#0068a8", "#c44e00", "#008060", "#a8428a", "#9a6a00", "#2f87c0", "#5f6670")

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fewstep.runtime.foreign import public
+from fewstep.runtime.display import public
 
 
 class Launch(NamedTuple):

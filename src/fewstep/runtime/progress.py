@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from fewstep.runtime.foreign import visible
+from fewstep.runtime.display import visible
 
 T = TypeVar("T")
 LINE_SECONDS = 10.0

@@ -23,9 +23,9 @@ from urllib.request import getproxies
 import numpy as np
 from PIL import Image
 
+from fewstep.runtime.display import public
 from fewstep.runtime.environment import optional
 from fewstep.runtime.files import read_json, write_json
-from fewstep.runtime.foreign import public
 from fewstep.runtime.launch import launched
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.io import hub, model_folder
 from fewstep.io.card import UNSTATED, Card
 from fewstep.io.convert import clean, fetch, load_snapshot, to_denoiser, weights_license
-from fewstep.runtime.foreign import public
+from fewstep.runtime.display import public
 from fewstep.train.ema import HalfLife, Profile
 from fewstep.train.identity import describe, digest
 

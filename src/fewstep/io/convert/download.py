@@ -17,9 +17,9 @@ from typing import Any
 
 from fewstep.io.convert.identify import is_page
 from fewstep.runtime import environment
+from fewstep.runtime.display import public
 from fewstep.runtime.environment import cache_folder
 from fewstep.runtime.files import new_file
-from fewstep.runtime.foreign import public
 
 LIMITS = {"FEWSTEP_DOWNLOAD_GIB": 32.0, "FEWSTEP_DOWNLOAD_HOURS": 6.0}
 """Limits of one download by the environment variables that change them. Published networks have at most 6 GB."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from fewstep.io.card import Card
-from fewstep.runtime.foreign import public
+from fewstep.runtime.display import public
 
 if TYPE_CHECKING:
     from fewstep.io.convert.snapshot import UpstreamSnapshot

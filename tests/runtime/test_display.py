@@ -24,7 +24,7 @@ from fewstep.compare import show
 from fewstep.io import model_folder
 from fewstep.io.card import Card, body
 from fewstep.metrics.protocol import MetricResult, markdown, write_results
-from fewstep.runtime.foreign import Visible, inline, public, visible
+from fewstep.runtime.display import Visible, inline, public, visible
 from fewstep.runtime.progress import Progress
 from fewstep.train.transfer import transfer
 from tests import GOLDEN
