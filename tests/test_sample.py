@@ -177,7 +177,7 @@ def test_the_size_is_remembered_for_a_denoiser_and_a_given_one_is_kept(denoiser,
     assert made() == [16, 8, 8, 4]
     assert made() == [8, 8, 4]
     assert made(batch_size=7) == [7, 7, 6]
-    with pytest.raises(ValueError, match="at least one at a time; got a batch of 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         made(batch_size=0)
 
 

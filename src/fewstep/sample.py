@@ -265,7 +265,7 @@ class BatchSize:
 
     def __init__(self, device: torch.device, given: int | None = None) -> None:
         if given is not None and given < 1:
-            raise ValueError(f"batch_size: images are made at least one at a time; got a batch of {given}")
+            raise ValueError(f"batch_size must be at least 1; got {given}")
         self.device, self.size = device, given or self.FIRST
         self.grows = given is None and device.type == "cuda"  # no CPU says when there will be no memory
         self.before = torch.cuda.memory_reserved(device) if self.grows else 0

@@ -235,10 +235,10 @@ def test_arguments_of_generate_are_checked_at_once(denoiser, tmp_path):
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"label": 1.5}, "integers from 0 to 9; got 1.5"),
         ({"label": torch.eye(10)[:1]}, r"got shape \(1, 10\); for one-hot labels pass label.argmax"),
-        ({"label": np.array([0], np.uint8), "batch_size": 0}, "got a batch of 0"),
+        ({"label": np.array([0], np.uint8), "batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"label": -1}, "the classes of this model are 0 to 9; got -1"),
         ({"label": "cat"}, "does not know the names of its classes; give a number from 0 to 9; got 'cat'"),
-        ({"batch_size": 0}, "batch_size: .* got a batch of 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"plan": "heun"}, "plan is a Plan, such as model.plan.*; got 'heun'"),
     )
     for options, complaint in wrong:

@@ -280,7 +280,7 @@ def test_pack_that_stops_names_what_goes_on_and_what_lists_all(tmp_path, dest):
     refused(
         source,
         dest,
-        "b.png is empty (0 bytes); fetch it again or remove it; data pack --skip-bad leaves out such files, and they are "
+        "b.png is empty (0 bytes); fetch it again or remove it; data pack --skip-bad skips such files, and they are "
         "listed by: "
         f"fewstep data check '{source}' --resolution 4x4 --convert rgb",
         resolution="4x4",
@@ -290,7 +290,7 @@ def test_pack_that_stops_names_what_goes_on_and_what_lists_all(tmp_path, dest):
 
 def test_leaving_out_most_files_is_a_warning(tmp_path, dest):
     source = folder(tmp_path / "in", {f"{i}.png": saved(photo(i, (8, 8 if i < 2 else 9)), "PNG") for i in range(5)})
-    with pytest.warns(UserWarning, match=r"3 of 5 images were left out; all had to be \(3, 8, 8\) .* first, .*0\.png"):
+    with pytest.warns(UserWarning, match=r"3 of 5 images were skipped; all had to be \(3, 8, 8\) .* first, .*0\.png"):
         assert pack(source, dest, skip_bad=True).images == 2
     pack(source, dest, skip_bad=True, max_images=4)  # as many as are packed
 

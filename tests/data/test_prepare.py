@@ -153,6 +153,6 @@ def test_a_damaged_image_is_named(tmp_path, cache):
     source = photos(tmp_path / "photos", [(40, 32), (32, 60)])
     whole = (tmp_path / "photos" / "001.png").read_bytes()
     (tmp_path / "photos" / "001.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"photos/001\.png: .*; data pack --skip-bad leaves out such files"):
+    with pytest.raises(ValueError, match=r"photos/001\.png: .*; data pack --skip-bad skips such files"):
         prepared(source)
     assert not list(cache.rglob("*.zip"))

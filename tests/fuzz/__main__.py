@@ -25,7 +25,7 @@ from tests.fuzz.readers import Reader, readers
 from tests.fuzz.watch import Watch
 
 DRAWN = 4
-"""One input in so many is of hypothesis' making; the others are mutations."""
+"""One input in this many is of hypothesis' making; the others are mutations."""
 DISTURBED = 0.06
 
 

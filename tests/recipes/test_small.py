@@ -143,7 +143,7 @@ def test_a_teacher_packs_its_pictures_and_resumes(pictures, tmp_path, capsys):
 
 
 def speed(per_parameter):
-    """A measurement on a machine whose steps take so many seconds a parameter."""
+    """A measurement on a machine whose steps take this many seconds a parameter."""
 
     def measure(run):
         return estimate.Estimate(per_parameter * small.count(run.method), 0.0, 0, 1)

@@ -23,7 +23,7 @@ class Machine:
         self.threads = threads
 
     def run(self, seconds: float) -> dict[int, float]:
-        """Works for so many seconds; returns the seconds spent at each number of threads."""
+        """Works for this many seconds; returns the seconds spent at each number of threads."""
         spent, end = dict.fromkeys(self.seconds, 0.0), self.now + seconds
         while self.now < end:
             next(self.tuner)

@@ -154,7 +154,7 @@ def test_phases_move_when_they_are_due():
     trainer = Trainer(Ball([{"every": 2, "start": 8, "stop": 24}]), Nothing(), {"weight": Adam(0.1)}, batch_size=4)
     moved = [bool(trainer.step()) for _ in range(8)]
     assert moved == [False, False, True, False, True, False, False, False]
-    assert trainer.position == 8  # images are drawn by moves
+    assert trainer.position == 8  # images are drawn by updates
     assert trainer.nimg == 32
 
 

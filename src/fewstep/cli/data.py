@@ -69,13 +69,13 @@ def pack(
             report=print if ranks()[0] == 0 else None,
         )
         if ranks()[0] == 0:
-            print("".join(f"left out: {visible(reason)}\n" for reason in packed.skipped), end="")
+            print("".join(f"skipped: {visible(reason)}\n" for reason in packed.skipped), end="")
             for how, (count, example) in packed.converted.items():
                 print(f"converted: {count:,} x {visible(how)}, the first: {visible(example)}")
             if packed.ignored:
                 print(f"ignored: {plural(len(packed.ignored), 'other file')}: {visible(listed(packed.ignored))}")
             shape = "x".join(map(str, packed.shape))
-            print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} left out")
+            print(f"{dest}: {packed.images:,} images, {shape}, {len(packed.skipped)} skipped")
 
 
 def group() -> AbstractContextManager[None]:

@@ -113,7 +113,7 @@ def restore(
         )
         if rank() == 0:
             print(table(found.metrics), end="")
-            print(f"{out}: {found.metrics['n']} images, {samples} samples each; to look at: {out / 'sheet.png'}")
+            print(f"{out}: {found.metrics['n']} images, {samples} samples each; preview: {out / 'sheet.png'}")
 
 
 def table(metrics: dict[str, Any]) -> str:

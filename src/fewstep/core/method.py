@@ -1,4 +1,4 @@
-"""What a training algorithm is: its players (networks), the phases in which they move, and the product it leaves.
+"""What a training algorithm is: its players (networks), the phases in which they train, and the product it leaves.
 
 This is the whole contract between algorithms and the Trainer: a Method holds networks and losses, the Trainer holds
 optimizers, averages, counters and the random stream. Neither knows the other's particulars.
@@ -80,14 +80,14 @@ def zero_nonfinite(gradients: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Phase:
-    """One move of one player: minimise `loss` over the parameters of `player`.
+    """One update of one player: minimise `loss` over the parameters of `player`.
 
     Args:
         player: the name of a submodule of the method.
         loss: `Batch -> (loss per sample (B,), metrics)`; logged under the name of the function.
-        every: steps from one move to the next.
-        start: images of training before the first move.
-        stop: images of training after which it no longer moves.
+        every: steps from one update to the next.
+        start: images of training before the first update.
+        stop: images of training after which it no longer trains.
         clean: replaces gradients that are not finite before an optimizer step.
 
     Raises:
@@ -136,12 +136,12 @@ class Phase:
             raise ValueError(f"{contract}, tensors by name; its second is {kind(logs)}")
         if not loss.requires_grad:
             raise ValueError(
-                f"the loss {self.name} does not depend on the parameters of the {self.player}, which it moves"
+                f"the loss {self.name} does not depend on the parameters of the {self.player}, which it trains"
             )
         return loss, dict(logs)
 
     def due(self, step: int, nimg: int) -> bool:
-        """Return whether the phase moves at a step.
+        """Return whether the phase trains its player at a step.
 
         Args:
             step: the number of the step, from 0.
@@ -159,7 +159,7 @@ class Method(nn.Module):
     """Networks and losses of one algorithm, without optimizers, loop, device or files.
 
     Attributes:
-        phases: the moves of a training step, in order.
+        phases: the updates of a training step, in order.
         product: the player that is averaged, evaluated and saved.
         needs_images: whether the method uses the images of the data, or only their labels.
         warm_started: players that train and start as copies of given networks, whose weights decide the result.

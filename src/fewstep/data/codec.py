@@ -120,7 +120,7 @@ ADVICE = (
 
 
 def check_folder(folder: Path, channels: int) -> None:
-    """Refuse a folder that is not that of a VAE whose latents have so many channels; its weights are not read."""
+    """Refuse a folder that is not that of a VAE whose latents have this many channels; its weights are not read."""
     if not folder.is_dir():
         raise ValueError(
             f"vae {folder}: expected a folder; it is {'a file' if folder.exists() else 'missing'}; {ADVICE}"

@@ -44,7 +44,7 @@ class Packed:
     Attributes:
         images: number of images.
         shape: (channels, height, width) of each.
-        skipped: for each image that was left out, its name and the reason.
+        skipped: for each image that was skipped, its name and the reason.
         converted: for each kind of conversion, the number of images and the name of the first.
         ignored: files of the source that are not images.
     """
@@ -91,7 +91,7 @@ def pack(
         report: called before the work with a line about the images and classes that were found.
 
     Returns:
-        What was written, left out and converted; without images on ranks other than the first.
+        What was written, skipped and converted; without images on ranks other than the first.
 
     Raises:
         ValueError: an argument, the source or one of its images cannot be used; the message names it.
@@ -136,7 +136,7 @@ def pack(
                 if not skip_bad:
                     command = check_command(source, resolution, transform, convert)
                     raise ValueError(
-                        f"{result}; data pack --skip-bad leaves out such files, and they are listed by: {command}"
+                        f"{result}; data pack --skip-bad skips such files, and they are listed by: {command}"
                     )
                 skipped.append(str(result))
                 continue
@@ -154,7 +154,7 @@ def pack(
         write_labels(archive, names, labels, images.class_names)
     if len(skipped) > len(labels):
         warnings.warn(
-            f"{source}: {len(skipped):,} of {total:,} images were left out; all had to be {first[1]} (channels, height, width) "
+            f"{source}: {len(skipped):,} of {total:,} images were skipped; all had to be {first[1]} (channels, height, width) "
             f"as the first, {first[0]}; choose a resolution and a transform if many have another size",
             stacklevel=2,
         )

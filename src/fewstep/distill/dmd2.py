@@ -1,7 +1,7 @@
 """Improved distribution matching distillation (DMD2; Yin et al., 2024b, arXiv 2405.14867), for comparison.
 
 The generator follows the difference of teacher and fake score, without gradients through them; the fake score, which
-moves more often, carries a small discriminator on its bottleneck.
+trains more often, carries a small discriminator on its bottleneck.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Head(nn.Module):
 
 
 class Critic(nn.Module):
-    """The fake score and the discriminator on its bottleneck, which move together."""
+    """The fake score and the discriminator on its bottleneck, which train together."""
 
     def __init__(self, score: Denoiser) -> None:
         super().__init__()

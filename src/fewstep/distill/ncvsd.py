@@ -6,7 +6,7 @@ y at sigma and x = x0 + t eps, are as good as a single one, hence
 
     E[x0 | x, y] = D(*fuse(y, sigma, x, t)),    grad_x ln p(x; t | y) = (E[x0 | x, y] - x) / t^2,
 
-and the generator is moved by variational score distillation: by the difference of this score to that of its own draws,
+and the generator is trained by variational score distillation: by the difference of this score to that of its own draws,
 which a conditional fake score learns. A discriminator of pairs (image, observation) lets it exceed the teacher. Data are
 needed by all players, as y is made from real images.
 """

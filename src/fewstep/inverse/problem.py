@@ -53,7 +53,7 @@ def open_problem(
         operator: of the task.
         shape: of the model's images, (C, H, W).
         measured: whether `images` are measurements.
-        first: restore only the first so many images.
+        first: restore only the first N images.
 
     Raises:
         ValueError: the images have another shape, or the operator cannot have made the measurements.

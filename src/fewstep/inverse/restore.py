@@ -83,7 +83,7 @@ def restore(
             restoration; without it the samples are returned.
         measured: `images` are measurements.
         samples: draws for each image.
-        first: restore only the first so many images.
+        first: restore only the first N images.
         seed: of all noise. A sample depends on it, on the image's place and on the sample's number alone.
         sigma_y: standard deviation of the measurement's noise, where images are in [-1, 1].
         solver: "pnp_gd", or "dps", "daps" or "diffpir" for a teacher; or a `fs.inverse.Solver`.

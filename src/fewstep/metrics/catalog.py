@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """name: as results have it. k: of nearest neighbours. limit: only so many images, the first; None for all."""
+    """name: as results have it. k: of nearest neighbours. limit: only the first N images; None for all."""
 
     name: str
     kind: Kind

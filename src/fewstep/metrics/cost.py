@@ -51,7 +51,7 @@ def check_cost(metrics: Iterable[Metric], fake: Statistics, real: ReferenceData)
 
 
 def frechet_cost(dim: int, *counts: int | None) -> tuple[float, float]:
-    """Operations and bytes for the distance between two sets of so many images; None if the covariance is given."""
+    """Operations and bytes for the distance between two sets of these sizes; None if the covariance is given."""
     ranks = [dim if n is None or n > dim else n for n in counts]
     size = sum(8.0 * dim * (2 * r if r < dim else 3 * dim) for r in ranks) + 2 * 8.0 * min(ranks) * max(ranks)
     operations = 2.0 * dim * ranks[0] * ranks[1] + 2.0 * max(ranks) * min(ranks) ** 2 + 6.0 * min(ranks) ** 3

@@ -23,7 +23,7 @@ NETWORKS = {
     64: {"channel_mult": (1, 2, 2, 2), "num_blocks": 3, "attn_resolutions": (16,)},
     128: {"channel_mult": (1, 1, 2, 2, 2), "num_blocks": 2, "attn_resolutions": (16,)},
 }
-"""DDPM++ for images up to so many pixels a side: 4, 11, 13 and 11 million parameters with 64 channels."""
+"""DDPM++ for images up to this many pixels a side: 4, 11, 13 and 11 million parameters with 64 channels."""
 EDM_LENGTH = 200e6
 """Training images of EDM on CIFAR-10."""
 WIDTHS = (48, 32, 24)

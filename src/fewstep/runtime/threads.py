@@ -18,7 +18,7 @@ from statistics import median
 SPIN = "10000"
 """Rounds that a thread of GNU OpenMP spins before it sleeps."""
 STEPS, SECONDS = 6, 1.0
-"""A number of threads is timed over so many steps, or over so many seconds if these are over first."""
+"""A number of threads is timed over this many steps, or over this many seconds if they pass first."""
 COLLAPSE = 1.6
 """A loop whose steps take this many times as long as in the last trial starts a new one."""
 RETRY = 60.0

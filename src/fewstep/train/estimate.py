@@ -36,7 +36,7 @@ from fewstep.train.snapshots import images_of_grid
 from fewstep.train.trainer import Trainer
 
 SECONDS = 3.0
-"""Measuring begins no larger batch after so many seconds; a step with one image is always measured."""
+"""Measuring begins no larger batch after this many seconds; a step with one image is always measured."""
 SHORT = 50
 """Steps; a shorter run shows its speed about as soon as it could be measured."""
 
@@ -169,7 +169,7 @@ def timed(trainer: Trainer, run: Run, n: int, clock: Callable[[], float], *, cou
     for index, phase in enumerate(trainer.method.phases):
         began = now()
         with precision.tf32(run.tf32), saved_bytes(trainer.method) if count else nullcontext([0]) as found:
-            trainer.move(index, phase)
+            trainer.update(index, phase)
         seconds += (now() - began) * frequency(phase, run)
         most = max(most, sum(found))
     began = now()

@@ -138,7 +138,7 @@ class Trainer:
         for index, phase in enumerate(self.method.phases):
             if phase.due(self.steps, self.nimg):
                 with precision.tf32(self.tf32):
-                    logs |= self.move(index, phase)
+                    logs |= self.update(index, phase)
         self.method.after_step(logs, self.batch_size)
         for average in self.averages:
             average.update(self.nimg, self.batch_size)
@@ -146,7 +146,7 @@ class Trainer:
         self.nimg += self.batch_size
         return logs
 
-    def move(self, index: int, phase: Phase) -> dict[str, Tensor]:
+    def update(self, index: int, phase: Phase) -> dict[str, Tensor]:
         """One optimizer step of one player, over one batch."""
         params, optimizer = self.params[phase.player], self.optimizers[phase.player]
         scaler = self.scalers[phase.player]

@@ -46,7 +46,7 @@ class Stream:
         return cls(io.BytesIO(data), 0, len(data))
 
     def skip(self, size: int) -> int:
-        """Move past `size` bytes, if there are so many, and return where they start."""
+        """Move past `size` bytes, if that many are left, and return where they start."""
         left = self.end - self.position
         if not 0 <= size <= left:
             raise UnsafePickle(f"truncated at byte {self.position}: {size} bytes are declared and {left} are left")
