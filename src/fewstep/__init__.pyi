@@ -20,7 +20,7 @@ from fewstep.core.noise import KarrasUniform as KarrasUniform
 from fewstep.core.noise import LogNormal as LogNormal
 from fewstep.core.noise import LogUniform as LogUniform
 from fewstep.core.noise import add_noise as add_noise
-from fewstep.core.noise import fuse as fuse
+from fewstep.core.noise import combine_observations as combine_observations
 from fewstep.core.noise import karras_sigmas as karras_sigmas
 from fewstep.core.objectives import DenoisingLoss as DenoisingLoss
 from fewstep.core.objectives import Pretraining as Pretraining

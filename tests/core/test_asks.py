@@ -18,7 +18,7 @@ from fewstep.cli.arguments import parse_seeds
 from fewstep.core.conditional import Observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.guidance import Guidance, guided
-from fewstep.core.inputs import highest, readable
+from fewstep.core.inputs import max_sigma, readable
 from fewstep.core.plan import Plan
 from fewstep.core.precondition import VE
 from fewstep.distill.conditional import conditional, generative
@@ -124,8 +124,8 @@ def test_values_are_looked_at_where_that_is_free():
     torch.func.jvp(lambda s: (seen.append(readable(s)), s)[1], (torch.ones(2),), (torch.ones(2),))
     torch.func.vmap(torch.func.grad(lambda s: (seen.append(readable(s)), s.sum())[1]))(torch.ones(2, 2))
     assert seen == [False, False, False]
-    assert highest(torch.ones(2, device="meta")) == 0
-    assert highest(torch.ones(0)) == 0
+    assert max_sigma(torch.ones(2, device="meta")) == 0
+    assert max_sigma(torch.ones(0)) == 0
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's, of attention under vmap
@@ -180,9 +180,9 @@ def test_only_a_model_that_learned_without_its_class_guides_itself(denoiser, unc
     """EDM's and EDM2's published networks never saw an image without its class."""
     edm2 = EDM2UNet(EDM2Config(8, 1, 10, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()))
     learned = Denoiser(tiny_net(label_dropout=0.1)).eval()
-    assert learned.knows_no_class and unconditional.knows_no_class
+    assert learned.supports_unconditional and unconditional.supports_unconditional
     for model in (denoiser, Denoiser(edm2).eval()):
-        assert not model.knows_no_class
+        assert not model.supports_unconditional
         plan = Plan(*plan_of(model), guidance=Guidance(2.0))
         with pytest.raises(ValueError, match="guidance 2 by the model itself needs one .*label_dropout 0"):
             generate(model, [0], plan=plan)

@@ -13,7 +13,7 @@ from fewstep.cli.sampling import Sampling
 from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Observation
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.guidance import Guidance
-from fewstep.core.noise import SeededNoise, expand, fuse, indexed_sigmas, karras_sigmas
+from fewstep.core.noise import SeededNoise, combine_observations, expand, indexed_sigmas, karras_sigmas
 from fewstep.core.oracle import GaussianDenoiser
 from fewstep.core.plan import Plan
 from fewstep.distill.conditional import conditional, generative, mean_images, pair_discriminator
@@ -68,7 +68,7 @@ def test_the_start_is_the_teacher(family):
     assert torch.equal(answer, expected)
     assert torch.equal(player.train()(x, LEVELS, label, given=given), expected)  # no dropout
     together = conditional(teacher, fused=True)(x, LEVELS, label, given=given)
-    assert torch.equal(together, teacher(*fuse(*given, x, LEVELS), label))
+    assert torch.equal(together, teacher(*combine_observations(*given, x, LEVELS), label))
 
     answer.square().sum().backward()
     dec = player.net.dec
@@ -500,4 +500,4 @@ def test_fuse_is_the_conditional_mean_of_an_exact_denoiser():
     x, y = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)[:, None]
     precision = 1 / 0.8**2 + 1 / 1.5**2 + 1 / 0.6**2
     expected = (0.4 / 0.8**2 + y / 1.5**2 + x / 0.6**2) / precision
-    torch.testing.assert_close(oracle(*fuse(y, 1.5, x, 0.6)), expected)
+    torch.testing.assert_close(oracle(*combine_observations(y, 1.5, x, 0.6)), expected)

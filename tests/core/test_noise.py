@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, expand, fuse, karras_sigmas
+from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, combine_observations, expand, karras_sigmas
 
 
 def test_karras_sigmas_are_those_of_edm():
@@ -51,16 +51,16 @@ def posterior_mean(y, sy, x, sx):
 
 @given(y=st.floats(-2, 2), x=st.floats(-2, 2), sy=st.floats(0.05, 20), sx=st.floats(0.05, 20))
 def test_fuse_is_sufficient_for_the_clean_image(y, x, sy, sx):
-    image, level = fuse(torch.tensor([y]).double(), sy, torch.tensor([x]).double(), sx)
+    image, level = combine_observations(torch.tensor([y]).double(), sy, torch.tensor([x]).double(), sx)
     one = posterior_mean(image, level, torch.zeros(1).double(), math.inf)
     assert torch.allclose(one, posterior_mean(torch.tensor(y).double(), sy, torch.tensor(x).double(), sx), atol=1e-9)
 
 
 def test_fuse_limits():
     y, x = torch.tensor([1.0]), torch.tensor([3.0])
-    assert [v.item() for v in fuse(y, math.inf, x, 0.5)] == [3.0, 0.5]
-    assert [v.item() for v in fuse(y, 0.5, x, math.inf)] == pytest.approx([1.0, 0.5])
-    assert [v.item() for v in fuse(y, 0.0, x, 2.0)] == [1.0, 0.0]
+    assert [v.item() for v in combine_observations(y, math.inf, x, 0.5)] == [3.0, 0.5]
+    assert [v.item() for v in combine_observations(y, 0.5, x, math.inf)] == pytest.approx([1.0, 0.5])
+    assert [v.item() for v in combine_observations(y, 0.0, x, 2.0)] == [1.0, 0.0]
 
 
 def test_noise_distributions():

@@ -13,7 +13,7 @@ from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Ob
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import BINS
 from fewstep.core.method import Batch, zero_nonfinite
-from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, expand, fuse, karras_sigmas
+from fewstep.core.noise import KarrasUniform, LogNormal, add_noise, combine_observations, expand, karras_sigmas
 from fewstep.core.objectives import edm_weight
 from fewstep.core.oracle import MixtureDenoiser
 from fewstep.distill import NCVSD, SiD, ncvsd, vsd_loss
@@ -45,7 +45,7 @@ def test_fuse_is_the_posterior_mean_of_two_observations():
     for y, sigma, x, t in ((0.3, 0.5, -1.0, 0.9), (1.2, 0.05, 0.0, 2.0), (-3.0, 80.0, 0.4, 0.3), (0.2, 1.0, 9.0, 50.0)):
         seen = prior * torch.exp(-((y - grid) ** 2) / (2 * sigma**2) - (x - grid) ** 2 / (2 * t**2))
         expected = (seen * grid).sum() / seen.sum()
-        both, level = fuse(grid.new_tensor([[y]]), sigma, grid.new_tensor([[x]]), t)
+        both, level = combine_observations(grid.new_tensor([[y]]), sigma, grid.new_tensor([[x]]), t)
         assert teacher(both, level).item() == pytest.approx(expected.item(), abs=1e-9)
 
 
@@ -71,7 +71,7 @@ def gradient(shift: float, stretch: float, n: int = 200_000):
     t = torch.full((n,), 0.7, dtype=torch.float64)
     x = add_noise(x0, t)
     with torch.no_grad():
-        both, level = fuse(y, sigma.flatten(), x, t)
+        both, level = combine_observations(y, sigma.flatten(), x, t)
         real = exact(both, level[:, None])[0]
         variance = (moved[1].exp() * std) ** 2
         fake = (variance * x + 0.7**2 * (mean + moved[0])) / (variance + 0.7**2)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[Path | None, arg(name="json")]
 Dtype = Literal["float32", "auto", "bfloat16", "float16"]
-USUAL = 50_000
+FID_IMAGES = 50_000
 """The number of images for which FID is reported."""
 
 
@@ -149,7 +149,7 @@ def choose_seeds(seeds: str | None, num: int | None, options: Options, real: Ref
             raise ValueError(f"--num {num} are more than the {len(chosen)} seeds of --seeds")
         return chosen[:num]
     asked = max((metric.limit or 0 for metric in options.parsed()), default=0)
-    there = USUAL if real.images is None else min(USUAL, len(real.images))
+    there = FID_IMAGES if real.images is None else min(FID_IMAGES, len(real.images))
     return list(range(num or asked or there))
 
 

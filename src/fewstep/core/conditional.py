@@ -2,7 +2,7 @@
 
 For NCVSD (Peng et al., 2025, arXiv 2506.09416). The distribution p(x0 | y) is the denoising posterior. What
 `ConditionalDenoiser` estimates with a network follows from a perfect unconditional denoiser D:
-E[x0 | x, y] = D(*fuse(y, sigma_y, x, sigma)).
+E[x0 | x, y] = D(*combine_observations(y, sigma_y, x, sigma)).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import USUAL, Denoiser
+from fewstep.core.denoiser import DEFAULT_SIGMA_MAX, Denoiser
 from fewstep.core.guidance import Guidance
 from fewstep.core.inputs import check_images
-from fewstep.core.noise import GRID, Denoise, Noise, expand, fuse, indexed_sigmas
+from fewstep.core.noise import GRID, Denoise, Noise, combine_observations, expand, indexed_sigmas
 from fewstep.core.plan import Plan, Sampler, closed
 
 
@@ -62,9 +62,10 @@ class ConditionalDenoiser(Denoiser):
 
     Args:
         net: the network, usually a `Controlled` one.
-        fused: whether the network sees, beside y, not x but `fuse(y, sigma_y, x, sigma)`, preconditioned for its level. Nothing
-            is lost, as y and this give x. A network that is made from a denoiser then starts at E[x0 | x, y], where x0 has the
-            distribution of that denoiser's data, and its error is scaled by what both leave unknown, not by x alone.
+        fused: whether the network sees, beside y, not x but `combine_observations(y, sigma_y, x, sigma)`, preconditioned for its
+            level. Nothing is lost, as y and this give x. A network that is made from a denoiser then starts at E[x0 | x, y],
+            where x0 has the distribution of that denoiser's data, and its error is scaled by what both leave unknown, not by x
+            alone.
         **options: further arguments of `Denoiser`.
     """
 
@@ -104,9 +105,9 @@ class ConditionalDenoiser(Denoiser):
             self.check(x, sigma, label)
             check_observation(given.y, x)
             expand(given.sigma, x)
-            self.check_level(given.sigma, self.highest, "sigma_y")
+            self.check_level(given.sigma, self.trained_sigma_max, "sigma_y")
         if self.fused:
-            x, sigma = fuse(*given, x, sigma)
+            x, sigma = combine_observations(*given, x, sigma)
         return given_observation(self, x, sigma, label, augment, given)
 
     def plan(self, steps: int | None = None, **options: Any) -> Plan:
@@ -216,7 +217,7 @@ class GenerativeDenoiser(Denoiser):
             check_images(y, self.shape, next(self.net.parameters(), None))
             check_images(z, self.shape, y, "z")
             expand(sigma_y, y)
-            self.check_level(sigma_y, max(self.sigma_init, USUAL))
+            self.check_level(sigma_y, max(self.sigma_init, DEFAULT_SIGMA_MAX))
         level = expand(sigma_y, y)
         raised = (1 + self.gamma) * level
         x = y + (raised**2 - level**2).sqrt() * z
@@ -298,9 +299,9 @@ class GenerativeDenoiser(Denoiser):
         )
 
     @property
-    def highest(self) -> float:
+    def trained_sigma_max(self) -> float:
         """The highest level that the network sees, which is raised."""
-        return (1 + self.gamma) * max(self.sigma_init, USUAL)
+        return (1 + self.gamma) * max(self.sigma_init, DEFAULT_SIGMA_MAX)
 
     def centre(self, label: Tensor | None) -> Tensor | None:
         """Return the mean images (B, C, H, W) of classes (B,), or (1, C, H, W) without; None if the model has none."""

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fewstep.core.codec import Codec, Pixels
 from fewstep.core.guidance import Guidance
-from fewstep.core.inputs import check_images, check_label, highest
+from fewstep.core.inputs import check_images, check_label, max_sigma
 from fewstep.core.network import Features, SamplingDefaults
 from fewstep.core.noise import Denoise, Noise, expand, karras_sigmas
 from fewstep.core.plan import Plan, Sampler, closed
 from fewstep.core.precondition import EDM, Coefficients, Precondition
 from fewstep.runtime.precision import activations, layout
 
-USUAL = 152.2
+DEFAULT_SIGMA_MAX = 152.2
 """Highest noise level of EDM's samplers, those of the VP SDE (Karras et al., 2022, Table 1); for networks under its
 preconditioning, which has no bound.
 """
@@ -128,13 +128,13 @@ class Denoiser(Preconditioned):
         return self.precondition.sigma_max
 
     @property
-    def highest(self) -> float:
-        """The noise level up to which it was trained: a generator's first, else that of the preconditioning, or `USUAL` where
-        that has no bound.
+    def trained_sigma_max(self) -> float:
+        """The noise level up to which it was trained: a generator's first, else that of the preconditioning, or
+        `DEFAULT_SIGMA_MAX` where that has no bound.
         """
         if self.levels:
             return self.levels[0]
-        return self.sigma_max if math.isfinite(self.sigma_max) else USUAL
+        return self.sigma_max if math.isfinite(self.sigma_max) else DEFAULT_SIGMA_MAX
 
     @property
     def estimates_mean(self) -> bool:
@@ -142,7 +142,7 @@ class Denoiser(Preconditioned):
         return self.levels is None and not self.draws and not self.needs_observation
 
     @property
-    def knows_no_class(self) -> bool:
+    def supports_unconditional(self) -> bool:
         """Whether it was trained to predict without a class: it has none, or hid them at times (`label_dropout`)."""
         return not self.num_classes or getattr(getattr(self.net, "config", None), "label_dropout", 0.0) > 0
 
@@ -155,7 +155,7 @@ class Denoiser(Preconditioned):
     ) -> Tensor:
         """Predict the clean image E[x0 | x].
 
-        Warns, once, of noise levels above `highest` and of a label for a model without classes.
+        Warns, once, of noise levels above `trained_sigma_max` and of a label for a model without classes.
 
         Args:
             x: Noisy images (B, C, H, W).
@@ -194,7 +194,7 @@ class Denoiser(Preconditioned):
         """
         check_images(x, self.shape, next(self.net.parameters(), None))
         level = expand(sigma, x)
-        self.check_level(sigma, self.highest)
+        self.check_level(sigma, self.trained_sigma_max)
         if self.num_classes and label is not None:
             check_label(label, len(x), self.num_classes, x.device)
         elif label is not None:
@@ -203,7 +203,7 @@ class Denoiser(Preconditioned):
 
     def check_level(self, sigma: float | Tensor, top: float, name: str = "sigma") -> None:
         """Raise ValueError for invalid noise levels; warn if one is more than `RAISED` times `top`, the highest of training."""
-        value = highest(sigma if isinstance(sigma, Tensor | Real) else torch.as_tensor(sigma), name)
+        value = max_sigma(sigma if isinstance(sigma, Tensor | Real) else torch.as_tensor(sigma), name)
         if value > RAISED * top:
             self.warn(f"{name}={value:g} is above {top:g}, up to which this model was trained: it extrapolates")
 
@@ -361,7 +361,7 @@ class Denoiser(Preconditioned):
             raise ValueError(
                 "classifier-free guidance needs a model with classes; give a weaker model as guide instead"
             )
-        if guide is None and not self.knows_no_class:
+        if guide is None and not self.supports_unconditional:
             raise ValueError(
                 f"guidance {guidance.scale:g} by the model itself needs one that was also trained without its class, and "
                 "this one was not (label_dropout 0 in its config.json): its prediction without a class is meaningless. Give a "

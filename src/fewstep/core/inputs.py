@@ -44,7 +44,7 @@ def check_images(x: Any, shape: tuple[int, ...], weight: Tensor | None, name: st
         raise ValueError(f"{name} is on {x.device} and the model on {weight.device}; move one of them with .to(device)")
 
 
-def highest(sigma: float | Tensor, name: str = "sigma") -> float:
+def max_sigma(sigma: float | Tensor, name: str = "sigma") -> float:
     """The largest noise level, or 0 if the values are not readable; raises ValueError unless all are positive and finite."""
     if not isinstance(sigma, Tensor):
         value = worst = float(sigma)

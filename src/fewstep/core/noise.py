@@ -89,12 +89,14 @@ def add_noise(x: Tensor, sigma: float | Tensor, noise: Noise = torch.randn_like)
     return x + expand(sigma, x) * noise(x)
 
 
-def fuse(y: Tensor, sigma_y: float | Tensor, x: Tensor, sigma_x: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Merge two independent noisy observations of one image into the equivalent single one.
+def combine_observations(
+    y: Tensor, sigma_y: float | Tensor, x: Tensor, sigma_x: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Combine two independent noisy observations of one image into the equivalent single one.
 
     With precisions a = sigma_y^-2 and b = sigma_x^-2 it is ((a y + b x) / (a + b), (a + b)^-1/2), the product of two Gaussian
-    likelihoods of x0. So E[x0 | y, x] = D(*fuse(y, sigma_y, x, sigma_x)) for an unconditional denoiser D. It is computed from
-    ratios and therefore exact in the limits where one level is infinite or zero.
+    likelihoods of x0. So E[x0 | y, x] = D(*combine_observations(y, sigma_y, x, sigma_x)) for an unconditional denoiser D.
+    It is computed from ratios and therefore exact in the limits where one level is infinite or zero.
 
     Args:
         y: an observation y = x0 + sigma_y eps (B, ...).
@@ -109,7 +111,7 @@ def fuse(y: Tensor, sigma_y: float | Tensor, x: Tensor, sigma_x: float | Tensor)
         ValueError: a noise level has another shape.
 
     Example:
-        >>> x0 = model(*fs.fuse(y, 0.5, x, 2.0))
+        >>> x0 = model(*fs.combine_observations(y, 0.5, x, 2.0))
     """
     sy, sx = expand(sigma_y, x), expand(sigma_x, x)
     level = 1 / torch.hypot(1 / sy, 1 / sx)

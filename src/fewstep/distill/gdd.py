@@ -177,7 +177,9 @@ class GDD(Method):
         self.phases = (
             Phase("generator", self.generator_loss),
             Phase("discriminator", self.discriminator_loss),
-            Phase("discriminator", self.r1_penalty, every=r1_every, start=1),  # not before the discriminator trained once
+            Phase(
+                "discriminator", self.r1_penalty, every=r1_every, start=1
+            ),  # not before the discriminator trained once
         )
 
     def generator_loss(self, batch: Batch) -> Loss:

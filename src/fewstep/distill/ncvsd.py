@@ -4,7 +4,7 @@ A teacher becomes a generative denoiser: one evaluation draws x0 from p(x0 | y =
 is that the unconditional teacher D knows the score of the diffused posterior. Two Gaussian observations of one image,
 y at sigma and x = x0 + t eps, are as good as a single one, hence
 
-    E[x0 | x, y] = D(*fuse(y, sigma, x, t)),    grad_x ln p(x; t | y) = (E[x0 | x, y] - x) / t^2,
+    E[x0 | x, y] = D(*combine_observations(y, sigma, x, t)),    grad_x ln p(x; t | y) = (E[x0 | x, y] - x) / t^2,
 
 and the generator is trained by variational score distillation: by the difference of this score to that of its own draws,
 which a conditional fake score learns. A discriminator of pairs (image, observation) lets it exceed the teacher. Data are
@@ -25,7 +25,7 @@ from fewstep.core.conditional import ConditionalDenoiser, GenerativeDenoiser, Ob
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.diagnostics import by_sigma
 from fewstep.core.method import Batch, Loss, Method, Phase, zero_nonfinite
-from fewstep.core.noise import LogNormal, add_noise, expand, fuse, karras_ramp
+from fewstep.core.noise import LogNormal, add_noise, combine_observations, expand, karras_ramp
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels, edm_weight
 from fewstep.distill.adversarial import as_fake, as_real, discriminator_stats
 from fewstep.distill.conditional import ConditionalDiscriminator, conditional, generative, pair_discriminator
@@ -77,7 +77,8 @@ class NCVSD(Method):
 
     fake score:     lambda(t) / e^u |s(x; t, y, sigma) - x0|^2 + n u,
     discriminator:  (softplus(d(x, y)) + softplus(-d(image + t eps, y))) / 2,
-    generator:      lambda(t) / e^u |x0 - sg[x0 + D(fuse(y, x)) - s(x; t, y, sigma)]|^2 + n u + gan_weight softplus(-d(x, y)).
+    generator:      lambda(t) / e^u |x0 - sg[x0 + D(combine_observations(y, x)) - s(x; t, y, sigma)]|^2 + n u
+                    + gan_weight softplus(-d(x, y)).
 
     The adversarial terms are per image and count once per pixel, as in the reference implementation.
 
@@ -211,7 +212,7 @@ class NCVSD(Method):
         t = self.noise(x0)
         x = add_noise(x0, t)
         with torch.no_grad():
-            real = self.teacher(*fuse(*given, x, t), batch.label)
+            real = self.teacher(*combine_observations(*given, x, t), batch.label)
             fake = self.fake_score(x, t, batch.label, given=given)
             gap = (real - fake).square().flatten(1).mean(1).sqrt()
         sigma = expand(given.sigma, x0).flatten()

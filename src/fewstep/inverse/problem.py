@@ -138,7 +138,7 @@ def choose_labels(denoiser: Denoiser, problem: Problem, label: Label) -> list[in
             "none)"
         )
     if label == "none":
-        if not denoiser.knows_no_class:
+        if not denoiser.supports_unconditional:
             warnings.warn(
                 "label none: this model was trained with classes only (label_dropout 0), so its predictions without a "
                 "class are unreliable; give a number, or data",

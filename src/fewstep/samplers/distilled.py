@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.core.noise import Denoise, Noise, add_noise, fuse
+from fewstep.core.noise import Denoise, Noise, add_noise, combine_observations
 from fewstep.samplers.contract import steps
 
 
@@ -47,8 +47,9 @@ def posterior(
     """Draw from p(x0 | y) by a generative denoiser, in any number of steps (NCVSD; Peng et al., 2025, Algorithm 2).
 
     `x` is an observation y at sigma_y = `sigmas[0]`, which is kept. The state starts at mean + t z at the second level t. A step
-    draws x0 ~ p(x0 | fuse(y, sigma_y, x, t)), then adds noise up to the next level. With n levels between the first and the
-    closing 0 it takes n evaluations; without any, a single one, of y itself. To generate images, y is pure noise at sigma_init.
+    draws x0 ~ p(x0 | combine_observations(y, sigma_y, x, t)), then adds noise up to the next level. With n
+    levels between the first and the closing 0 it takes n evaluations; without any, a single one, of y itself. To
+    generate images, y is pure noise at sigma_init.
 
     Args:
         denoise: draws from p(x0 | x) at a level, `(x, sigma) -> x0`. A denoiser that predicts the mean gives no samples.
@@ -76,7 +77,7 @@ def posterior(
     x = mean + sigmas[1] * noise(y)
     yield x
     for t, t_next in pairs[1:]:
-        both, level = fuse(y, sigma_y, x, t)
+        both, level = combine_observations(y, sigma_y, x, t)
         x = denoise(both, level[0])
         if t_next > 0:
             x = add_noise(x, t_next, noise)
