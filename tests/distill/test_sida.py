@@ -190,14 +190,14 @@ def test_adversarial_gradient_scales_with_the_batch_s_mean_of_1_over_w(world):
     """-(1 - sigmoid(d_j)) C H W gan_weight mean(1 / w) / (b h w) in each logit; its own 1 / w with `global`."""
     method, batch = world
     seen = {}
-    original = method.judged
+    original = method.predict_and_logits
 
-    def judged(*args):
+    def predict_and_logits(*args):
         fake, logits = original(*args)
         seen["logits"] = logits
         return fake, logits
 
-    method.judged = judged
+    method.predict_and_logits = predict_and_logits
     for average in ("micro_batch", "global"):
         method.average = average
         torch.manual_seed(7)
@@ -235,14 +235,14 @@ def test_global_terms_do_not_depend_on_how_the_batch_is_split(world, monkeypatch
 
 def test_saturated_logits_give_the_generator_nothing(world):
     method, batch = world
-    original = method.judged
+    original = method.predict_and_logits
     for shift, moves in ((-9.0, True), (-11.0, False), (11.0, False)):
 
-        def judged(*args, shift=shift):
+        def predict_and_logits(*args, shift=shift):
             fake, logits = original(*args)
             return fake, logits - logits.detach() + shift
 
-        method.judged = judged
+        method.predict_and_logits = predict_and_logits
         slopes = torch.autograd.grad(method.terms(batch)[1].sum(), list(method.generator.parameters()))
         assert any(g.abs().sum() > 0 for g in slopes) == moves
 

@@ -19,7 +19,7 @@ from fewstep.core.noise import KarrasUniform, add_noise, expand, karras_ramp
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.adversarial import ClipNorm, as_fake, as_real, discriminator_stats
 from fewstep.distill.players import check_teacher, frozen, simulated, student, trainable
-from fewstep.distill.sid import deviation, relative_gap
+from fewstep.distill.sid import relative_gap, teacher_error
 
 
 def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     Example:
         >>> loss = fs.distill.dmd_loss(x0, teacher(x, sigma), fake_score(x, sigma))
     """
-    target = x0 + (real - fake) / expand(deviation(x0, real), x0)
+    target = x0 + (real - fake) / expand(teacher_error(x0, real), x0)
     return (x0 - target.detach()).square().flatten(1).sum(1) / 2
 
 
@@ -152,7 +152,7 @@ class DMD2(Method):
             Phase("fake_score", self.fake_score_loss, clean=ClipNorm(clip)),
         )
 
-    def judged(self, image: Tensor, label: Tensor | None) -> Tensor:
+    def noisy_logits(self, image: Tensor, label: Tensor | None) -> Tensor:
         """Return the logits of images after noise is added, at a level drawn for each."""
         t = self.objective.noise(image)
         return self.fake_score.logits(self.fake_score.score.encode(add_noise(image, t), t, label))
@@ -169,7 +169,7 @@ class DMD2(Method):
         metrics = {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
         if not self.adversarial:
             return loss, metrics
-        gan = as_real(self.judged(x0, batch.label))
+        gan = as_real(self.noisy_logits(x0, batch.label))
         return loss + self.gan_weight * gan, metrics | {"dmd": loss.detach().mean(), "gan": gan.detach().mean()}
 
     def fake_score_loss(self, batch: Batch) -> Loss:
@@ -180,7 +180,7 @@ class DMD2(Method):
         loss = loss / x0[0].numel()
         if not self.adversarial:
             return loss, metrics
-        real, fake = self.judged(batch.image, batch.label), self.judged(x0, batch.label)
+        real, fake = self.noisy_logits(batch.image, batch.label), self.noisy_logits(x0, batch.label)
         disc = as_real(real) + as_fake(fake)
         return loss + self.disc_weight * disc, metrics | {"disc": disc.detach().mean()} | discriminator_stats(
             real, fake

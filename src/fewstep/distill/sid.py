@@ -17,7 +17,7 @@ from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.players import check_teacher, few_steps, frozen, student, trainable
 
 
-def deviation(x0: Tensor, real: Tensor) -> Tensor:
+def teacher_error(x0: Tensor, real: Tensor) -> Tensor:
     """Return w = mean |x0 - real| per sample (B,), at least 1e-5: the teacher's error, which scales a generator's loss.
 
     It is in at least float32 and carries no gradient.
@@ -42,7 +42,7 @@ def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
         >>> loss = fs.distill.sid_loss(x0, teacher(x, sigma), fake_score(x, sigma), alpha=1.2)
     """
     gap = real - fake
-    return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / deviation(x0, real)
+    return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / teacher_error(x0, real)
 
 
 def relative_gap(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def relative_gap(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     return gap / error.clamp_min(1e-12)
 
 
-def confidence(denoiser: Denoiser, sigma: Tensor) -> Tensor | float:
+def uncertainty_weight(denoiser: Denoiser, sigma: Tensor) -> Tensor | float:
     """Return e^-u(sigma) (B,), the weight of a noise level by the log-variance head of a denoiser; 1 without a head."""
     return 1.0 if denoiser.uncertainty is None else (-denoiser.log_variance(sigma)).exp()
 
 
-def learner(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
+def make_fake_score(teacher: Denoiser, uncertainty: bool | None) -> Denoiser:
     """Return a fake score that starts as the teacher.
 
     Args:
@@ -127,7 +127,7 @@ class SiD(Method):
         super().__init__()
         check_teacher(teacher)
         self.teacher = frozen(teacher)
-        self.fake_score = learner(teacher, uncertainty)
+        self.fake_score = make_fake_score(teacher, uncertainty)
         self.generator = student(teacher, generator, levels)
         self.alpha, self.levels, self.noise, self.loss_scale = alpha, levels, noise, loss_scale
         self.objective = objective or DenoisingLoss()
@@ -146,5 +146,5 @@ class SiD(Method):
         x = add_noise(x0, sigma)
         real = self.teacher(x, sigma, batch.label)
         fake = self.fake_score(x, sigma, batch.label)
-        loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * confidence(self.fake_score, sigma)
+        loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * uncertainty_weight(self.fake_score, sigma)
         return loss, {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}

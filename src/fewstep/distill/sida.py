@@ -18,7 +18,7 @@ from fewstep.core.noise import KarrasUniform, add_noise, expand
 from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.adversarial import ClipValue, as_fake, as_real, discriminator_stats, encoder_logits
 from fewstep.distill.players import check_teacher, few_steps, frozen, student
-from fewstep.distill.sid import confidence, deviation, learner, relative_gap, sid_loss
+from fewstep.distill.sid import make_fake_score, relative_gap, sid_loss, teacher_error, uncertainty_weight
 
 Average = Literal["micro_batch", "global"]
 
@@ -87,7 +87,7 @@ class SiDA(Method):
                 f"adversarial term starts; got gates={gates}"
             )
         self.teacher = frozen(teacher)
-        self.fake_score = learner(teacher, uncertainty)
+        self.fake_score = make_fake_score(teacher, uncertainty)
         self.generator = student(teacher, generator, levels)
         self.alpha, self.levels, self.noise = alpha, levels, noise
         self.objective = objective or DenoisingLoss()
@@ -116,12 +116,12 @@ class SiDA(Method):
         loss, metrics = self.objective.weigh(self.fake_score, sigma, error)
         fake_logits = encoder_logits(encoded)
         real_logits = encoder_logits(self.fake_score.encode(real.image + n, sigma, real.label, augment=real.augment))
-        weight = self.objective.weight(sigma, self.fake_score.sigma_data) * confidence(self.fake_score, sigma)
+        weight = self.objective.weight(sigma, self.fake_score.sigma_data) * uncertainty_weight(self.fake_score, sigma)
         disc = weight * self.averaged(as_real(real_logits) + as_fake(fake_logits)) / 2
         metrics |= {"disc": disc.detach().mean()} | discriminator_stats(real_logits, fake_logits)
         return loss + self.disc_weight * disc, metrics
 
-    def judged(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def predict_and_logits(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the fake score's prediction for noisy images and its logits, from one pass through the encoder."""
         encoded = self.fake_score.encode(x, sigma, label)
         return self.fake_score.decode(encoded), encoder_logits(encoded)
@@ -132,10 +132,10 @@ class SiDA(Method):
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
         real = self.teacher(x, sigma, batch.label)
-        fake, logits = self.judged(x, sigma, batch.label)
-        weight = confidence(self.fake_score, sigma)
+        fake, logits = self.predict_and_logits(x, sigma, batch.label)
+        weight = uncertainty_weight(self.fake_score, sigma)
         sid = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * weight
-        scale = self.gan_weight * x0[0].numel() / deviation(x0, real) * weight
+        scale = self.gan_weight * x0[0].numel() / teacher_error(x0, real) * weight
         gan = scale * self.averaged(as_real(logits.clamp(-10, 10)))
         return sid, gan, {"gap": by_sigma(sigma, relative_gap(x0, real, fake)), "logit": logits.detach().mean()}
 
