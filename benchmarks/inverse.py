@@ -31,9 +31,9 @@ from fewstep.core.oracle import GaussianDenoiser
 from fewstep.data import images
 from fewstep.distill.conditional import generative
 from fewstep.inverse import BALANCED, PUBLISHED, Likelihood, averaged, balanced_sigmas, pnp_gd, published_sigmas
+from fewstep.inverse.metrics import pair_measures
 from fewstep.inverse.pnp_gd import PnPPreset, named_preset
 from fewstep.inverse.posterior import measure, sample_posterior, seed_of
-from fewstep.inverse.scores import pair_measures
 from fewstep.inverse.solver import Solver, fitted
 from fewstep.inverse.tasks import TASKS
 from fewstep.io.export import upstream_state_dict

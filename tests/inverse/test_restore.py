@@ -22,11 +22,11 @@ from fewstep.data import digits
 from fewstep.distill.conditional import generative
 from fewstep.inverse import TASKS, Solver, adapters, measure, restore, sample_posterior, task_operator
 from fewstep.inverse.folder import HEADING, write_image
+from fewstep.inverse.metrics import RestorationMetrics, coverage
 from fewstep.inverse.operator import Decomposed
 from fewstep.inverse.pnp_gd import named_preset
 from fewstep.inverse.problem import Problem
 from fewstep.inverse.restore import restored
-from fewstep.inverse.scores import Scores, coverage
 from fewstep.inverse.solver import fitted
 from fewstep.inverse.tasks import BLURS
 from fewstep.io import model_folder
@@ -171,19 +171,19 @@ def test_a_sample_depends_on_its_seed_alone(denoiser) -> None:
 
 
 def test_ranks_share_the_images(denoiser, tmp_path) -> None:
-    """Two ranks, one after the other, write what one writes, and their scores add up."""
+    """Two ranks, one after the other, write what one writes, and their metrics add up."""
     data = digits()
     problem = Problem("digits", ["a", "b", "c"], [data[i] for i in range(3)], None)
     operator = inverse.Inpainting(inverse.random_mask(8, 8), SHAPE)
     settings = {"samples": 2, "seed": 0, "sigma_y": 0.05, "batch_size": 4}
 
-    def share(indices: range, out: str) -> Scores:
-        scores = Scores(problem, SHAPE, 2)
+    def share(indices: range, out: str) -> RestorationMetrics:
+        measured = RestorationMetrics(problem, SHAPE, 2)
         solver = Solver(evaluations=4, prior_steps=2)
         for i, image in restored(denoiser, operator, problem, solver, indices, [0, 1, 2], **settings):
-            scores.add(i, image)
+            measured.add(i, image)
             write_image(image, tmp_path / out)
-        return scores
+        return measured
 
     alone = share(range(3), "one")
     first, second = share(range(0, 3, 2), "two"), share(range(1, 3, 2), "two")

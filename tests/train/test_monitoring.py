@@ -602,7 +602,7 @@ def test_the_time_of_training_is_without_that_of_evaluations(tmp_path, monkeypat
 
     monkeypatch.setattr("fewstep.train.loop.time.monotonic", lambda: now)
     monkeypatch.setattr(Evaluation, "prepare", measured)
-    monkeypatch.setattr("fewstep.train.evaluation.Scores.add", lambda *_: None)
+    monkeypatch.setattr("fewstep.train.evaluation.Evaluations.add", lambda *_: None)
     fit(short_run(evaluation=Evaluation(8, n=20)), tmp_path / "run")
     assert now == 4000
     assert {line["seconds"] for line in lines(tmp_path / "run" / "log.jsonl")} == {0.0}

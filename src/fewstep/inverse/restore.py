@@ -19,10 +19,10 @@ from fewstep.core.codec import Pixels
 from fewstep.core.denoiser import Denoiser
 from fewstep.inverse.folder import RestoredImage, replacing, write_image, write_summary
 from fewstep.inverse.latent import Latent, pixel_decoder, pixel_shape
+from fewstep.inverse.metrics import RestorationMetrics
 from fewstep.inverse.operator import LangevinDiverged, Operator
 from fewstep.inverse.posterior import measure, sample_posterior, seed_of
 from fewstep.inverse.problem import Label, Problem, choose_labels, open_problem
-from fewstep.inverse.scores import Scores
 from fewstep.inverse.solver import Solver, SolverName
 from fewstep.inverse.tasks import check_task, task_operator
 from fewstep.io.model_folder import card, find_model_folder, load
@@ -148,7 +148,7 @@ def restore(
         **chosen.describe(denoiser),
         "rounding": ROUNDING,
     }
-    scores = Scores(problem, shape, samples)
+    measured = RestorationMetrics(problem, shape, samples)
     mine = range(rank(), len(problem.names), world_size())
     settings = {"samples": samples, "seed": seed, "sigma_y": sigma_y, "batch_size": batch_size}
 
@@ -157,21 +157,21 @@ def restore(
         with Progress("restore", total=len(mine) * samples, unit="samples") as progress:
             made = restored(denoiser, operator, problem, chosen, mine, labels, progress=progress.update, **settings)
             for i, image in made:
-                scores.add(i, image)
+                measured.add(i, image)
                 if place is None:
                     kept.append(image)
                 else:
                     write_image(image, place)
-        scores.merge_ranks()
+        measured.merge_ranks()
         return kept
 
     barrier()  # every rank has read what it restores
     if out is None:
         kept = run(None)
-        return Restoration(scores.summary(protocol), kept)
+        return Restoration(measured.summary(protocol), kept)
     with replacing(Path(out)) as place:
         run(place)
-        metrics = scores.summary(protocol)
+        metrics = measured.summary(protocol)
         if rank() == 0:
             write_summary(metrics, problem.names, place)
     return Restoration(metrics, [])

@@ -96,7 +96,7 @@ class Evaluation:
         return all(sign * results[0].value < sign * r.value for r in rivals)
 
 
-class Scores:
+class Evaluations:
     """The results of a run's evaluations in `metrics.jsonl`, and the product with the best of them in `best/`."""
 
     def __init__(self, folder: Path, nimg: int) -> None:

@@ -33,7 +33,7 @@ from fewstep.runtime.progress import Progress
 from fewstep.runtime.threads import tuned_threads
 from fewstep.train import checkpoint_files
 from fewstep.train.checkpoint import Checkpoints
-from fewstep.train.evaluation import Scores
+from fewstep.train.evaluation import Evaluations
 from fewstep.train.folder import RECORD, check_until, claimed, open_folder
 from fewstep.train.log import Log
 from fewstep.train.preemption import Preempted, Watch, stop_signals
@@ -148,7 +148,7 @@ class Loop:
         self.snapshot_every = max(1, total // max(run.snapshots, 1))
         if self.lead:
             self.log = Log(folder / "log.jsonl", trainer.nimg)
-            self.scores = Scores(folder, trainer.nimg)
+            self.evaluations = Evaluations(folder, trainer.nimg)
 
     @property
     def done(self) -> bool:
@@ -162,7 +162,7 @@ class Loop:
         if not nimg or not (evaluate or snapshot):
             return False, False
         if self.lead:
-            evaluate = evaluate and nimg not in self.scores
+            evaluate = evaluate and nimg not in self.evaluations
             snapshot = snapshot and not all(place.exists() for place in places(self.trainer, self.folder))
         return from_first((evaluate, snapshot))
 
@@ -268,7 +268,7 @@ class Loop:
             taken = time.monotonic() - began  # does not count as training
             self.logged, self.started = self.logged + taken, self.started + taken
             if self.lead:
-                self.scores.add(self.run, self.trainer, results)
+                self.evaluations.add(self.run, self.trainer, results)
                 metrics = {r.key: r.value for r in results}
                 self.log.lines.amend(self.trainer.nimg, metrics)
                 for tracker in self.trackers:

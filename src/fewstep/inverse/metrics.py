@@ -49,7 +49,7 @@ def pair_measures(shape: Shape, *, truth: bool) -> tuple[dict[str, Any], dict[st
         return found, notes | {"lpips_vgg": f"left out: {error}"}
 
 
-class Scores:
+class RestorationMetrics:
     """PSNR, SSIM, LPIPS and coverage of a problem's restored images, image by image, summed over ranks."""
 
     def __init__(self, problem: Problem, shape: Shape, samples: int) -> None:
