@@ -20,7 +20,7 @@ from fewstep.distill.adversarial import ClipValue, as_fake, as_real, discriminat
 from fewstep.distill.players import check_teacher, few_steps, frozen, student
 from fewstep.distill.sid import make_fake_score, relative_gap, sid_loss, teacher_error, uncertainty_weight
 
-Average = Literal["micro_batch", "global"]
+LossAveraging = Literal["micro_batch", "global"]
 
 
 class SiDA(Method):
@@ -74,13 +74,13 @@ class SiDA(Method):
         disc_weight: float = 1.0,
         gan_weight: float = 0.01,
         gates: tuple[int, int] = (100_000, 200_000),
-        average: Average = "micro_batch",
+        average: LossAveraging = "micro_batch",
         clip: float | None = 1.0,
     ) -> None:
         super().__init__()
         check_teacher(teacher)
-        if average not in get_args(Average):
-            raise ValueError(f"average is one of {', '.join(get_args(Average))}; got {average!r}")
+        if average not in get_args(LossAveraging):
+            raise ValueError(f"average is one of {', '.join(get_args(LossAveraging))}; got {average!r}")
         if gates[0] > gates[1]:
             raise ValueError(
                 f"gates are numbers of images, the smaller first: when training of the generator starts, and when the "
