@@ -30,7 +30,7 @@ from fewstep.runtime.display import visible
 from fewstep.runtime.distributed import device, rank
 from fewstep.runtime.files import sha256, write_json
 from fewstep.runtime.precision import chosen_dtype
-from fewstep.sample import count_evaluations, describe, gathered, generate, generated
+from fewstep.sample import count_evaluations, describe, gather_images, generate, generated
 from fewstep.train.evaluation import Evaluation
 from fewstep.train.loop import fit
 
@@ -216,7 +216,7 @@ def row(
     picture = out / "samples" / f"{name}-nfe{count_evaluations(plan):03d}.png"
     columns = min(model.num_classes, 10) or 10
     fixed = torch.arange(5 * columns) % columns if model.num_classes else None
-    shown = gathered(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns)
+    shown = gather_images(generate(model, range(5 * columns), label=fixed, plan=plan), 5 * columns)
     if rank() == 0:
         save_png(grid(np.stack(shown), columns=columns), picture)
     return {

@@ -19,7 +19,7 @@ from fewstep.io.model_folder import load
 from fewstep.report.page import write_report
 from fewstep.runtime.distributed import rank
 from fewstep.runtime.launch import command_line
-from fewstep.sample import gathered, generate
+from fewstep.sample import gather_images, generate
 from fewstep.train.loop import fit
 
 Method = Literal["sid", "sida", "sid2a", "dmd2", "gdd", "ncvsd"]
@@ -103,7 +103,7 @@ def scaled(settings: dict[str, Any], share: float) -> dict[str, Any]:
 
 def first_picture(path: Path) -> None:
     """Write 50 digits by the one-step student that comes with the package, before anything is trained."""
-    shown = gathered(generate(load("digits"), range(50), label=torch.arange(50) % 10), 50)
+    shown = gather_images(generate(load("digits"), range(50), label=torch.arange(50) % 10), 50)
     if rank() == 0:
         save_png(grid(np.stack(shown), columns=10), path)
         print(f"First picture: {path}, by the model 'digits' that comes with fewstep (not by this demo)", flush=True)

@@ -1,7 +1,8 @@
 """From seeds to images: each image depends on its own seed alone, not on its batch nor on the number of processes.
 
-One path: `generate` asks the model for a `Plan` (or is given one) and checks it; `images_of` draws noise for a batch of seeds,
-has `run` take the sampler to its end on the denoiser that the model binds to classes and noise, and decodes.
+One path: `generate` asks the model for a `Plan` (or is given one) and checks it; `generate_in_batches` draws noise for
+a batch of seeds, has `run` take the sampler to its end on the denoiser that the model binds to classes and noise, and
+decodes.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def generate(
         label = class_index(label, denoiser.num_classes, denoiser.class_names)
     check_classes(label, len(seeds), denoiser.num_classes)
     denoiser.codec.prepare(next(denoiser.parameters()).device)
-    return images_of(denoiser, seeds, label, plan, batch_size, tf32, progress)
+    return generate_in_batches(denoiser, seeds, label, plan, batch_size, tf32, progress)
 
 
 def check_plan(denoiser: Denoiser, plan: Plan, beside: Sequence[str]) -> None:
@@ -187,7 +188,7 @@ def check_plan(denoiser: Denoiser, plan: Plan, beside: Sequence[str]) -> None:
 
 
 @torch.inference_mode()
-def images_of(
+def generate_in_batches(
     denoiser: Denoiser,
     seeds: Sequence[int],
     label: int | Tensor | None,
@@ -286,7 +287,7 @@ FITTING: MutableMapping[Denoiser, int] = WeakKeyDictionary()
 """Sizes of batches that were found for denoisers of this process."""
 
 
-def gathered(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> list[NDArray[np.uint8]]:
+def gather_images(images: Iterable[NDArray[np.uint8]], n: int, *, batch_size: int = 64) -> list[NDArray[np.uint8]]:
     """All `n` images in order on the first rank, out of every rank's share (every world-th); none on the others.
 
     batch_size: images that a rank sends at a time.

@@ -173,7 +173,7 @@ def test_an_ordinary_denoiser_draws_by_its_reverse_diffusion(n: int, tolerance: 
         noise = Impulses((2,) * n)
         u = torch.tensor([0.4, -1.0], dtype=F64).view(1, 1, 1, 2).expand(noise.rows, 1, 1, 2)
         denoise = counted(prior)
-        mean, covariance = affine(inverse.drawn(denoise, n, noise=noise)(u, sigma))
+        mean, covariance = affine(inverse.draw_by_sde(denoise, n, noise=noise)(u, sigma))
         assert denoise.nfe == n
         exact = torch.linalg.inv(torch.linalg.inv(prior.moments()[1]) + torch.eye(2).double() / sigma**2)
         torch.testing.assert_close(mean, prior(u[:1], sigma).flatten(), atol=tolerance / 10, rtol=0)
@@ -182,8 +182,8 @@ def test_an_ordinary_denoiser_draws_by_its_reverse_diffusion(n: int, tolerance: 
 
 SOLVERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "pnp_gd": (pnp_gd, lambda prior: generative(prior, torch.randn_like)),
-    "pnp_gd by a teacher": (pnp_gd, lambda prior: inverse.drawn(prior, 4)),
-    "daps": (inverse.daps, lambda prior: inverse.solved(prior, 3)),
+    "pnp_gd by a teacher": (pnp_gd, lambda prior: inverse.draw_by_sde(prior, 4)),
+    "daps": (inverse.daps, lambda prior: inverse.estimate_by_ode(prior, 3)),
     "dps": (partial(inverse.dps, weight=0.3), lambda prior: prior),
     "diffpir": (partial(inverse.diffpir, trust=1.0), lambda prior: prior),
 }

@@ -156,7 +156,9 @@ def test_daps_with_langevin_steps_is_the_authors_code(operator: str) -> None:
     sigmas = torch.cat([levels[:-2], levels[-1:]])
     theirs = authors_daps(prior, op.A, y, x, 8, rate=2e-5, steps=20)
     langevin = inverse.Langevin(rate=2e-5, steps=20)
-    ours = inverse.daps(inverse.solved(prior, 5), Likelihood(op, y, 0.05), x, sigmas, langevin=langevin, noise=Draws())
+    ours = inverse.daps(
+        inverse.estimate_by_ode(prior, 5), Likelihood(op, y, 0.05), x, sigmas, langevin=langevin, noise=Draws()
+    )
     torch.testing.assert_close(torch.stack(list(ours)), torch.stack(list(theirs)), rtol=1e-8, atol=1e-8)
 
 

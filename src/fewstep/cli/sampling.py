@@ -221,7 +221,7 @@ def sample(
     from fewstep.data.writer import image_files
     from fewstep.runtime.distributed import process_group, rank, share, use
     from fewstep.runtime.files import new_file
-    from fewstep.sample import gathered, generate
+    from fewstep.sample import gather_images, generate
 
     use(device)
     with process_group():
@@ -235,7 +235,7 @@ def sample(
                     add(f"{seed - seed % 1000:06d}/{seed:06d}" if subdirs else f"{seed:06d}", image)
                 if grid is not None or npz is not None:
                     kept.append(image)
-        images = gathered(kept, len(chosen)) if grid is not None or npz is not None else []
+        images = gather_images(kept, len(chosen)) if grid is not None or npz is not None else []
         if grid is not None and rank() == 0:
             save_png(make_grid(np.stack(images)), grid)
             print(f"{grid}: {len(images):,} images")

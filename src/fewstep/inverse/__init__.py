@@ -19,7 +19,7 @@ from fewstep.inverse.blurs import motion_kernel as motion_kernel
 from fewstep.inverse.blurs import real_blur as real_blur
 from fewstep.inverse.daps import Langevin as Langevin
 from fewstep.inverse.daps import daps as daps
-from fewstep.inverse.daps import solved as solved
+from fewstep.inverse.daps import estimate_by_ode as estimate_by_ode
 from fewstep.inverse.diffpir import diffpir as diffpir
 from fewstep.inverse.dps import dps as dps
 from fewstep.inverse.folder import RestoredImage as RestoredImage
@@ -36,7 +36,7 @@ from fewstep.inverse.pnp_gd import BALANCED as BALANCED
 from fewstep.inverse.pnp_gd import PUBLISHED as PUBLISHED
 from fewstep.inverse.pnp_gd import averaged as averaged
 from fewstep.inverse.pnp_gd import balanced_sigmas as balanced_sigmas
-from fewstep.inverse.pnp_gd import drawn as drawn
+from fewstep.inverse.pnp_gd import draw_by_sde as draw_by_sde
 from fewstep.inverse.pnp_gd import pnp_gd as pnp_gd
 from fewstep.inverse.pnp_gd import published_sigmas as published_sigmas
 from fewstep.inverse.posterior import measure as measure

@@ -14,7 +14,7 @@ from fewstep.samplers.contract import last, steps
 from fewstep.samplers.edm import euler
 
 
-def solved(denoise: Denoise, n: int = 5) -> Denoise:
+def estimate_by_ode(denoise: Denoise, n: int = 5) -> Denoise:
     """Return DAPS's estimate of x0: the end of the probability-flow ODE from (x, sigma), by Euler's method.
 
     The levels are the authors': `n` + 1 of Karras' ramp from sigma to 0.01, the last one replaced by 0.
@@ -27,7 +27,7 @@ def solved(denoise: Denoise, n: int = 5) -> Denoise:
         The estimate, `(x, sigma) -> x0`.
 
     Example:
-        >>> estimate = fs.inverse.solved(denoise, 5)
+        >>> estimate = fs.inverse.estimate_by_ode(denoise, 5)
         >>> x0 = estimate(z, torch.tensor(1.0).double())
     """
 
@@ -97,7 +97,7 @@ def daps(
     need the smaller r.
 
     Args:
-        denoise: the estimate `(x, sigma) -> x0`, `solved(D)` as in the paper.
+        denoise: the estimate `(x, sigma) -> x0`, `estimate_by_ode(D)` as in the paper.
         likelihood: the measurements and their operator.
         x: noise (B, C, H, W) at `sigmas[0]`.
         sigmas: noise levels (n + 1,) that decrease to 0.
@@ -113,7 +113,7 @@ def daps(
         ValueError: radius or sigma_data is not positive, or the levels do not decrease to 0.
 
     Example:
-        >>> estimate = fs.inverse.solved(denoise, 5)
+        >>> estimate = fs.inverse.estimate_by_ode(denoise, 5)
         >>> x0 = fs.samplers.last(fs.inverse.daps(estimate, likelihood, sigmas[0] * z, sigmas))
     """
     if not radius > 0 or not sigma_data > 0:

@@ -32,7 +32,7 @@ def pnp_gd(
     evaluation for each level.
 
     Args:
-        denoise: draws of p(x0 | u; sigma), `(u, sigma) -> x0`: a generative denoiser, or `drawn(D)`; not means.
+        denoise: draws of p(x0 | u; sigma), `(u, sigma) -> x0`: a generative denoiser, or `draw_by_sde(D)`; not means.
         likelihood: the measurements and their operator.
         x: noise (B, C, H, W) at `sigmas[0]`.
         sigmas: noise levels (n + 1,) that decrease to 0.
@@ -49,7 +49,7 @@ def pnp_gd(
             not decrease to 0.
 
     Example:
-        >>> draw = fs.inverse.drawn(denoise, 4)
+        >>> draw = fs.inverse.draw_by_sde(denoise, 4)
         >>> x0 = fs.samplers.last(fs.inverse.pnp_gd(draw, likelihood, sigmas[0] * z, sigmas))
     """
     if not 0 <= persistence < 1:
@@ -90,7 +90,7 @@ def averaged(states: Iterable[Tensor], sigmas: Tensor, *, below: float, decay: f
         States (B, C, H, W), as many as there are.
 
     Example:
-        >>> states = fs.inverse.pnp_gd(fs.inverse.drawn(denoise), likelihood, sigmas[0] * z, sigmas)
+        >>> states = fs.inverse.pnp_gd(fs.inverse.draw_by_sde(denoise), likelihood, sigmas[0] * z, sigmas)
         >>> x0 = fs.samplers.last(fs.inverse.averaged(states, sigmas, below=1.0, decay=0.7))
     """
     mean = None
@@ -99,7 +99,7 @@ def averaged(states: Iterable[Tensor], sigmas: Tensor, *, below: float, decay: f
         yield mean
 
 
-def drawn(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> Denoise:
+def draw_by_sde(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> Denoise:
     """Return draws of p(x0 | u; sigma) by an ordinary denoiser: the reverse diffusion from u at sigma down to 0.
 
     It takes `n` steps of second order (SDE-DPM-Solver++(2M)), which are `n` evaluations. The reverse diffusion has that
@@ -115,7 +115,7 @@ def drawn(denoise: Denoise, n: int = 4, *, noise: Noise = torch.randn_like) -> D
         The draws, `(u, sigma) -> x0`.
 
     Example:
-        >>> draw = fs.inverse.drawn(denoise, 4)
+        >>> draw = fs.inverse.draw_by_sde(denoise, 4)
         >>> x0 = draw(z, torch.tensor(1.0).double())
     """
 

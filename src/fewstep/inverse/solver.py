@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise, karras_sigmas
-from fewstep.inverse.daps import daps, solved
+from fewstep.inverse.daps import daps, estimate_by_ode
 from fewstep.inverse.diffpir import diffpir
 from fewstep.inverse.dps import dps
 from fewstep.inverse.likelihood import Likelihood
 from fewstep.inverse.operator import Decomposed, Operator
-from fewstep.inverse.pnp_gd import BALANCED, PnPPreset, averaged, drawn, named_preset, pnp_gd
+from fewstep.inverse.pnp_gd import BALANCED, PnPPreset, averaged, draw_by_sde, named_preset, pnp_gd
 
 SolverName = Literal["pnp_gd", "dps", "daps", "diffpir"]
 PresetName = Literal["published", "balanced"]
@@ -140,7 +140,7 @@ class Solver:
         denoise = denoiser.bind(label, noise)
         if self.name == "pnp_gd":
             if not denoiser.draws:
-                denoise = drawn(denoise, self.prior_steps, noise=noise)
+                denoise = draw_by_sde(denoise, self.prior_steps, noise=noise)
             p = fitted(self.preset, likelihood.operator)
             options = {"persistence": p.persistence} | self.options
             sigmas = p.sigmas(n, sigma_y)
@@ -151,7 +151,7 @@ class Solver:
         sigmas = karras_sigmas(n, sigma_min=low, sigma_max=high) if n > 1 else torch.tensor([high, 0.0]).double()
         solve = {"dps": dps, "daps": daps, "diffpir": diffpir}[self.name]
         if self.name == "daps":
-            denoise = solved(denoise, self.prior_steps)
+            denoise = estimate_by_ode(denoise, self.prior_steps)
         return solve(denoise, likelihood, sigmas[0].to(z) * z, sigmas, noise=noise, **self.options)
 
     def describe(self, denoiser: Denoiser) -> dict[str, Any]:

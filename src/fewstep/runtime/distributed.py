@@ -170,7 +170,7 @@ def lost_another(error: Exception) -> bool:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """Return this rank's items: every world-th, starting at its own number; `sample.gathered` puts them in order again."""
+    """Return this rank's items: every world-th, starting at its own number; `sample.gather_images` puts them in order again."""
     return items[rank() :: world_size()]
 
 

@@ -17,7 +17,7 @@ from fewstep.data.grid import grid, save_png
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.runtime.distributed import device, rank, world_size
-from fewstep.sample import count_evaluations, gathered, generate
+from fewstep.sample import count_evaluations, gather_images, generate
 from fewstep.train.identity import describe
 from fewstep.train.preemption import Watch
 
@@ -105,7 +105,7 @@ def take_snapshot(run: Run, trainer: Trainer, folder: Path, n: int, watch: Watch
             model_folder.save(average.module, place, card_of(run, trainer, average))
     classes = max(1, product.num_classes)
     label = torch.arange(n) % classes if product.num_classes else None
-    images = gathered(watch(generate(product, range(n), label=label)), n)
+    images = gather_images(watch(generate(product, range(n), label=label)), n)
     if rank() != 0:
         return Image.new("L", (1, 1))
     result = grid(np.stack(images), columns=min(classes, COLUMNS, n))
