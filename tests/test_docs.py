@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.cli.table import COMMANDS
+from fewstep.cli.dispatch import COMMANDS
 from fewstep.io import hub
 from fewstep.recipes import names
 from tests import GOLDEN, ROOT

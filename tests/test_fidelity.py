@@ -17,8 +17,8 @@ import torch
 import fewstep as fs
 from fewstep import inverse
 from fewstep.cli import main
+from fewstep.cli.dispatch import COMMANDS
 from fewstep.cli.sampling import Sampling
-from fewstep.cli.table import COMMANDS
 from fewstep.core.noise import karras_sigmas
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.metrics.catalog import parse

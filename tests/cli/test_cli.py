@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fewstep.cli import main
 from fewstep.cli.arguments import parse_seeds
-from fewstep.cli.table import COMMANDS
+from fewstep.cli.dispatch import COMMANDS
 from fewstep.core.denoiser import Denoiser
 from fewstep.data import images
 from fewstep.io import model_folder

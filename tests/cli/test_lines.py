@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from fewstep.cli import main, parsing
-from fewstep.cli.table import COMMANDS
+from fewstep.cli.dispatch import COMMANDS
 from fewstep.io import model_folder
 from fewstep.io.card import Card
 from fewstep.metrics.networks.lpips import WIDTHS

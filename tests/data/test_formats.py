@@ -15,7 +15,7 @@ import fewstep.data.pack
 from fewstep.cli import main
 from fewstep.data import images
 from fewstep.data.check import check
-from fewstep.data.convert import convert
+from fewstep.data.color_modes import convert
 from fewstep.data.files import load_image
 from fewstep.data.pack import pack
 from fewstep.inverse.tasks import read_mask

@@ -19,7 +19,7 @@ from PIL import Image
 import fewstep.data.pack
 from fewstep.data import ImageData, images
 from fewstep.data.check import check
-from fewstep.data.convert import convert
+from fewstep.data.color_modes import convert
 from fewstep.data.files import Loaded
 from fewstep.data.pack import pack
 from fewstep.data.stats import stats

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from fewstep.cli import main
-from fewstep.cli.table import NO_NETWORK
+from fewstep.cli.dispatch import NO_NETWORK
 from fewstep.data.pack import pack
 from fewstep.io import model_folder
 from fewstep.io.card import Card
@@ -95,7 +95,7 @@ def test_offline_is_said_to_other_packages_and_ends(monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     seen = {}
-    monkeypatch.setattr("fewstep.cli.table.overview", lambda: seen.update(os.environ))
+    monkeypatch.setattr("fewstep.cli.dispatch.overview", lambda: seen.update(os.environ))
     assert main(["--offline"]) == 0
     assert NO_NETWORK.items() <= seen.items()
     assert os.environ["WANDB_MODE"] == "online" and "HF_HUB_OFFLINE" not in os.environ

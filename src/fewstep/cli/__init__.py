@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(words: list[str]) -> None:
     """Run the command and flush what it printed, also where the parser exits after its help."""
-    from fewstep.cli import table
+    from fewstep.cli import dispatch
 
     try:
-        recorded(table.run)(words)
+        recorded(dispatch.run)(words)
     finally:
         flush()
 

@@ -14,8 +14,8 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from fewstep import recipes
+from fewstep.cli.dispatch import COMMANDS, signature
 from fewstep.cli.parsing import OPTIONAL, settings_function
-from fewstep.cli.table import COMMANDS, signature
 from fewstep.cli.training import Options
 from fewstep.runtime.files import new_file
 

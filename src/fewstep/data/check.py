@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.data.classes import LabelError
-from fewstep.data.convert import Rule, fits
+from fewstep.data.color_modes import Rule, fits
 from fewstep.data.files import Zip, read_header
 from fewstep.data.ranks import gather, ranks
 from fewstep.data.sources import open_source

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import read_labels
-from fewstep.data.convert import PACK, check_fits, decode, read_pixels
+from fewstep.data.color_modes import PACK, check_fits, decode, read_pixels
 from fewstep.data.files import Files, changed, open_files, size_and_time
 from fewstep.data.sources import Source, open_source
 from fewstep.runtime.files import sha256

@@ -23,7 +23,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from fewstep.data.convert import Entry, Rule
+from fewstep.data.color_modes import Entry, Rule
 from fewstep.data.ranks import from_first, gather, ranks
 from fewstep.data.sources import open_source
 from fewstep.data.transform import Crop, Encoded, Resize, Transform, encode_all, parse_resolution
@@ -82,7 +82,7 @@ def pack(
         resolution: width x height of the stored images, such as "64x64"; None keeps the size.
         transform: how images are cropped; see `Transform`.
         resize: the filter.
-        convert: the rule by which images become grey or RGB; see `fewstep.data.convert`.
+        convert: the rule by which images become grey or RGB; see `fewstep.data.color_modes`.
         max_images: number of images of the source to use, from its beginning; None uses all.
         skip_bad: leave out and list images that are damaged or do not fit, instead of raising ValueError.
         strict: raise ValueError for each image that is not 8-bit grey or RGB, upright and without alpha, instead of

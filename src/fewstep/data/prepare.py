@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.convert import Rule, fits, header_shape
+from fewstep.data.color_modes import Rule, fits, header_shape
 from fewstep.data.files import open_files
 from fewstep.data.pack import pack
 from fewstep.data.ranks import from_first, ranks

@@ -24,7 +24,7 @@ import numpy as np
 from fewstep.data import lmdb
 from fewstep.data.arrays import ArrayFile
 from fewstep.data.classes import class_list, describe_classes, folder_labels, parse_labels, read_labels
-from fewstep.data.convert import Entry
+from fewstep.data.color_modes import Entry
 from fewstep.data.files import (
     Files,
     Readable,

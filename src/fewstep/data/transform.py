@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.data.convert import RULES, Entry, Rule, convert, load
+from fewstep.data.color_modes import RULES, Entry, Rule, convert, load
 
 Crop = Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"]
 Resize = Literal["lanczos", "bilinear", "bicubic", "box"]
@@ -51,7 +51,7 @@ class Transform:
             (Dhariwal & Nichol, 2021): the image is halved (box filter) while its short side is at least twice the size,
             resized (bicubic) until the short side is the size, and its centre is cut out.
         resize: the filter, except for center-crop-dhariwal.
-        rule: how an image of any mode becomes grey or RGB, see `fewstep.data.convert`. The default is "edm2" with a crop, to
+        rule: how an image of any mode becomes grey or RGB, see `fewstep.data.color_modes`. The default is "edm2" with a crop, to
             repeat published results, and "plain" without.
 
     Raises:

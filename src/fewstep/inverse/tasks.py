@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.data.convert import convert
+from fewstep.data.color_modes import convert
 from fewstep.data.files import load_image, parse_array
 from fewstep.inverse.adapters import operator_of
 from fewstep.inverse.blurs import CircularBlur, gaussian_kernel, motion_kernel

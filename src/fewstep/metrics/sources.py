@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.data.convert import check_fits, header_shape
+from fewstep.data.color_modes import check_fits, header_shape
 from fewstep.data.files import Files, open_files
 from fewstep.data.images import images as open_images
 from fewstep.data.images import is_files

@@ -9,8 +9,8 @@ Example:
 """
 
 from fewstep.recipes.base import REQUIRED, Distillation, Dtype, Fixed, Parts, Recipe, record, required
-from fewstep.recipes.own import build
 from fewstep.recipes.table import TABLE, Row, get, names
+from fewstep.recipes.user_code import build
 
 __all__ = [
     "REQUIRED",

@@ -18,8 +18,8 @@ from fewstep.recipes.digits import (
     DigitsSiDA,
     DigitsTeacher,
 )
-from fewstep.recipes.own import load
 from fewstep.recipes.small import Small, SmallDMD2, SmallGDD, SmallNCVSD, SmallSiD, SmallSiDA
+from fewstep.recipes.user_code import load
 from fewstep.runtime.spelling import suggestion
 
 DIGITS = {

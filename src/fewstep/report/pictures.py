@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep.data.convert import open_image
+from fewstep.data.color_modes import open_image
 from fewstep.data.files import check_bytes
 from fewstep.runtime.files import regular
 
