@@ -22,16 +22,16 @@ from fewstep.distill.players import check_teacher, frozen, simulated, student, t
 from fewstep.distill.sid import relative_gap, teacher_error
 
 
-def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """Return |x0 - sg[x0 + (real - fake) / w]|^2 / 2 per sample, summed over pixels (Yin et al., 2024, Eq. 7).
+def dmd_loss(x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor) -> Tensor:
+    """Return |x0 - sg[x0 + (teacher_x0 - fake_x0) / w]|^2 / 2 per sample, summed over pixels (Yin et al., 2024, Eq. 7).
 
-    Its gradient in x0 is -(real - fake) / w with w = mean |x0 - real|, which is that of `sid_loss` if no gradient flows through
-    the scores.
+    Its gradient in x0 is -(teacher_x0 - fake_x0) / w with w = mean |x0 - teacher_x0|, which is that of `sid_loss` if no
+    gradient flows through the scores.
 
     Args:
         x0: generated images (B, C, H, W).
-        real: the teacher's prediction for their noisy versions.
-        fake: the fake score's prediction for the same.
+        teacher_x0: the teacher's prediction for their noisy versions.
+        fake_x0: the fake score's prediction for the same.
 
     Returns:
         The loss (B,).
@@ -39,7 +39,7 @@ def dmd_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     Example:
         >>> loss = fs.distill.dmd_loss(x0, teacher(x, sigma), fake_score(x, sigma))
     """
-    target = x0 + (real - fake) / expand(teacher_error(x0, real), x0)
+    target = x0 + (teacher_x0 - fake_x0) / expand(teacher_error(x0, teacher_x0), x0)
     return (x0 - target.detach()).square().flatten(1).sum(1) / 2
 
 
@@ -163,10 +163,10 @@ class DMD2(Method):
         sigma = self.noise(x0)
         with torch.no_grad():
             x = add_noise(x0, sigma)
-            real = self.teacher(x, sigma, batch.label)
-            fake = self.fake_score.score(x, sigma, batch.label)
-        loss = dmd_loss(x0, real, fake) / x0[0].numel()
-        metrics = {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
+            teacher_x0 = self.teacher(x, sigma, batch.label)
+            fake_x0 = self.fake_score.score(x, sigma, batch.label)
+        loss = dmd_loss(x0, teacher_x0, fake_x0) / x0[0].numel()
+        metrics = {"gap": by_sigma(sigma, relative_gap(x0, teacher_x0, fake_x0))}
         if not self.adversarial:
             return loss, metrics
         gan = as_real(self.noisy_logits(x0, batch.label))

@@ -47,15 +47,15 @@ class KarrasGrid:
         return karras_ramp(index / (self.n - 1), self.sigma_min, self.sigma_max, self.rho)
 
 
-def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
-    """Return lambda(t) / e^u |x0 - sg[x0 + real - fake]|^2 + n u per sample, summed over its n pixels (Peng et al., 2025).
+def vsd_loss(x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, weight: Tensor, u: Tensor | None = None) -> Tensor:
+    """Return lambda(t) / e^u |x0 - sg[x0 + teacher_x0 - fake_x0]|^2 + n u per sample, summed over n pixels (Peng et al., 2025).
 
-    Its gradient in x0 is -2 lambda / e^u (real - fake).
+    Its gradient in x0 is -2 lambda / e^u (teacher_x0 - fake_x0).
 
     Args:
         x0: draws (B, C, H, W).
-        real: the teacher's prediction for their noisy versions; it carries no gradient.
-        fake: the fake score's prediction for the same; it carries no gradient.
+        teacher_x0: the teacher's prediction for their noisy versions; it carries no gradient.
+        fake_x0: the fake score's prediction for the same; it carries no gradient.
         weight: lambda (B,).
         u: the generator's log-variance (B,), which learns the size of the difference; None for none.
 
@@ -65,7 +65,7 @@ def vsd_loss(x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor, u: Tensor |
     Example:
         >>> loss = fs.distill.vsd_loss(x0, teacher(x, sigma), fake_score(x, sigma), weight=torch.ones(len(x0)))
     """
-    loss = weight * (x0 - (x0 + real - fake).detach()).square().flatten(1).sum(1)
+    loss = weight * (x0 - (x0 + teacher_x0 - fake_x0).detach()).square().flatten(1).sum(1)
     return loss if u is None else loss / u.exp() + u * x0[0].numel()
 
 
@@ -212,10 +212,10 @@ class NCVSD(Method):
         t = self.noise(x0)
         x = add_noise(x0, t)
         with torch.no_grad():
-            real = self.teacher(*combine_observations(*given, x, t), batch.label)
-            fake = self.fake_score(x, t, batch.label, given=given)
-            gap = (real - fake).square().flatten(1).mean(1).sqrt()
+            teacher_x0 = self.teacher(*combine_observations(*given, x, t), batch.label)
+            fake_x0 = self.fake_score(x, t, batch.label, given=given)
+            gap = (teacher_x0 - fake_x0).square().flatten(1).mean(1).sqrt()
         sigma = expand(given.sigma, x0).flatten()
         u = None if self.generator.uncertainty is None else self.generator.log_variance(sigma)
-        loss = vsd_loss(x0, real, fake, edm_weight(t, self.generator.sigma_data), u)
+        loss = vsd_loss(x0, teacher_x0, fake_x0, edm_weight(t, self.generator.sigma_data), u)
         return loss, (x, t), given, {"gap": by_sigma(t, gap)}

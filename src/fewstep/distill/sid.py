@@ -17,23 +17,25 @@ from fewstep.core.objectives import DenoisingLoss, NoiseLevels
 from fewstep.distill.players import check_teacher, few_steps, frozen, student, trainable
 
 
-def teacher_error(x0: Tensor, real: Tensor) -> Tensor:
-    """Return w = mean |x0 - real| per sample (B,), at least 1e-5: the teacher's error, which scales a generator's loss.
+def teacher_error(x0: Tensor, teacher_x0: Tensor) -> Tensor:
+    """Return w = mean |x0 - teacher_x0| per sample (B,), at least 1e-5: it scales a generator's loss.
 
     It is in at least float32 and carries no gradient.
     """
-    error = (x0 - real).detach()
+    error = (x0 - teacher_x0).detach()
     return error.to(torch.promote_types(error.dtype, torch.float32)).abs().flatten(1).mean(1).clamp_min(1e-5)
 
 
-def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
-    """Return (real - fake) . ((real - x0) - alpha (real - fake)) / w per sample, summed over pixels (Zhou et al., 2024, Eq. 23).
+def sid_loss(x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, alpha: float) -> Tensor:
+    """Return SiD's loss of a generator per sample, summed over pixels (Zhou et al., 2024, Eq. 23).
+
+    It is (teacher_x0 - fake_x0) . ((teacher_x0 - x0) - alpha (teacher_x0 - fake_x0)) / w, with w of `teacher_error`.
 
     Args:
         x0: generated images (B, C, H, W).
-        real: the teacher's prediction for their noisy versions, with gradients.
-        fake: the fake score's prediction for the same, with gradients.
-        alpha: 1 keeps the projected score matching term alone; 1.2 subtracts 0.2 |real - fake|^2.
+        teacher_x0: the teacher's prediction for their noisy versions, with gradients.
+        fake_x0: the fake score's prediction for the same, with gradients.
+        alpha: 1 keeps the projected score matching term alone; 1.2 subtracts 0.2 |teacher_x0 - fake_x0|^2.
 
     Returns:
         The loss (B,), which may be negative.
@@ -41,13 +43,13 @@ def sid_loss(x0: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor:
     Example:
         >>> loss = fs.distill.sid_loss(x0, teacher(x, sigma), fake_score(x, sigma), alpha=1.2)
     """
-    gap = real - fake
-    return (gap * (real - x0 - alpha * gap)).flatten(1).sum(1) / teacher_error(x0, real)
+    gap = teacher_x0 - fake_x0
+    return (gap * (teacher_x0 - x0 - alpha * gap)).flatten(1).sum(1) / teacher_error(x0, teacher_x0)
 
 
-def relative_gap(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """Return |real - fake| / |real - x0| per sample (B,): the distance of fake score and teacher over the teacher's error."""
-    gap, error = (v.detach().float().flatten(1).norm(dim=1) for v in (real - fake, real - x0))
+def relative_gap(x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor) -> Tensor:
+    """Return |teacher_x0 - fake_x0| / |teacher_x0 - x0| per sample (B,): the players' distance over the teacher's error."""
+    gap, error = (v.detach().float().flatten(1).norm(dim=1) for v in (teacher_x0 - fake_x0, teacher_x0 - x0))
     return gap / error.clamp_min(1e-12)
 
 
@@ -80,10 +82,10 @@ class SiD(Method):
     """Score identity distillation (Zhou et al., 2024).
 
     Players: the teacher (fixed), the fake score and the generator. With x0 = G(z), x = x0 + sigma eps, and the predictions
-    real = teacher(x), fake = fake_score(x),
+    teacher_x0 = teacher(x), fake_x0 = fake_score(x),
 
     fake score:  lambda(sigma) |D(x; sigma) - x0|^2,
-    generator:   loss_scale (real - fake) . ((real - x0) - alpha (real - fake)) / w  (Eq. 23),
+    generator:   loss_scale (teacher_x0 - fake_x0) . ((teacher_x0 - x0) - alpha (teacher_x0 - fake_x0)) / w  (Eq. 23),
 
     where gradients flow through both predictions into x0.
 
@@ -144,7 +146,8 @@ class SiD(Method):
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
-        real = self.teacher(x, sigma, batch.label)
-        fake = self.fake_score(x, sigma, batch.label)
-        loss = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * uncertainty_weight(self.fake_score, sigma)
-        return loss, {"gap": by_sigma(sigma, relative_gap(x0, real, fake))}
+        teacher_x0 = self.teacher(x, sigma, batch.label)
+        fake_x0 = self.fake_score(x, sigma, batch.label)
+        weight = uncertainty_weight(self.fake_score, sigma)
+        loss = self.loss_scale * sid_loss(x0, teacher_x0, fake_x0, self.alpha) * weight
+        return loss, {"gap": by_sigma(sigma, relative_gap(x0, teacher_x0, fake_x0))}

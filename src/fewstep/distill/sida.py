@@ -131,13 +131,14 @@ class SiDA(Method):
         x0 = few_steps(self.generator, batch, self.levels)
         sigma = self.noise(x0)
         x = add_noise(x0, sigma)
-        real = self.teacher(x, sigma, batch.label)
-        fake, logits = self.predict_and_logits(x, sigma, batch.label)
+        teacher_x0 = self.teacher(x, sigma, batch.label)
+        fake_x0, logits = self.predict_and_logits(x, sigma, batch.label)
         weight = uncertainty_weight(self.fake_score, sigma)
-        sid = self.loss_scale * sid_loss(x0, real, fake, self.alpha) * weight
-        scale = self.gan_weight * x0[0].numel() / teacher_error(x0, real) * weight
+        sid = self.loss_scale * sid_loss(x0, teacher_x0, fake_x0, self.alpha) * weight
+        scale = self.gan_weight * x0[0].numel() / teacher_error(x0, teacher_x0) * weight
         gan = scale * self.averaged(as_real(logits.clamp(-10, 10)))
-        return sid, gan, {"gap": by_sigma(sigma, relative_gap(x0, real, fake)), "logit": logits.detach().mean()}
+        gap = by_sigma(sigma, relative_gap(x0, teacher_x0, fake_x0))
+        return sid, gan, {"gap": gap, "logit": logits.detach().mean()}
 
     def sid_alone(self, batch: Batch) -> Loss:
         """Return the generator's loss (B,) before the adversarial term enters, and its metrics."""
