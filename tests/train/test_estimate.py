@@ -133,7 +133,7 @@ def test_what_is_printed(tmp_path):
     )
     assert second == "training: 1,000 images in 125 steps of 8; 0.56 times the 1,797 images"
     time, memory = estimate.Estimate(0.5, 60.0, 3 * 2**30, 4).lines(run)
-    assert time.startswith("time: 0.5 s a step on the CPU (1 threads), 2.04 minutes in all (measured with 4 images")
+    assert time.startswith("time: 0.5 s a step on the CPU (1 thread), 2.04 minutes in all (measured with 4 images")
     assert memory.startswith("memory: about 3.0 GiB at the peak, an estimate")
     words = [estimate.period(s) for s in (0.01234, 99.0, 600.0, 7200.0, 86400 * 4, 2746 * 3600 * 24)]
     assert words == ["0.0123 s", "99 s", "10 minutes", "2 hours", "4 days", "2,746 days"]
@@ -144,7 +144,7 @@ def fit_teacher(tmp_path):
     return tmp_path / "teacher"
 
 
-COMMAND = ["train", "digits:teacher", "--until", "256", "--batch-size", "4", "--out"]
+COMMAND = ["train", "digits:teacher", "--cbase", "8", "--until", "52", "--batch-size", "1", "--out"]
 
 
 def test_a_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -166,10 +166,10 @@ def test_commands_print_their_estimate_first_and_resume_without_one(tmp_path, mo
 
     monkeypatch.setattr(estimate, "measure", measure)
     assert main([*COMMAND, "run"]) == 0 and len(measured) == 1
-    assert "time: 0.5 s a step on the CPU (1 threads), 32 s in all" in capsys.readouterr().out
-    assert main([*COMMAND, "run", "--until", "260"]) == 2  # the learning rate depends on it
+    assert "time: 0.5 s a step on the CPU (1 thread), 26 s in all" in capsys.readouterr().out
+    assert main([*COMMAND, "run", "--until", "60"]) == 2  # the learning rate depends on it
     assert main([*COMMAND, "run"]) == 0 and len(measured) == 1
-    assert re.search(r"resuming: 256 of 256 images are done; 0 s left at [\d,.]+ images/s", capsys.readouterr().out)
+    assert re.search(r"resuming: 52 of 52 images are done; 0 s left at [\d,.]+ images/s", capsys.readouterr().out)
     measured.clear()
     (tmp_path / "run").rename(tmp_path / "other")
     assert main([*COMMAND, "run"]) == 0 and len(measured) == 1

@@ -68,7 +68,8 @@ class Estimate:
     def lines(self, run: Run) -> list[str]:
         """For people: time and memory."""
         place = device()
-        where = f"the CPU ({torch.get_num_threads()} threads)" if place.type == "cpu" else str(place)
+        threads = torch.get_num_threads()
+        where = f"the CPU ({threads} thread{'s' * (threads > 1)})" if place.type == "cpu" else str(place)
         notes = [f"measured with {self.images} images at a time"]
         notes += [f"{run.evaluation.n:,} images of each evaluation not included"] if run.evaluation else []
         notes += ["without --compile"] if run.compile else []
