@@ -46,7 +46,8 @@ bench: $(VENV)/ready
 	for name in sampling teacher; do $(RUN) -m benchmarks $$name $(EDM:%=--reference %) $(BATCH:%=--batch %) --json runs/bench/$$name.json || exit 1; done
 	$(RUN) -m benchmarks distillation --memory $(SID:%=--reference %) $(BATCH:%=--batch %) --json runs/bench/distillation.json
 	$(RUN) -m benchmarks compile $(BATCH:%=--batch %) --json runs/bench/compile.json
-	for name in data start scaling; do $(RUN) -m benchmarks $$name --json runs/bench/$$name.json || exit 1; done
+	for name in data start scaling writing contention; do $(RUN) -m benchmarks $$name --json runs/bench/$$name.json || exit 1; done
+	$(RUN) -m benchmarks sampling $(EDM:%=--reference %) --batch 1 --json runs/bench/latency.json
 	$(RUN) -m benchmarks inverse overhead --batch 6 --json runs/bench/inverse.json
 	$(RUN) -m benchmarks evaluation pipeline $(EDM:%=--reference %) --json runs/bench/evaluation.json
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import inverse, measure, networks, reference, samplers, start
+from benchmarks import inverse, measure, networks, reference, samplers, start, writing
 from benchmarks.__main__ import known, main
 from benchmarks.teacher import arguments, run
 from torch import Tensor, nn
@@ -222,3 +222,9 @@ def test_the_reference_loop_gets_the_preset_and_is_needed(monkeypatch):
     inverse.arguments(parser)
     with pytest.raises(SystemExit, match="loop needs --reference"):
         list(inverse.run(parser.parse_args(["loop"])))
+
+
+def test_writing_is_measured_for_every_kind_of_output():
+    (table,) = writing.run(argparse.Namespace(num=2, repeats=1))
+    assert [row[""] for row in table.rows] == list(writing.OUTPUTS)
+    assert all(row["images/s"] > 0 for row in table.rows) and table.rows[-1]["of npz"] == 1
