@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
 from types import NoneType, UnionType
@@ -20,6 +19,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from fewstep.cli.arguments import POSITIONAL, metadata, paragraphs, shown_default
 from fewstep.recipes.base import FIXED, REQUIRED
+from fewstep.runtime.spelling import suggestion
 from fewstep.train.options import SEPARATED
 
 KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
@@ -201,8 +201,7 @@ def unexpected(function: Callable[..., Any], words: Sequence[str], prog: str) ->
     """Raise ValueError for the first unknown option among words, or for the first word if there is none."""
     for word in (w for w in words if w.startswith("-")):
         name = word.partition("=")[0]
-        near = get_close_matches(name.replace("_", "-"), flags(function), n=2, cutoff=0.6)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"{prog} --help shows them"
+        advice = suggestion(name.replace("_", "-"), flags(function), f"{prog} --help shows them")
         raise ValueError(f"{prog} has no option {name}; {advice}")
     for word in words:
         raise ValueError(f"{prog}: unexpected argument {word!r}; {prog} --help shows all")
