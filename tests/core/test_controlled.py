@@ -23,7 +23,8 @@ from fewstep.io.convert.snapshot import parse_snapshot
 from fewstep.io.export import upstream_state_dict
 from fewstep.nets.adm import ADMConfig, ADMUNet
 from fewstep.nets.controlled import Controlled
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.magnitude import MPConv
 from fewstep.nets.sizes import edm2
 from fewstep.nets.song import SongUNet, ncsnpp
 from fewstep.sample import count_evaluations, describe, generate

@@ -29,7 +29,8 @@ from fewstep.core.precondition import VP
 from fewstep.data import ImageStream
 from fewstep.data.augment import AugmentPipe
 from fewstep.nets.adm import ADMConfig, ADMUNet
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.magnitude import MPConv
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer
 from tests.conftest import tiny_net

@@ -20,7 +20,8 @@ from fewstep.distill import SiD, SiDA
 from fewstep.distill.adversarial import ClipNorm, ClipValue, encoder_logits
 from fewstep.distill.players import few_steps, uniform_levels
 from fewstep.io.convert import convert
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.magnitude import MPConv
 from fewstep.samplers import last, multistep
 from fewstep.train.optim import Adam
 from fewstep.train.trainer import Trainer

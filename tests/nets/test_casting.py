@@ -13,8 +13,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.objectives import DenoisingLoss, Pretraining
 from fewstep.nets.casting import CACHE, cast
 from fewstep.nets.convolution import Conv2d
-from fewstep.nets.edm2 import MPConv
 from fewstep.nets.layers import FEW, GroupNorm, Linear, attention, dropout
+from fewstep.nets.magnitude import MPConv
 from fewstep.nets.song import SongUNet
 from fewstep.runtime import precision
 from fewstep.train.optim import Adam

@@ -18,7 +18,8 @@ from fewstep.core.guidance import guided
 from fewstep.core.precondition import EDM, IDDPM, VE, VP
 from fewstep.io.model_folder import NETWORKS
 from fewstep.nets.adm import ADMConfig
-from fewstep.nets.edm2 import EDM2Config, EDM2UNet, MPConv, Uncertainty, mp_cat, mp_sum, normalize
+from fewstep.nets.edm2 import EDM2Config, EDM2UNet, Uncertainty
+from fewstep.nets.magnitude import MPConv, mp_cat, mp_sum, normalize
 from fewstep.nets.sizes import EDM2_SIZES, EDM_SIZES, edm2
 from fewstep.nets.song import SongConfig, ncsnpp
 

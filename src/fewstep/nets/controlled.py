@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.network import Features
-from fewstep.nets.edm2 import EDM2UNet, mp_sum
+from fewstep.nets.edm2 import EDM2UNet
+from fewstep.nets.magnitude import mp_sum
 
 
 def without(net: nn.Module, *names: str) -> Any:

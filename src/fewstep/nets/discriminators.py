@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fewstep.core.network import Features
 from fewstep.nets.controlled import encoder_half
-from fewstep.nets.edm2 import MPConv, mp_cat
 from fewstep.nets.features import MIN_SIZE, FeatureNetwork, RandomConv2d, freeze
 from fewstep.nets.layers import Init, Linear
+from fewstep.nets.magnitude import MPConv, mp_cat
 from fewstep.runtime.precision import accurate
 
 
