@@ -148,7 +148,7 @@ def restore(
         **chosen.describe(denoiser),
         "rounding": ROUNDING,
     }
-    measured = RestorationMetrics(problem, shape, samples)
+    quality = RestorationMetrics(problem, shape, samples)
     mine = range(rank(), len(problem.names), world_size())
     settings = {"samples": samples, "seed": seed, "sigma_y": sigma_y, "batch_size": batch_size}
 
@@ -157,21 +157,21 @@ def restore(
         with Progress("restore", total=len(mine) * samples, unit="samples") as progress:
             made = restored(denoiser, operator, problem, chosen, mine, labels, progress=progress.update, **settings)
             for i, image in made:
-                measured.add(i, image)
+                quality.add(i, image)
                 if place is None:
                     kept.append(image)
                 else:
                     write_image(image, place)
-        measured.merge_ranks()
+        quality.merge_ranks()
         return kept
 
     barrier()  # every rank has read what it restores
     if out is None:
         kept = run(None)
-        return Restoration(measured.summary(protocol), kept)
+        return Restoration(quality.summary(protocol), kept)
     with replacing(Path(out)) as place:
         run(place)
-        metrics = measured.summary(protocol)
+        metrics = quality.summary(protocol)
         if rank() == 0:
             write_summary(metrics, problem.names, place)
     return Restoration(metrics, [])
