@@ -25,7 +25,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_path(brief, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "demo"
-    command = ["demo", "--out", str(out), "--minutes", "0.01"]
+    command = ["demo", "--out", str(out), "--minutes", "0.0125"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.index("First picture") < printed.index("Restored digits") < printed.index("Done in")

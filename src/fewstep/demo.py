@@ -24,8 +24,8 @@ from fewstep.train.loop import fit
 
 Method = Literal["sid", "sida", "sid2a", "dmd2", "gdd", "ncvsd"]
 METHODS: tuple[Method, ...] = get_args(Method)
-BASE_MINUTES = 2.0
-"""How long the trainings of `TEACHER` and one of `STUDENTS` take, about, on two cores that do nothing else."""
+BASE_MINUTES = 2.5
+"""How long the demo takes with `TEACHER` and one of `STUDENTS`, about, on two cores (157 s measured)."""
 TEACHER: dict[str, Any] = {"cbase": 16, "p_mean": -0.6, "dtype": "auto", "until": 96_000}
 """What makes the teacher of `digits:teacher` quicker: two thirds of its width, noise levels where digits differ."""
 STUDENTS: dict[Method, dict[str, Any]] = {

@@ -15,7 +15,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     method: Literal["sid", "sida", "sid2a", "dmd2", "gdd", "ncvsd"] = "ncvsd",
-    minutes: float = 2.0,
+    minutes: float = 2.5,
     all_methods: bool = False,
     fresh: bool = False,
     seed: int = 0,
